@@ -1,0 +1,238 @@
+"""Time attncore on the cases of cases.py: one line a (case, ISA, dtype, threads).
+
+    python benchmarks/bench.py                               everything on the best ISA: minutes
+    python benchmarks/bench.py --case prefill-2k --isa all   some cases on every ISA
+    python benchmarks/bench.py --case vit --peers            and other libraries beside it
+
+Outputs are checked against float64 before anything is timed.  With --peers all contenders take
+turns in rounds in this process; "torch 1.40x" says that torch needs 1.40 times our time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import attncore
+import peers
+from attncore._cli.bench import DTYPES
+from attncore._cli.case import Case, Inputs, dtype_named
+from attncore._cli.measure import (
+    Contender,
+    Summary,
+    WrongOutput,
+    fma_peak,
+    human,
+    ours,
+    time_in_rounds,
+    verified,
+)
+from attncore._cli.packages import progress, say
+from cases import CASES, matching
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One group of lines: a case, a dtype and a number of threads, on some ISAs."""
+
+    case: Case
+    dtype: str
+    threads: int
+    isas: tuple[str, ...]
+    rounds: int
+    budget: float
+    peers: tuple[str, ...]
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--case", action="append", default=[], metavar="PATTERN",
+        help="a name, its beginning or a pattern; may be given again")  # fmt: skip
+    add("--dtype", default="float32", help=f"a list of {', '.join(DTYPES)}, or all")
+    add("--isa", default=None, help="a list, or all (default: the one in use)")
+    add("--threads", default=None, help="a list of numbers (default: attncore's own)")
+    add("--rounds", type=int, default=9, help="default: %(default)s")
+    add("--budget", type=float, default=40.0, metavar="SECONDS",
+        help="slow cases get fewer rounds, to take about this long (default: %(default)s)")  # fmt: skip
+    add("--peers", nargs="?", const="all", default=None,
+        help="time other libraries too: all, or a list of " + ", ".join(peers.PEERS))  # fmt: skip
+    add("--json", type=Path, metavar="FILE", help="write the records too, for compare.py")
+    add("--list", action="store_true", help="print the cases and stop")
+    return parser
+
+
+def choices(text: str, known: tuple[str, ...], what: str) -> tuple[str, ...]:
+    """Names from a comma-separated list; SystemExit for one that does not exist."""
+    if text == "all":
+        return known
+    names = tuple(text.split(","))
+    for name in names:
+        if name not in known:
+            raise SystemExit(f"bench.py: no {what} {name!r} here; there are: {', '.join(known)}")
+    return names
+
+
+def jobs(options: argparse.Namespace) -> list[Job]:
+    """The work that the command line asks for."""
+    cases = matching(options.case)
+    if not cases:
+        raise SystemExit("bench.py: no such case; there are: " + ", ".join(c.name for c in CASES))
+    dtypes = choices(options.dtype, DTYPES, "dtype")
+    isas = choices(options.isa or attncore.isa(), tuple(attncore.available_isas()), "ISA")
+    threads = [int(n) for n in (options.threads or str(attncore.get_num_threads())).split(",")]
+    wanted: tuple[str, ...] = ()
+    if options.peers:
+        wanted = choices(options.peers, tuple(peers.PEERS), "peer")
+    here = tuple(name for name in wanted if name in peers.installed())
+    for name in wanted:
+        if name not in here:
+            print(f"# {name}: skipped, not installed: pip install {peers.PEERS[name][0]}")
+    return [
+        Job(case, dtype, count, isas, options.rounds, options.budget, here)
+        for case in cases
+        for dtype in dtypes
+        for count in threads
+    ]
+
+
+def line_up(job: Job, inputs: Inputs) -> tuple[list[Contender], dict[str, str]]:
+    """Everyone who can do the job and does it right, and why the others cannot.
+
+    A wrong output of attncore itself is an error: WrongOutput.
+    """
+    line = [ours(inputs, isa, job.threads) for isa in job.isas]
+    for contender in line:
+        verified(job.case, inputs, contender)
+    absent: dict[str, str] = {}
+    for name in job.peers:
+        try:
+            contender = peers.contender(name, job.case, inputs, job.threads)
+            verified(job.case, inputs, contender)
+            line.append(contender)
+        except (peers.Unsupported, WrongOutput, RuntimeError, MemoryError) as reason:
+            absent[name] = (str(reason).strip().splitlines() or [type(reason).__name__])[0]
+    return line, absent
+
+
+def run(job: Job) -> list[Record]:
+    """Check, time in turns, and sum up: one record an ISA."""
+    dtype = dtype_named(job.dtype)
+    inputs = job.case.inputs(dtype)
+    line, absent = line_up(job, inputs)
+    times = time_in_rounds(line, job.rounds, job.budget)
+    return [record(job, isa, dtype, times, absent) for isa in job.isas]
+
+
+def record(
+    job: Job,
+    isa: str,
+    dtype: np.dtype[Any],
+    times: dict[str, list[float]],
+    absent: dict[str, str],
+) -> Record:
+    """One line's numbers.  A ratio is the median over rounds of a peer's time by ours."""
+    mine = times[f"attncore@{isa}"]
+    summary = Summary.of(mine)
+    rate = job.case.flops / summary.median / 1e9
+    peak = fma_peak(isa, dtype, job.threads)
+    theirs = {
+        name: {
+            "median": Summary.of(times[name]).median,
+            "ratio": float(np.median([b / a for a, b in zip(mine, times[name], strict=True)])),
+        }
+        for name in job.peers
+        if name in times
+    }
+    return {
+        "case": job.case.name,
+        "isa": isa,
+        "dtype": job.dtype,
+        "threads": job.threads,
+        "rounds": len(mine),
+        "median": summary.median,
+        "spread": summary.spread,
+        "gflops": rate,
+        "gbytes": job.case.bytes(dtype.itemsize) / summary.median / 1e9,
+        "peak_gflops": peak,
+        "peak_share": rate / peak if peak else None,
+        "peers": theirs,
+        "absent": absent,
+    }
+
+
+HEADER = (
+    f"{'case':<23} {'isa':<9} {'dtype':<9} {'thr':>3} {'median':>9} {'spread':>7}"
+    f" {'GFLOP/s':>8} {'GB/s':>6} {'% peak':>7}"
+)
+
+
+def show(row: Record) -> str:
+    """A record as one line."""
+    share = "n/a" if row["peak_share"] is None else f"{100 * row['peak_share']:.0f}%"
+    text = (
+        f"{row['case']:<23} {row['isa']:<9} {row['dtype']:<9} {row['threads']:>3}"
+        f" {human(row['median']):>9} {100 * row['spread']:>6.1f}%"
+        f" {row['gflops']:>8.1f} {row['gbytes']:>6.1f} {share:>7}"
+    )
+    if row["peers"]:
+        best = min(row["peers"].values(), key=lambda peer: float(peer["ratio"]))
+        text += "  " + "  ".join(f"{n} {peer['ratio']:.2f}x" for n, peer in row["peers"].items())
+        text += f"  | best {best['ratio']:.2f}x"
+    if row["absent"]:
+        text += "  (" + "; ".join(f"{name}: {why}" for name, why in row["absent"].items()) + ")"
+    return text
+
+
+def environment() -> Record:
+    """What the numbers depend on."""
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "attncore": attncore.show_config(mode="dicts"),
+    }
+
+
+def main() -> int:
+    """Run the jobs; exit status 1 where an output of attncore is wrong."""
+    options = arguments().parse_args()
+    if options.list:
+        print(*(f"{case.name:<23} {case}" for case in CASES), sep="\n")
+        return 0
+    work = jobs(options)
+    print(HEADER + ("  peer's time / our time" if options.peers else ""), flush=True)
+    records: list[Record] = []
+    failed = False
+    for job in progress(work, "bench"):
+        try:
+            rows = run(job)
+        except WrongOutput as wrong:
+            say(f"WRONG OUTPUT: {wrong}")
+            failed = True
+            continue
+        for row in rows:
+            say(show(row))
+        records += rows
+    if options.json:
+        page = {"environment": environment(), "records": records}
+        options.json.write_text(json.dumps(page, indent=1, default=str) + "\n", encoding="utf-8")
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

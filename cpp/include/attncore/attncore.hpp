@@ -1,0 +1,168 @@
+// attncore: exact attention, softmax(scale · Q Kᵀ + bias) V, for batches of heads, on memory that the caller owns.
+//
+// This is the only public header: fill a Problem, call forward().  docs/semantics.md says what each option means.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <initializer_list>
+#include <limits>
+#include <memory>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace attncore {
+
+using Index = std::int64_t;
+
+/// f32, f64, f16 and bf16 are for queries, keys, values and what is added to scores; boolean is for masks (a byte,
+/// 0 = False); i32 and i64 are for lengths, offsets and segments.
+enum class DType : std::uint8_t { f32, f64, f16, bf16, boolean, i32, i64 };
+
+enum class Device : std::uint8_t { cpu, cuda };
+
+[[nodiscard]] Index item_size(DType dtype) noexcept;  ///< in bytes
+[[nodiscard]] const char* name(DType dtype) noexcept;
+
+/// A view of memory that the caller owns.  The axes are (batch, head, token, dim); strides are in bytes and may be
+/// anything: zero, negative, no multiple of the item.  An optional tensor without `data` is not given.
+struct Tensor {
+  void* data = nullptr;
+  DType dtype = DType::f32;
+  std::array<Index, 4> shape{};
+  std::array<Index, 4> stride{};
+
+  /// A tensor without gaps, the last axis fastest.  Inputs are never written, so const data is welcome.
+  static Tensor contiguous(const void* data, DType dtype, const std::array<Index, 4>& shape) noexcept;
+
+  [[nodiscard]] constexpr bool given() const noexcept { return data != nullptr; }
+};
+
+/// A short list that lives where it stands (no allocation; readable by kernels).
+template <class T, std::size_t Capacity>
+struct BoundedArray {
+  T items[Capacity]{};
+  std::size_t size = 0;
+
+  constexpr BoundedArray() = default;
+  constexpr BoundedArray(std::initializer_list<T> list) {
+    for (const T& item : list) push_back(item);
+  }
+  constexpr void push_back(const T& item) {
+    if (size == Capacity) throw std::invalid_argument("at most " + std::to_string(Capacity) + " items are accepted");
+    items[size++] = item;
+  }
+};
+
+inline constexpr Index kUnbounded = std::numeric_limits<Index>::max();
+inline constexpr std::size_t kMaxBiases = 8;
+
+/// What happens between Q·Kᵀ and the softmax.  Every default means "off".
+struct Score {
+  std::optional<double> scale;    ///< default 1/√dim
+  std::optional<double> softcap;  ///< c > 0: scores become c · tanh(score / c)
+
+  // A query at position p = query + offset sees the keys p − left … p + right; causal means right = 0.
+  bool causal = false;
+  Index left = kUnbounded, right = kUnbounded;
+  Tensor query_offset;  ///< (1 or batch, 1, 1, 1) ints; default: keys − queries, the last query sees the last key
+
+  Tensor mask;                              ///< boolean, True = attend; broadcasts to (batch, head, query, key)
+  BoundedArray<Tensor, kMaxBiases> biases;  ///< floats, each broadcasts to (batch, head, query, key)
+  Tensor alibi;                             ///< slopes, (1 or batch, head, 1, 1): + slope · −|position − key|
+  Tensor sinks;                             ///< logits, (1, head, 1, 1): a term of the softmax's denominator
+
+  Tensor query_segments, key_segments;  ///< ints, (batch, 1, token, 1): attend only where equal
+  Tensor query_lengths, key_lengths;    ///< ints, (batch, 1, 1, 1): tokens past them do not exist
+};
+
+struct Problem {
+  Tensor query;  ///< (batch, heads, queries, dim)
+  Tensor key;    ///< (batch, kv_heads, keys, dim); heads is a multiple of kv_heads
+  Tensor value;  ///< (batch, kv_heads, keys, value_dim)
+  Tensor out;    ///< (batch, heads, queries, value_dim), written
+  Tensor lse;    ///< optional: (batch, heads, queries, 1), written; f32, f64 for f64: log Σ exp(score)
+  Score score;
+};
+
+/// Scratch memory that calls reuse.  One call at a time may use it; without one, each calling thread has its own, of
+/// which at most 4 MiB are kept between calls.
+class Workspace {
+ public:
+  Workspace() noexcept;
+  ~Workspace();
+  Workspace(Workspace&&) noexcept;
+  Workspace& operator=(Workspace&&) noexcept;
+
+  /// At least `bytes`, aligned to a cache line; what it held before is lost.
+  std::byte* reserve(std::size_t bytes);
+  void trim(std::size_t bytes) noexcept;  ///< gives back all if more than `bytes` are held
+  [[nodiscard]] std::size_t bytes() const noexcept { return bytes_; }
+
+ private:
+  std::byte* data_ = nullptr;
+  std::size_t bytes_ = 0;
+};
+
+struct Options {
+  Device device = Device::cpu;
+  int num_threads = 0;                 ///< 0: get_num_threads()
+  std::function<bool()> cancelled;     ///< polled by the calling thread, every few milliseconds; true ends the call
+  Workspace* workspace = nullptr;      ///< default: the calling thread's
+};
+
+/// Thrown by a call that Options::cancelled ended.  Its outputs are unspecified.
+struct Cancelled : std::runtime_error {
+  Cancelled() : std::runtime_error("the call was cancelled") {}
+};
+
+/// Wrong shapes or values are std::invalid_argument, wrong dtypes this.
+struct DTypeError : std::invalid_argument {
+  using std::invalid_argument::invalid_argument;
+};
+
+/// What a device or a build cannot do.
+struct NotImplemented : std::logic_error {
+  using std::logic_error::logic_error;
+};
+
+/// out, lse = attention(problem).  Throws DTypeError, std::invalid_argument, NotImplemented, std::bad_alloc, Cancelled.
+void forward(const Problem& problem, const Options& options = {});
+
+/// The probabilities that forward() uses.  problem.value and problem.out are not read.
+struct Weights {
+  Tensor rows;           ///< ints, (1, 1, rows, 1): which queries; not given: all
+  Tensor probabilities;  ///< (batch, heads, rows, keys), or (…, top_k); f32, f64 for f64; written
+  Tensor indices;        ///< i64, like probabilities: if given, the largest top_k of a row, in falling order
+};
+void attention_weights(const Problem& problem, const Weights& weights, const Options& options = {});
+
+/// How forward() would run: for people and for tests.
+struct Explanation {
+  std::string isa, kernel, text;
+  int threads = 1;
+  Index query_tile = 0, key_tile = 0, tasks = 0, key_splits = 1, workspace_bytes = 0;
+  double flops = 0, bytes = 0, estimated_seconds = 0;
+};
+[[nodiscard]] Explanation explain(const Problem& problem, const Options& options = {});
+
+/// The instruction set that kernels use: the best that the machine has, or the one named by the environment variable
+/// ATTNCORE_ISA or by use_isa(), which holds for the process.
+[[nodiscard]] std::string isa();
+[[nodiscard]] std::vector<std::string> available_isas();  ///< best first
+void use_isa(const std::string& name);
+
+[[nodiscard]] int get_num_threads() noexcept;  ///< default: OMP_NUM_THREADS, else the cores that this process may use
+void set_num_threads(int num_threads);
+
+/// What was built and what was found: (name, value) pairs.
+[[nodiscard]] std::vector<std::pair<std::string, std::string>> config();
+
+/// Multiply-add throughput of registers in GFLOP/s: the ceiling that a benchmark compares with.
+[[nodiscard]] double fma_peak(const std::string& isa, DType dtype, int num_threads);
+
+}  // namespace attncore

@@ -1,0 +1,72 @@
+// A call is a validated problem with its defaults resolved: what plans and kernels read.
+#pragma once
+
+#include <attncore/attncore.hpp>
+
+#include "inline.h"
+
+namespace attncore {
+
+/// Keys or rows begin … end − 1.
+struct Range {
+  Index begin = 0, end = 0;
+  ATTN_FN constexpr Index size() const noexcept { return end > begin ? end - begin : 0; }
+  ATTN_FN constexpr bool empty() const noexcept { return end <= begin; }
+};
+
+ATTN_FN constexpr Index min(Index a, Index b) noexcept { return b < a ? b : a; }
+ATTN_FN constexpr Index max(Index a, Index b) noexcept { return a < b ? b : a; }
+ATTN_FN constexpr Range intersect(Range a, Range b) noexcept { return {max(a.begin, b.begin), min(a.end, b.end)}; }
+ATTN_FN constexpr Index ceil_div(Index a, Index b) noexcept { return (a + b - 1) / b; }
+ATTN_FN constexpr Index round_up(Index a, Index b) noexcept { return ceil_div(a, b) * b; }
+
+/// One batch entry: `queries` rows against `keys` keys; query i stands at position i + offset.
+struct Sequence {
+  Index batch = 0, queries = 0, keys = 0, offset = 0;
+};
+
+/// The keys or values of one head of one sequence, where they lie.
+struct KeySource {
+  const std::byte* data = nullptr;
+  Index token_stride = 0, dim_stride = 0;  // in bytes
+  DType storage = DType::f32;
+};
+
+struct Call {
+  Tensor query, key, value, out, lse;
+  Score score;  // masks and biases broadcast (stride 0), causal folded into right, every default in place
+  double scale = 1, softcap = 0;  // softcap 0: none
+  Index batch = 0, heads = 0, kv_heads = 0, group = 1;  // group: the query heads that share a KV head
+  Index queries = 0, keys = 0, dim = 0, value_dim = 0;
+
+  /// The accumulation type: f64 for f64, else f32.
+  [[nodiscard]] DType compute() const noexcept { return query.dtype == DType::f64 ? DType::f64 : DType::f32; }
+  [[nodiscard]] Sequence sequence(Index batch) const noexcept;
+};
+
+ATTN_FN std::byte* at(const Tensor& t, Index batch, Index head, Index token = 0, Index dim = 0) noexcept {
+  return static_cast<std::byte*>(t.data) + batch * t.stride[0] + head * t.stride[1] + token * t.stride[2] +
+         dim * t.stride[3];
+}
+
+ATTN_FN KeySource key_source(const Tensor& t, Index batch, Index kv_head) noexcept {
+  return {at(t, batch, kv_head), t.stride[2], t.stride[3], t.dtype};
+}
+
+/// Reads entry `at` of an i32 or i64 tensor.
+ATTN_FN Index read_int(const std::byte* at, DType dtype) noexcept {
+  if (dtype == DType::i64) {
+    std::int64_t value = 0;
+    __builtin_memcpy(&value, at, sizeof value);
+    return value;
+  }
+  std::int32_t value = 0;
+  __builtin_memcpy(&value, at, sizeof value);
+  return value;
+}
+
+/// validate.cpp: every precondition.  Throws; otherwise the call is safe to plan and run.
+Call validate(const Problem& problem);
+Call validate(const Problem& problem, const Weights& weights);
+
+}  // namespace attncore

@@ -1,0 +1,241 @@
+// Plans become threads' work here: claiming tasks, packing super-blocks for all who need them, merging split keys.
+#include "../backend.h"
+
+#include <algorithm>
+
+#include "../machine.h"
+#include "../score/steps.h"
+#include "crew.h"
+#include "dispatch.h"
+
+namespace attncore {
+namespace {
+
+constexpr std::size_t kKeptBytes = std::size_t{4} << 20U;  // of workspace, between calls
+
+/// The workspace of a call: the caller's, or the calling thread's own.
+class Memory {
+ public:
+  Memory(const Options& options, Index bytes) : workspace_(options.workspace) {
+    thread_local Workspace own;
+    if (workspace_ == nullptr) workspace_ = &own;
+    data_ = workspace_->reserve(static_cast<std::size_t>(bytes));
+    trims_ = options.workspace == nullptr;
+  }
+  Memory(const Memory&) = delete;
+  Memory& operator=(const Memory&) = delete;
+  ~Memory() {
+    if (trims_) workspace_->trim(kKeptBytes);
+  }
+  std::byte* take(Index bytes) noexcept {
+    std::byte* const taken = data_;
+    data_ += bytes;
+    return taken;
+  }
+
+ private:
+  Workspace* workspace_;
+  std::byte* data_;
+  bool trims_;
+};
+
+class ForwardRun {
+ public:
+  ForwardRun(const Call& call, const Plan& plan, const Options& options)
+      : call_(call), plan_(plan), crew_(plan.threads, options), memory_(options, plan.workspace_bytes) {
+    threads_ = memory_.take(plan.threads * thread_bytes());
+    blocks_ = memory_.take(plan.block_slots * plan.block_bytes);
+    states_ = memory_.take(plan.state_slots * plan.state_bytes);
+    unpacked_ = reinterpret_cast<std::int32_t*>(memory_.take(0));
+    unused_ = unpacked_ + plan.blocks;
+    unfinished_ = unused_ + plan.blocks;
+    progress_ = unfinished_ + plan.states;
+    set_counters();
+  }
+
+  void run() {
+    crew_.run(plan_.tasks, [this](Index task, int thread) { run_task(task, thread); });
+  }
+
+ private:
+  [[nodiscard]] Index thread_bytes() const noexcept { return plan_.task.scratch + plan_.task.panel + plan_.task.state; }
+  [[nodiscard]] std::byte* scratch(int thread) const noexcept { return threads_ + thread * thread_bytes(); }
+  [[nodiscard]] std::byte* own_state(int thread) const noexcept {
+    return scratch(thread) + plan_.task.scratch + plan_.task.panel;
+  }
+
+  void set_counters() noexcept {
+    for (const Batch& batch : plan_.batches) {
+      if (batch.block < 0) continue;
+      if (!batch.packs) unused_[batch.block] = static_cast<std::int32_t>(section(batch).tiles);
+      unpacked_[batch.block] = static_cast<std::int32_t>(ceil_div(batch.keys.size(), plan_.kernels->key_tile));
+    }
+    for (const Section& section : plan_.sections) {
+      if (section.state_slot < 0) continue;
+      // Split keys: one more than the parts, for the merge.
+      unfinished_[section.state_slot] = static_cast<std::int32_t>(section.shared ? section.tiles : section.parts + 1);
+    }
+    std::fill_n(progress_, plan_.state_tiles, 0);
+  }
+
+  [[nodiscard]] const Section& section(const Batch& batch) const noexcept {
+    return plan_.sections[static_cast<std::size_t>(batch.section)];
+  }
+
+  void run_task(Index number, int thread) noexcept {
+    const auto after = std::upper_bound(plan_.batches.begin(), plan_.batches.end(), number,
+                                        [](Index task, const Batch& batch) { return task < batch.first_task; });
+    const Batch& batch = *(after - 1);
+    const Index item = number - batch.first_task;
+    if (batch.packs) {
+      pack(batch, item, thread);
+    } else if (batch.block >= 0) {
+      run_tile(batch, section(batch).tiles - 1 - item, thread);  // the last rows see most keys: longest first
+    } else {
+      run_part(section(batch), item, thread);
+    }
+  }
+
+  // ---- shared super-blocks: empty (unpacked > 0) → packing → ready (unpacked = 0) → unused = 0: the slot is free ----
+
+  [[nodiscard]] std::byte* block(Index number) const noexcept {
+    return blocks_ + number % plan_.block_slots * plan_.block_bytes;
+  }
+
+  void pack(const Batch& batch, Index piece, int thread) noexcept {
+    const Index before = batch.block - plan_.block_slots;  // the super-block that had this slot
+    if (before >= 0 && !crew_.wait(thread, [&] { return Counter(unused_[before]).get() == 0; })) return;
+    const Index key_tile = plan_.kernels->key_tile;
+    const Index first = batch.keys.begin + piece * key_tile;
+    const Range keys{first, min(first + key_tile, batch.keys.end)};
+    plan_.kernels->pack(call_, section(batch).sequence, section(batch).kv_head, keys,
+                        block(batch.block) + piece * plan_.task.panel);
+    Counter(unpacked_[batch.block]).count_down();
+  }
+
+  void run_tile(const Batch& batch, Index tile, int thread) noexcept {
+    const Section& s = section(batch);
+    Task task{.sequence = s.sequence, .kv_head = s.kv_head, .rows = s.tile(tile), .keys = batch.keys};
+    const Range seen = intersect(s.keys, ScoreSteps::visible(call_, block_of(call_, s.sequence, s.kv_head, task.rows)));
+    const bool sees_nothing = seen.empty();
+    const bool begins_section = batch.keys.begin == s.keys.begin;
+    task.first = sees_nothing ? begins_section : batch.keys.begin <= seen.begin && seen.begin < batch.keys.end;
+    task.last = sees_nothing ? begins_section : batch.keys.begin < seen.end && seen.end <= batch.keys.end;
+    const bool meets = task.first || task.last || (!sees_nothing && !intersect(seen, batch.keys).empty());
+    if (meets && !run_ready_tile(batch, tile, task, thread)) return;
+    Counter(unused_[batch.block]).count_down();
+  }
+
+  /// Runs the tile once its super-block is packed, and its rows' state is there.
+  bool run_ready_tile(const Batch& batch, Index tile, Task& task, int thread) noexcept {
+    const Section& s = section(batch);
+    task.state = own_state(thread);
+    if (s.state_slot >= 0) {
+      task.state = state(s) + tile * plan_.kernels->sizes(call_, s.tile_rows).state;
+      if (task.first ? !wait_for_slot(s, thread) : !wait_for_progress(s, tile, batch.block, thread)) return false;
+    }
+    if (!crew_.wait(thread, [&] { return Counter(unpacked_[batch.block]).get() == 0; })) return false;
+    task.packed = block(batch.block);
+    plan_.kernels->forward(call_, task, scratch(thread));
+    if (s.state_slot >= 0) {
+      Counter(progress_[s.first_tile + tile]).set(batch.block + 1);
+      if (task.last) Counter(unfinished_[s.state_slot]).count_down();
+    }
+    return true;
+  }
+
+  // ---- state that waits ----
+
+  [[nodiscard]] std::byte* state(const Section& s) const noexcept {
+    return states_ + s.state_slot % plan_.state_slots * plan_.state_bytes;
+  }
+
+  /// For the section that had this slot to be finished.
+  bool wait_for_slot(const Section& s, int thread) noexcept {
+    const Index before = s.state_slot - plan_.state_slots;
+    return before < 0 || crew_.wait(thread, [&] { return Counter(unfinished_[before]).get() == 0; });
+  }
+
+  /// For the super-block before this one.
+  bool wait_for_progress(const Section& s, Index tile, Index block, int thread) noexcept {
+    return crew_.wait(thread, [&] { return Counter(progress_[s.first_tile + tile]).get() == block; });
+  }
+
+  // ---- split keys ----
+
+  void run_part(const Section& s, Index part, int thread) noexcept {
+    Task task{.sequence = s.sequence, .kv_head = s.kv_head, .rows = s.rows, .state = own_state(thread)};
+    const Index begin = s.keys.begin + part * s.part_keys;
+    const Range keys{begin, min(begin + s.part_keys, s.keys.end)};
+    if (s.state_slot >= 0) {
+      if (!wait_for_slot(s, thread)) return;
+      task.state = state(s) + part * plan_.kernels->sizes(call_, s.rows.size()).state;
+    }
+    const Index stretch = 32 * plan_.kernels->key_tile;  // keys between two looks whether the call was cancelled
+    for (Index key = keys.begin; key < keys.end || key == keys.begin; key += stretch) {
+      task.keys = {key, min(key + stretch, keys.end)};
+      task.first = key == keys.begin;
+      task.last = task.keys.end == keys.end && s.state_slot < 0;
+      plan_.kernels->forward(call_, task, scratch(thread));
+      if (crew_.poll(thread)) return;
+    }
+    if (s.state_slot < 0 || Counter(unfinished_[s.state_slot]).count_down() > 1) return;
+    task.state = state(s);
+    plan_.kernels->combine(call_, task, s.parts);
+    Counter(unfinished_[s.state_slot]).count_down();
+  }
+
+  const Call& call_;
+  const Plan& plan_;
+  Crew crew_;
+  Memory memory_;
+  std::byte* threads_;
+  std::byte* blocks_;
+  std::byte* states_;
+  std::int32_t* unpacked_;    // by super-block: key tiles that are not packed yet
+  std::int32_t* unused_;      // by super-block: row tiles that have not used it yet
+  std::int32_t* unfinished_;  // by section with state: row tiles (parts) that are not done
+  std::int32_t* progress_;    // by row tile with state: the super-block after the last one that it has seen
+};
+
+Plan plan(const Call& call, const Options& options) {
+  const int threads = options.num_threads > 0 ? options.num_threads : get_num_threads();
+  return make_plan(call, current_table().kernels(call.compute()), Machine{threads});
+}
+
+void forward(const Call& call, const Plan& plan, const Options& options) {
+  if (plan.tasks > 0) ForwardRun(call, plan, options).run();
+}
+
+void weights(const Call& call, const Weights& weights, const Options& options) {
+  const Kernels& kernels = current_table().kernels(call.compute());
+  const Index chosen = weights.probabilities.shape[2];
+  const Index rows = chosen * call.group;
+  const Index tile = min(8 * kernels.row_block, rows);
+  if (rows == 0) return;
+  const Index tiles = ceil_div(rows, tile);
+  const Index tasks = call.batch * call.kv_heads * tiles;
+  const Sizes sizes = kernels.sizes(call, tile);
+  const Index bytes = sizes.scratch + sizes.panel + sizes.state;
+  const double flops = 4.0 * static_cast<double>(call.batch * call.heads * chosen * call.keys * call.dim);
+  const int most = options.num_threads > 0 ? options.num_threads : get_num_threads();
+  const int threads = static_cast<int>(std::clamp(std::min(flops / 1e6, static_cast<double>(tasks)), 1.0, double(most)));
+
+  Memory memory(options, threads * bytes);
+  std::byte* const scratch = memory.take(threads * bytes);
+  Crew(threads, options).run(tasks, [&](Index number, int thread) {
+    const Index head = number / tiles;
+    const Index first = number % tiles * tile;
+    const WeightsTask task{.sequence = call.sequence(head / call.kv_heads),
+                           .kv_head = head % call.kv_heads,
+                           .rows = {first, min(first + tile, rows)},
+                           .weights = &weights};
+    kernels.weights(call, task, scratch + thread * bytes);
+  });
+}
+
+}  // namespace
+
+extern constinit const Backend cpu_backend{"cpu", plan, forward, weights};
+
+}  // namespace attncore

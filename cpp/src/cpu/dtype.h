@@ -1,0 +1,147 @@
+// One traits struct a storage dtype: how items become registers of the accumulation type, and back.
+//
+// The 16-bit formats are converted with integer operations, so that every ISA gives the same bits, subnormals, Inf and
+// NaN included, without hardware support.  An ISA with conversion instructions specialises `Widen`.
+#pragma once
+
+#include "tile/simd.h"
+
+namespace attncore {
+
+template <DType>
+struct Storage;
+template <>
+struct Storage<DType::f32> {
+  using Item = float;
+};
+template <>
+struct Storage<DType::f64> {
+  using Item = double;
+};
+template <>
+struct Storage<DType::f16> {
+  using Item = std::uint16_t;
+};
+template <>
+struct Storage<DType::bf16> {
+  using Item = std::uint16_t;
+};
+
+template <class Isa>
+using U32 = typename Register<std::uint32_t, Isa::kBytes / 4>::type;
+
+/// n = register width of 16-bit items → zero-extended to 32 bits.
+template <class Isa>
+ATTN_INLINE U32<Isa> load_u16(const void* p) noexcept {
+  return __builtin_convertvector(load<typename Register<std::uint16_t, Isa::kBytes / 4>::type>(p), U32<Isa>);
+}
+
+template <class Isa, class T, DType kStorage>
+struct Widen {  // f32 → f32, f64 → f64, and f32 → f64 for a float32 bias of float64 queries
+  static ATTN_INLINE Vec<Isa, T> load(const void* p) noexcept {
+    using Item = typename Storage<kStorage>::Item;
+    using Items = typename Register<Item, kWidth<Isa, T>>::type;
+    return __builtin_convertvector(attncore::load<Items>(p), Vec<Isa, T>);
+  }
+};
+
+template <class Isa>
+struct Widen<Isa, float, DType::bf16> {  // bfloat16 is the upper half of a float32
+  static ATTN_INLINE Vec<Isa, float> load(const void* p) noexcept {
+    return bit_cast<Vec<Isa, float>>(load_u16<Isa>(p) << 16);
+  }
+};
+
+template <class Isa>
+struct Widen<Isa, float, DType::f16> {
+  static ATTN_INLINE Vec<Isa, float> load(const void* p) noexcept {
+    const U32<Isa> half = load_u16<Isa>(p);
+    // Exponent and fraction moved into place, then the bias (127 − 15) by a product, which normalises subnormals too.
+    const Vec<Isa, float> magnitude = bit_cast<Vec<Isa, float>>((half & 0x7fff) << 13) * 0x1p112F;
+    const U32<Isa> inf_or_nan = (half & 0x7c00) == 0x7c00 ? U32<Isa>{} + 0x7f800000U : U32<Isa>{};
+    return bit_cast<Vec<Isa, float>>(bit_cast<U32<Isa>>(magnitude) | inf_or_nan | (half & 0x8000) << 16);
+  }
+};
+
+/// float32 → bfloat16, round to nearest even; a NaN stays one.
+template <class Isa>
+ATTN_INLINE U32<Isa> narrow_bf16(Vec<Isa, float> v) noexcept {
+  const U32<Isa> bits = bit_cast<U32<Isa>>(v);
+  const U32<Isa> rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  const U32<Isa> quiet_nan = (bits >> 16) | 0x40;
+  return (bits & 0x7fffffff) > 0x7f800000 ? quiet_nan : rounded;
+}
+
+/// float32 → float16, round to nearest even.
+template <class Isa>
+ATTN_INLINE U32<Isa> narrow_f16(Vec<Isa, float> v) noexcept {
+  const U32<Isa> bits = bit_cast<U32<Isa>>(v);
+  const U32<Isa> sign = (bits >> 16) & 0x8000;
+  const U32<Isa> magnitude = bits & 0x7fffffff;
+  // Below 2⁻¹⁴ the result is subnormal: adding 0.5 leaves its 10 bits, rounded, at the end of the sum.
+  const U32<Isa> subnormal = bit_cast<U32<Isa>>(bit_cast<Vec<Isa, float>>(magnitude) + 0.5F) - 0x3f000000;
+  const U32<Isa> normal = (magnitude + 0xc8000fff + ((magnitude >> 13) & 1)) >> 13;  // 0xc8000000: −(127 − 15) << 23
+  const U32<Isa> finite = magnitude < 0x38800000 ? subnormal : normal;
+  const U32<Isa> overflow = magnitude > 0x7f800000 ? U32<Isa>{} + 0x7e00U : U32<Isa>{} + 0x7c00U;
+  return sign | (magnitude >= 0x477ff000 ? overflow : finite);  // 65520 and more round to infinity
+}
+
+/// Writes a register as items of the storage dtype.
+template <class Isa, class T, DType kStorage>
+ATTN_INLINE void store_as(void* p, Vec<Isa, T> v) noexcept {
+  using U16 = typename Register<std::uint16_t, Isa::kBytes / 4>::type;
+  if constexpr (kStorage == DType::bf16) {
+    store(p, __builtin_convertvector(narrow_bf16<Isa>(v), U16));
+  } else if constexpr (kStorage == DType::f16) {
+    store(p, __builtin_convertvector(narrow_f16<Isa>(v), U16));
+  } else {
+    using Items = typename Register<typename Storage<kStorage>::Item, kWidth<Isa, T>>::type;
+    store(p, __builtin_convertvector(v, Items));
+  }
+}
+
+/// Items p[0], p[stride], … (n of them, in bytes; n ≤ the width) as a register; the rest is 0.  Never reads past them.
+template <class Isa, class T, DType kStorage>
+ATTN_INLINE Vec<Isa, T> load_items(const std::byte* p, Index stride, Index n) noexcept {
+  using Item = typename Storage<kStorage>::Item;
+  constexpr Index kItem = sizeof(Item);
+  if (n == kWidth<Isa, T> && stride == kItem) return Widen<Isa, T, kStorage>::load(p);
+  alignas(Isa::kBytes) Item items[kWidth<Isa, T>]{};
+  for (Index i = 0; i < n; ++i) __builtin_memcpy(&items[i], p + i * stride, sizeof(Item));
+  return Widen<Isa, T, kStorage>::load(items);
+}
+
+template <class Isa, class T, DType kStorage>
+ATTN_INLINE void store_items(std::byte* p, Index stride, Index n, Vec<Isa, T> v) noexcept {
+  using Item = typename Storage<kStorage>::Item;
+  constexpr Index kItem = sizeof(Item);
+  if (n == kWidth<Isa, T> && stride == kItem) return store_as<Isa, T, kStorage>(p, v);
+  alignas(Isa::kBytes) Item items[kWidth<Isa, T>];
+  store_as<Isa, T, kStorage>(items, v);
+  for (Index i = 0; i < n; ++i) __builtin_memcpy(p + i * stride, &items[i], sizeof(Item));
+}
+
+/// Calls run.template operator()<kStorage>() for the dtypes that can be accumulated in T: once a row or panel.
+template <class T, class Run>
+ATTN_INLINE decltype(auto) with_storage(DType dtype, Run run) noexcept {
+  if constexpr (sizeof(T) == 8) {
+    return dtype == DType::f64 ? run.template operator()<DType::f64>() : run.template operator()<DType::f32>();
+  } else {
+    switch (dtype) {
+      case DType::f16:
+        return run.template operator()<DType::f16>();
+      case DType::bf16:
+        return run.template operator()<DType::bf16>();
+      default:
+        return run.template operator()<DType::f32>();
+    }
+  }
+}
+
+/// One item, converted.
+template <class Isa, class T>
+ATTN_INLINE T load_scalar(const std::byte* p, DType dtype) noexcept {
+  return with_storage<T>(dtype, [&]<DType kStorage>() { return load_items<Isa, T, kStorage>(p, 0, 1)[0]; });
+}
+
+}  // namespace attncore

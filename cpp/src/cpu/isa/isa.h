@@ -1,0 +1,48 @@
+// An ISA file is a tag, what it specialises, and one table.
+#pragma once
+
+#include "../kernels/combine.h"
+#include "../kernels/weights.h"
+
+namespace attncore {
+
+/// The peak of a core: independent multiply-adds, enough to hide their latency.
+template <class Isa, class T>
+double multiply_adds(Index rounds) noexcept {
+  using V = Vec<Isa, T>;
+  constexpr int kChains = Isa::kRows * 2;
+  V chain[kChains];
+  for (int i = 0; i < kChains; ++i) chain[i] = broadcast<V>(static_cast<T>(i));
+  V factor = broadcast<V>(T(0.999));
+  asm volatile("" : "+m"(factor));  // keeps the compiler from foreseeing the results
+  for (Index round = 0; round < rounds; ++round) {
+    for (int i = 0; i < kChains; ++i) chain[i] = chain[i] * factor + factor;
+  }
+  V total{};
+  for (int i = 0; i < kChains; ++i) total += chain[i];
+  asm volatile("" : : "m"(total));
+  return 2.0 * kChains * kWidth<Isa, T> * static_cast<double>(rounds);
+}
+
+template <class Isa, class T>
+constexpr Kernels make_kernels(const char* name) noexcept {
+  return {
+      .name = name,
+      .row_block = Isa::kRows,
+      .key_block = Isa::kColumns * kWidth<Isa, T>,
+      .key_tile = Isa::template kKeyTile<T>,
+      .sizes = Scratch<Isa, T>::sizes,
+      .pack = pack_key_tile<Isa, T>,
+      .forward = forward_task<Isa, T>,
+      .combine = combine_parts<Isa, T>,
+      .weights = weights_task<Isa, T>,
+      .multiply_adds = multiply_adds<Isa, T>,
+  };
+}
+
+template <class Isa>
+constexpr IsaTable make_table(const char* name, bool (*supported)() noexcept) noexcept {
+  return {name, supported, make_kernels<Isa, float>("fma f32"), make_kernels<Isa, double>("fma f64")};
+}
+
+}  // namespace attncore

@@ -1,0 +1,158 @@
+// The probabilities themselves, for chosen rows: one pass over the keys finds each row's maximum and sum, a second one
+// writes exp(score − maximum) / sum, or keeps the largest.  No memory but the result's.
+#pragma once
+
+#include "forward.h"
+
+namespace attncore {
+
+template <class Isa, class T>
+class WeightsKernel {
+ public:
+  WeightsKernel(const Call& call, const WeightsTask& task, std::byte* memory) noexcept
+      : call_(call),
+        task_(task),
+        rows_(task.rows.size()),
+        scratch_(Scratch<Isa, T>::in(memory, call, rows_)),
+        softmax_(OnlineSoftmax<Isa, T>::in(scratch_.panel + Scratch<Isa, T>::sizes(call, rows_).panel, rows_, 0)) {}
+
+  void run() const noexcept {
+    softmax_.clear(rows_);
+    for (Index row = 0; row < rows_; ++row) {
+      load_query(row);
+      clear_result(row);
+    }
+    for_each_tile([&](Index row, T* scores, Range keys) { softmax_.update(row, scores, keys.size(), false, scratch_.keep); });
+    const Tensor& sinks = call_.score.sinks;
+    for (Index row = 0; sinks.given() && row < rows_; ++row) {
+      softmax_.add_sink(row, load_scalar<Isa, T>(at(sinks, 0, row_at(row).head), sinks.dtype));
+    }
+    for_each_tile([&](Index row, T* scores, Range keys) { write(row, scores, keys); });
+  }
+
+ private:
+  [[nodiscard]] Index chosen(Index row) const noexcept { return (task_.rows.begin + row) / call_.group; }
+
+  [[nodiscard]] Row row_at(Index row) const noexcept {
+    const Index query = task_.query(chosen(row));
+    const Index head = task_.kv_head * call_.group + (task_.rows.begin + row) % call_.group;
+    return {task_.sequence.batch, head, query, query + task_.sequence.offset};
+  }
+
+  /// The hull of the chosen queries that exist.
+  [[nodiscard]] Block block() const noexcept {
+    Block block = block_of(call_, task_.sequence, task_.kv_head, {0, 0});
+    block.queries = {kUnbounded, 0};
+    for (Index row = 0; row < rows_; ++row) {
+      const Index query = task_.query(chosen(row));
+      if (query >= task_.sequence.queries) continue;
+      block.queries = {min(block.queries.begin, query), max(block.queries.end, query + 1)};
+    }
+    return block;
+  }
+
+  void load_query(Index row) const noexcept {
+    const Row r = row_at(row);
+    const Tensor& q = call_.query;
+    T* const out = scratch_.queries.row(row);
+    for (Index dim = 0; dim < call_.dim; ++dim) {
+      out[dim] = load_scalar<Isa, T>(at(q, r.batch, r.head, r.query, dim), q.dtype);
+    }
+  }
+
+  [[nodiscard]] std::byte* result(const Tensor& t, Index row, Index at_key) const noexcept {
+    return at(t, task_.sequence.batch, row_at(row).head, chosen(row), at_key);
+  }
+
+  void clear_result(Index row) const noexcept {
+    const Weights& w = *task_.weights;
+    const T zero = 0;
+    const Index none = -1;
+    for (Index i = 0; i < w.probabilities.shape[3]; ++i) {
+      __builtin_memcpy(result(w.probabilities, row, i), &zero, sizeof zero);
+      if (w.indices.given()) __builtin_memcpy(result(w.indices, row, i), &none, sizeof none);
+    }
+  }
+
+  /// visit(row, scores, keys) for every row that exists, tile by tile.
+  template <class Visit>
+  void for_each_tile(Visit visit) const noexcept {
+    const Block rows = block();
+    if (rows.queries.empty()) return;
+    const Index key_tile = Isa::template kKeyTile<T>;
+    const Range seen = ScoreSteps::visible(call_, rows);
+    const KeySource source = key_source(call_.key, task_.sequence.batch, task_.kv_head);
+    for (Index first = seen.begin - seen.begin % key_tile; first < seen.end; first += key_tile) {
+      const Range keys{first, min(first + key_tile, seen.end)};
+      const TileWork work = ScoreSteps::touch(call_, rows, {first, first + round_up(keys.size(), kWidth<Isa, T>)});
+      if (work.hidden) continue;
+      const Panel<T> panel{reinterpret_cast<T*>(scratch_.panel), keys.size(), call_.dim};
+      with_storage<T>(source.storage,
+                      [&]<DType kStorage>() { pack_transposed<Isa, T, kStorage>(panel, source, keys.begin); });
+      gemm<Isa, T>(scratch_.scores, as_const(scratch_.queries), as_const(panel), rows_, keys.size(), call_.dim,
+                   Scaled<T>{static_cast<T>(call_.scale)});
+      for (Index row = 0; row < rows_; ++row) {
+        const Row r = row_at(row);
+        if (r.query >= task_.sequence.queries) continue;
+        T* const scores = scratch_.scores.row(row);
+        if (work.steps != 0) apply_steps<Isa, T>(call_, r, work.steps, keys, task_.sequence.keys, scores);
+        visit(row, scores, keys);
+      }
+    }
+  }
+
+  void write(Index row, T* scores, Range keys) const noexcept {
+    using V = Vec<Isa, T>;
+    const T origin = softmax_.base(softmax_.maximum[row]);
+    const T sum = softmax_.sum[row] == 0 ? T{1} : softmax_.sum[row];
+    const Weights& w = *task_.weights;
+    for (Index i = 0; i < keys.size(); i += kWidth<Isa, T>) {
+      const V score = load<V>(scores + i);
+      const V probability = attncore::exp<Isa, T>(score - origin) / sum;
+      for (Index lane = 0; lane < min(kWidth<Isa, T>, keys.size() - i); ++lane) {
+        const T p = probability[lane];
+        if (w.indices.given()) {
+          if (score[lane] != -static_cast<T>(__builtin_inf())) insert(row, keys.begin + i + lane, p);
+        } else {
+          __builtin_memcpy(result(w.probabilities, row, keys.begin + i + lane), &p, sizeof p);
+        }
+      }
+    }
+  }
+
+  /// Keeps the largest in falling order; of equal ones the lower key comes first.
+  void insert(Index row, Index key, T p) const noexcept {
+    const Weights& w = *task_.weights;
+    Index place = w.probabilities.shape[3];
+    const auto smaller = [&](Index i) {
+      return read_int(result(w.indices, row, i), DType::i64) < 0 || read<T>(result(w.probabilities, row, i)) < p;
+    };
+    if (!smaller(place - 1)) return;
+    for (--place; place > 0 && smaller(place - 1); --place) {
+      __builtin_memcpy(result(w.probabilities, row, place), result(w.probabilities, row, place - 1), sizeof(T));
+      __builtin_memcpy(result(w.indices, row, place), result(w.indices, row, place - 1), sizeof(Index));
+    }
+    __builtin_memcpy(result(w.probabilities, row, place), &p, sizeof p);
+    __builtin_memcpy(result(w.indices, row, place), &key, sizeof key);
+  }
+
+  template <class Item>
+  static Item read(const std::byte* p) noexcept {
+    Item item;
+    __builtin_memcpy(&item, p, sizeof item);
+    return item;
+  }
+
+  const Call& call_;
+  const WeightsTask& task_;
+  Index rows_;
+  Scratch<Isa, T> scratch_;
+  OnlineSoftmax<Isa, T> softmax_;
+};
+
+template <class Isa, class T>
+void weights_task(const Call& call, const WeightsTask& task, std::byte* scratch) noexcept {
+  WeightsKernel<Isa, T>(call, task, scratch).run();
+}
+
+}  // namespace attncore

@@ -1,0 +1,81 @@
+// Packed operands: the B of a product (depth, columns) as strips of Isa::kColumns registers, each strip contiguous:
+//
+//     strip 0: row 0 of its columns, row 1, …, row depth − 1;  strip 1: …;  the last strip may be narrower.
+//
+// K is packed transposed (depth = dim, columns = keys), V as it is (depth = keys, columns = value_dim).  Columns are
+// padded with zeros to whole registers; items become the accumulation type here, so that products know one type only.
+#pragma once
+
+#include "../dtype.h"
+
+namespace attncore {
+
+template <class T>
+struct Panel {
+  T* data;
+  Index columns, depth;  // as packed; columns without the padding
+};
+
+template <class Isa, class T>
+ATTN_INLINE Index panel_items(Index columns, Index depth) noexcept {
+  return round_up(columns, kWidth<Isa, T>) * depth;
+}
+
+/// The registers of the strip that begins at `column`.
+template <class Isa, class T>
+ATTN_INLINE Index strip_registers(Index columns, Index column) noexcept {
+  return min(Isa::kColumns, ceil_div(columns - column, kWidth<Isa, T>));
+}
+
+/// Packs keys first … first + columns − 1 transposed: squares of registers are loaded along dim and transposed.
+template <class Isa, class T, DType kStorage>
+void pack_transposed(Panel<T> panel, const KeySource& source, Index first) noexcept {
+  constexpr Index n = kWidth<Isa, T>;
+  constexpr Index kItem = sizeof(typename Storage<kStorage>::Item);
+  for (Index column = 0; column < panel.columns; column += n) {
+    const Index strip = column - column % (Isa::kColumns * n);
+    const Index registers = strip_registers<Isa, T>(panel.columns, strip);
+    T* const out = panel.data + strip * panel.depth + (column - strip);
+    const Index keys = min(n, panel.columns - column);
+    const std::byte* const in = source.data + (first + column) * source.token_stride;
+    for (Index dim = 0; dim < panel.depth; dim += n) {
+      const Index dims = min(n, panel.depth - dim);
+      Vec<Isa, T> block[n]{};
+      if (dims == n && keys == n && source.dim_stride == kItem) {
+        for (Index key = 0; key < n; ++key) {
+          block[key] = Widen<Isa, T, kStorage>::load(in + key * source.token_stride + dim * kItem);
+        }
+      } else {
+        for (Index key = 0; key < keys; ++key) {
+          const std::byte* const p = in + key * source.token_stride + dim * source.dim_stride;
+          block[key] = load_items<Isa, T, kStorage>(p, source.dim_stride, dims);
+        }
+      }
+      transpose<Isa, T>(block);
+      for (Index i = 0; i < dims; ++i) store(out + (dim + i) * registers * n, block[i]);
+    }
+  }
+}
+
+/// Packs keys first … first + depth − 1 of V.  Returns whether all items are finite.
+template <class Isa, class T, DType kStorage>
+bool pack_rows(Panel<T> panel, const KeySource& source, Index first) noexcept {
+  constexpr Index n = kWidth<Isa, T>;
+  Vec<Isa, T> poison{};  // stays 0 as long as 0 · item is 0
+  for (Index strip = 0; strip < panel.columns; strip += Isa::kColumns * n) {
+    const Index registers = strip_registers<Isa, T>(panel.columns, strip);
+    T* out = panel.data + strip * panel.depth;
+    for (Index key = 0; key < panel.depth; ++key) {
+      const std::byte* const in = source.data + (first + key) * source.token_stride + strip * source.dim_stride;
+      for (Index j = 0; j < registers; ++j, out += n) {
+        const Index dims = min(n, panel.columns - strip - j * n);
+        const auto items = load_items<Isa, T, kStorage>(in + j * n * source.dim_stride, source.dim_stride, dims);
+        poison = items * T{0} + poison;
+        store(out, items);
+      }
+    }
+  }
+  return horizontal_sum<Isa, T>(poison) == 0;
+}
+
+}  // namespace attncore

@@ -1,0 +1,73 @@
+// The vocabulary of the score steps on a CPU: a register of scores is one row against consecutive keys.
+#pragma once
+
+#include "../dtype.h"
+#include "math.h"
+
+namespace attncore {
+
+template <class Isa, class T>
+struct ScoreMath {
+  using Scalar = T;
+  using Scores = Vec<Isa, T>;
+
+  /// The keys of a register: first + lane, of which `count` exist.
+  struct Keys {
+    Index first;
+    Index count;
+  };
+
+  static ATTN_INLINE Scores hidden() noexcept { return broadcast<Scores>(-static_cast<T>(__builtin_inf())); }
+
+  static ATTN_INLINE Scores tanh(Scores x) noexcept { return attncore::tanh<Isa, T>(x); }
+
+  /// Keeps the scores of keys low … high.
+  static ATTN_INLINE Scores hide_outside(Scores s, const Keys& keys, Index low, Index high) noexcept {
+    constexpr Index kLast = kWidth<Isa, T>;
+    const T from = static_cast<T>(max(-1, min(low - keys.first, kLast)));
+    const T to = static_cast<T>(max(-1, min(high - keys.first, kLast)));
+    const Scores lane = lanes<Isa, T>();
+    return ((lane >= from) & (lane <= to)) ? s : hidden();
+  }
+
+  static ATTN_INLINE Scores hide_where_zero(Scores s, const std::byte* mask, Index stride, const Keys& keys) noexcept {
+    constexpr int n = kWidth<Isa, T>;
+    using Bytes = typename Register<std::uint8_t, n>::type;
+    using Int = typename Register<typename IntOf<T>::type, n>::type;
+    Bytes bytes{};
+    if (stride == 1 && keys.count == n) {
+      bytes = attncore::load<Bytes>(mask);
+    } else {
+      for (Index i = 0; i < keys.count; ++i) bytes[i] = static_cast<std::uint8_t>(mask[i * stride]);
+    }
+    return __builtin_convertvector(bytes, Int) != 0 ? s : hidden();
+  }
+
+  static ATTN_INLINE Scores hide_where_unequal(Scores s, const std::byte* segments, const Tensor& like, Index segment,
+                                               const Keys& keys) noexcept {
+    for (Index i = 0; i < keys.count; ++i) {
+      if (read_int(segments + i * like.stride[2], like.dtype) != segment) s[i] = -static_cast<T>(__builtin_inf());
+    }
+    return s;
+  }
+
+  /// s + bias; a bias of −inf hides the key even where s is NaN.
+  static ATTN_INLINE Scores add_or_hide(Scores s, Scores bias) noexcept { return bias == hidden() ? bias : s + bias; }
+
+  static ATTN_INLINE Scores load(const std::byte* p, const Tensor& like, const Keys& keys) noexcept {
+    const Index stride = like.stride[3];
+    if (stride == 0) return broadcast<Scores>(load_one(p, like.dtype));
+    return with_storage<T>(like.dtype, [&]<DType kStorage>() {
+      return load_items<Isa, T, kStorage>(p, stride, keys.count);
+    });
+  }
+
+  static ATTN_INLINE T load_one(const std::byte* p, DType dtype) noexcept { return load_scalar<Isa, T>(p, dtype); }
+
+  /// |position − key|
+  static ATTN_INLINE Scores distance(Index position, const Keys& keys) noexcept {
+    return absolute(static_cast<T>(position - keys.first) - lanes<Isa, T>());
+  }
+};
+
+}  // namespace attncore

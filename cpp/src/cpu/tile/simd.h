@@ -1,0 +1,130 @@
+// The vector vocabulary: the compiler's vector extension, as wide as an ISA's registers.
+//
+// An ISA is a tag: struct Isa { static constexpr int kBytes (of a register), kRows, kColumns (of a product's block) }.
+// Everything here is inlined by force (inline.h says why).
+#pragma once
+
+#include <cstdint>
+
+#include "../../call.h"
+
+namespace attncore {
+
+// N must be a plain parameter: g++ 12 makes a scalar of vector_size(4 * Isa::kWidth).
+template <class T, int N>
+struct Register {
+  using type __attribute__((vector_size(N * sizeof(T)))) = T;
+};
+
+template <class Isa, class T>
+inline constexpr int kWidth = Isa::kBytes / static_cast<int>(sizeof(T));
+
+template <class Isa, class T>
+using Vec = typename Register<T, kWidth<Isa, T>>::type;
+
+template <class T>
+struct IntOf;
+template <>
+struct IntOf<float> {
+  using type = std::int32_t;
+  using unsigned_type = std::uint32_t;
+};
+template <>
+struct IntOf<double> {
+  using type = std::int64_t;
+  using unsigned_type = std::uint64_t;
+};
+
+template <class V>
+ATTN_INLINE V load(const void* p) noexcept {
+  V v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+
+template <class V>
+ATTN_INLINE void store(void* p, V v) noexcept {
+  __builtin_memcpy(p, &v, sizeof v);
+}
+
+template <class V, class T>
+ATTN_INLINE V broadcast(T x) noexcept {
+  return x - V{};  // x − 0 is x for every x, so the compiler may fold it; 0 + x is not (signed zero)
+}
+
+template <class To, class From>
+ATTN_INLINE To bit_cast(From v) noexcept {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  __builtin_memcpy(&to, &v, sizeof to);
+  return to;
+}
+
+// Comparisons are written so that a NaN in `x` stays, and one in a bound is never there.
+template <class V>
+ATTN_INLINE V at_least(V x, V bound) noexcept {
+  return x < bound ? bound : x;
+}
+
+template <class V>
+ATTN_INLINE V maximum(V a, V b) noexcept {
+  return a > b ? a : b;
+}
+
+template <class V>
+ATTN_INLINE V absolute(V x) noexcept {
+  return x < 0 ? -x : x;
+}
+
+/// 0, 1, 2, …
+template <class Isa, class T>
+ATTN_INLINE Vec<Isa, T> lanes() noexcept {
+  Vec<Isa, T> v{};
+  for (int i = 0; i < kWidth<Isa, T>; ++i) v[i] = static_cast<T>(i);
+  return v;
+}
+
+/// The low (kHigh: high) halves of a and b, element by element in turn.
+template <bool kHigh, class T, class V, int... I>
+ATTN_INLINE V interleave(V a, V b, std::integer_sequence<int, I...>) noexcept {
+  constexpr int n = sizeof...(I);
+  return __builtin_shufflevector(a, b, (I / 2 + (I % 2) * n + (kHigh ? n / 2 : 0))...);
+}
+
+/// Transposes a square block of registers in log2(n) rounds of interleaving.
+template <class Isa, class T>
+ATTN_INLINE void transpose(Vec<Isa, T>* rows) noexcept {
+  constexpr int n = kWidth<Isa, T>;
+  using Lanes = std::make_integer_sequence<int, n>;
+  for (int round = 1; round < n; round *= 2) {
+    Vec<Isa, T> next[n];
+    for (int i = 0; i < n / 2; ++i) {
+      next[2 * i] = interleave<false, T>(rows[i], rows[i + n / 2], Lanes{});
+      next[2 * i + 1] = interleave<true, T>(rows[i], rows[i + n / 2], Lanes{});
+    }
+    for (int i = 0; i < n; ++i) rows[i] = next[i];
+  }
+}
+
+// Reductions fold halves, in an order that depends on the width alone.
+template <class Isa, class T>
+ATTN_INLINE T horizontal_sum(Vec<Isa, T> v) noexcept {
+  T lane[kWidth<Isa, T>];
+  store(lane, v);
+  for (int half = kWidth<Isa, T> / 2; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
+  }
+  return lane[0];
+}
+
+template <class Isa, class T>
+ATTN_INLINE T horizontal_max(Vec<Isa, T> v) noexcept {
+  T lane[kWidth<Isa, T>];
+  store(lane, v);
+  for (int half = kWidth<Isa, T> / 2; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) lane[i] = lane[i + half] > lane[i] ? lane[i + half] : lane[i];
+  }
+  return lane[0];
+}
+
+}  // namespace attncore

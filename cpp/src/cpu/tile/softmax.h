@@ -1,0 +1,108 @@
+// The online softmax (Milakov & Gimelshein 2018; Dao et al. 2022): rows see their keys tile by tile and keep
+//
+//     maximum = max of the scores so far,  sum = Σ exp(score − maximum),  output = Σ exp(score − maximum) · value
+//
+// so that a tile with a larger maximum only rescales what is there, and states of disjoint keys merge exactly.
+// Maxima are kept in natural units: in base 2 a score of finfo.min would overflow.
+#pragma once
+
+#include "gemm.h"
+
+namespace attncore {
+
+/// The state of a task's rows, in memory of State<T>::bytes(rows, value_dim).  It can outlive the task.
+template <class Isa, class T>
+struct OnlineSoftmax {
+  Matrix<T> output;  // (rows, value_dim), padded to registers
+  T* maximum;        // (rows), −inf: nothing seen yet
+  T* sum;            // (rows)
+
+  static ATTN_INLINE Index padded(Index items) noexcept { return round_up(items, Isa::kBytes / Index{sizeof(T)}); }
+
+  static ATTN_INLINE Index bytes(Index rows, Index value_dim) noexcept {
+    return (padded(value_dim) * rows + 2 * padded(rows)) * Index{sizeof(T)};
+  }
+
+  static ATTN_INLINE OnlineSoftmax in(std::byte* memory, Index rows, Index value_dim) noexcept {
+    T* const output = reinterpret_cast<T*>(memory);
+    T* const maximum = output + padded(value_dim) * rows;
+    return {{output, padded(value_dim)}, maximum, maximum + padded(rows)};
+  }
+
+  void clear(Index rows) const noexcept {
+    __builtin_memset(output.data, 0, static_cast<std::size_t>(rows * output.stride) * sizeof(T));
+    for (Index row = 0; row < rows; ++row) {
+      maximum[row] = -infinity();
+      sum[row] = 0;
+    }
+  }
+
+  /// exp(score − base) would be NaN for −inf − (−inf): rows that have seen nothing are measured from 0.
+  static ATTN_INLINE T base(T maximum) noexcept { return maximum == -infinity() ? T{0} : maximum; }
+
+  /// Scores of one row → weights, in place; keep = the factor of what the row has summed so far.  A hidden key's weight
+  /// is 0; with `mark` it is −0, as gemm_of_visible needs.
+  ATTN_INLINE void update(Index row, T* scores, Index columns, bool mark, T* keep) const noexcept {
+    using V = Vec<Isa, T>;
+    constexpr Index n = kWidth<Isa, T>;
+    V highest = broadcast<V>(-infinity());
+    for (Index i = 0; i < columns; i += n) highest = maximum_of(load<V>(scores + i), highest);
+    const T before = maximum[row];
+    const T in_tile = horizontal_max<Isa, T>(highest);
+    maximum[row] = in_tile > before ? in_tile : before;
+
+    const T origin = base(maximum[row]);
+    V total{};
+    for (Index i = 0; i < columns; i += n) {
+      const V score = load<V>(scores + i);
+      V weight = attncore::exp<Isa, T>(score - origin);
+      total += weight;
+      if (mark) weight = score == -infinity() ? -V{} : weight;
+      store(scores + i, weight);
+    }
+    keep[row] = exp_of(before - origin);
+    sum[row] = sum[row] * keep[row] + horizontal_sum<Isa, T>(total);
+  }
+
+  /// Adds the state of other keys: what this row and that row would be had they seen all.
+  void merge(const OnlineSoftmax& other, Index rows) const noexcept {
+    using V = Vec<Isa, T>;
+    for (Index row = 0; row < rows; ++row) {
+      const T highest = other.maximum[row] > maximum[row] ? other.maximum[row] : maximum[row];
+      const T mine = exp_of(maximum[row] - base(highest));
+      const T theirs = exp_of(other.maximum[row] - base(highest));
+      maximum[row] = highest;
+      sum[row] = sum[row] * mine + other.sum[row] * theirs;
+      for (Index i = 0; i < output.stride; i += kWidth<Isa, T>) {
+        T* const at = output.row(row) + i;
+        store(at, load<V>(at) * mine + load<V>(other.output.row(row) + i) * theirs);
+      }
+    }
+  }
+
+  /// A sink is a key with this score and a zero value.
+  ATTN_INLINE void add_sink(Index row, T logit) const noexcept {
+    const T highest = logit > maximum[row] ? logit : maximum[row];
+    const T mine = exp_of(maximum[row] - base(highest));
+    maximum[row] = highest;
+    sum[row] = sum[row] * mine + exp_of(logit - base(highest));
+    for (Index i = 0; i < output.stride; ++i) output.row(row)[i] *= mine;
+  }
+
+  /// log Σ exp(score); −inf where nothing was seen.
+  ATTN_INLINE T log_sum_exp(Index row) const noexcept {
+    if (sum[row] == 0) return -infinity();
+    if constexpr (sizeof(T) == 8) {
+      return maximum[row] + __builtin_log(sum[row]);
+    } else {
+      return maximum[row] + __builtin_logf(sum[row]);
+    }
+  }
+
+ private:
+  static ATTN_INLINE constexpr T infinity() noexcept { return static_cast<T>(__builtin_inf()); }
+  static ATTN_INLINE Vec<Isa, T> maximum_of(Vec<Isa, T> a, Vec<Isa, T> b) noexcept { return attncore::maximum(a, b); }
+  static ATTN_INLINE T exp_of(T x) noexcept { return attncore::exp<Isa, T>(broadcast<Vec<Isa, T>>(x))[0]; }
+};
+
+}  // namespace attncore

@@ -1,0 +1,22 @@
+// What plans know of the machine: an argument, so that tests can pretend.
+#pragma once
+
+#include <string>
+
+namespace attncore {
+
+struct Machine {
+  int threads = 1;  // that a call may use
+};
+
+/// The cores that this process may use.
+[[nodiscard]] int available_cores() noexcept;
+
+/// The CPU's name and the features that kernels ask for.
+[[nodiscard]] std::string cpu_name();
+[[nodiscard]] std::string cpu_features();
+
+/// Bytes per second that so many threads read from memory, measured once a process.
+[[nodiscard]] double read_bandwidth(int threads);
+
+}  // namespace attncore

@@ -1,0 +1,56 @@
+#include "parallel.h"
+
+#include <pthread.h>
+
+#include <atomic>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+namespace attncore {
+namespace {
+
+void run_on_new_threads(int threads, const std::function<void(int)>& run) {
+  std::vector<std::thread> team;
+  team.reserve(static_cast<std::size_t>(threads));
+  try {
+    for (int thread = 1; thread < threads; ++thread) team.emplace_back(run, thread);
+  } catch (const std::system_error&) {
+    // No more threads are to be had: those that began, and the caller, do all the work.
+  }
+  run(0);
+  for (std::thread& member : team) member.join();
+}
+
+#ifdef ATTNCORE_OPENMP
+// libgomp's team does not survive fork(), and a child that opens a region would wait for it forever.
+std::atomic<bool> forked{false};
+[[maybe_unused]] const int kForkHandler = pthread_atfork(nullptr, nullptr, [] { forked = true; });
+
+void run_on_team(int threads, const std::function<void(int)>& run) {
+  if (forked) return run_on_new_threads(threads, run);
+  std::atomic<int> next{1};
+  const auto caller = std::this_thread::get_id();
+#pragma omp parallel num_threads(threads)
+  run(std::this_thread::get_id() == caller ? 0 : next++);
+}
+#else
+void run_on_team(int threads, const std::function<void(int)>& run) { run_on_new_threads(threads, run); }
+#endif
+
+}  // namespace
+
+void parallel(int threads, const std::function<void(int)>& run) {
+  if (threads <= 1) return run(0);
+  run_on_team(threads, run);
+}
+
+const char* parallel_kind() noexcept {
+#ifdef ATTNCORE_OPENMP
+  return "OpenMP";
+#else
+  return "std::thread";
+#endif
+}
+
+}  // namespace attncore

@@ -1,0 +1,218 @@
+#include "plan.h"
+
+#include <algorithm>
+#include <iterator>
+
+#include "score/steps.h"
+
+namespace attncore {
+namespace {
+
+// Sizes that bits depend on: they may be functions of the sequence, head group, dims, dtype and ISA only.
+constexpr Index kSplitRows = 32;     // as many rows of a sequence and KV head, or fewer, have their keys split
+constexpr Index kPartKeys = 1024;    // keys of a part, at least
+constexpr Index kMostParts = 32;
+
+// Sizes that bits do not depend on.
+constexpr Index kTileRows = 96;                  // rows of a tile, at most
+constexpr Index kScratchBytes = 200 << 10;       // of a row tile: its queries, scores and output stay in L2
+constexpr Index kBlockKeys = 512;                // keys of a super-block, unless they are few
+constexpr Index kBlockBytes = Index{8} << 20;    // of a super-block, at most
+constexpr Index kBlockSlots = 3;                 // one in use, one being packed, one that a late thread still reads
+constexpr Index kStateBytes = Index{2} << 20;    // of rows whose state waits, a thread; two sections are alive or more
+constexpr double kThreadFlops = 1e6;             // work that is worth another thread: some 10 µs
+constexpr double kThreadBytes = 256 << 10;
+
+class Planner {
+ public:
+  Planner(const Call& call, const Kernels& kernels, const Machine& machine)
+      : call_(call), kernels_(kernels), machine_(machine) {
+    plan_.kernels = &kernels;
+  }
+
+  Plan make() {
+    measure();
+    for (Index batch = 0; batch < call_.batch; ++batch) {
+      const Sequence sequence = call_.sequence(batch);
+      Sequence padding = sequence;  // rows past the query's length: a sequence without keys writes their zeros
+      padding.keys = 0;
+      for (Index kv_head = 0; kv_head < call_.kv_heads; ++kv_head) {
+        add_rows(sequence, kv_head, {0, sequence.queries * call_.group});
+        add_rows(padding, kv_head, {sequence.queries * call_.group, call_.queries * call_.group});
+      }
+    }
+    order();
+    size();
+    return std::move(plan_);
+  }
+
+ private:
+  /// Work, and from it the threads.
+  void measure() {
+    for (Index batch = 0; batch < call_.batch; ++batch) {
+      const Sequence sequence = call_.sequence(batch);
+      plan_.flops += 2.0 * static_cast<double>(visible_pairs(sequence) * call_.heads) *
+                     static_cast<double>(call_.dim + call_.value_dim);
+      const double keys = static_cast<double>(sequence.keys * call_.kv_heads * (call_.dim + call_.value_dim));
+      const double rows = static_cast<double>(sequence.queries * call_.heads * (call_.dim + call_.value_dim));
+      plan_.bytes += (keys + rows) * static_cast<double>(item_size(call_.query.dtype));
+    }
+    const double worth = std::max(plan_.flops / kThreadFlops, plan_.bytes / kThreadBytes);
+    plan_.threads = std::clamp(static_cast<int>(std::min(worth, 1e6)), 1, machine_.threads);
+  }
+
+  /// (query, key) pairs that the window and the lengths leave, to the accuracy of 64 bands of rows.
+  [[nodiscard]] Index visible_pairs(const Sequence& sequence) const {
+    const Index band = max(1, ceil_div(sequence.queries, 64));
+    Index pairs = 0;
+    for (Index query = 0; query < sequence.queries; query += band) {
+      const Index count = min(band, sequence.queries - query);
+      const Index middle = query + count / 2;
+      pairs += count * ScoreSteps::visible(call_, {sequence, {0, 1}, {middle, middle + 1}}).size();
+    }
+    return pairs;
+  }
+
+  [[nodiscard]] Index most_tile_rows() const {
+    const Index row = kernels_.sizes(call_, kernels_.row_block).scratch + kernels_.sizes(call_, kernels_.row_block).state;
+    const Index blocks = max(1, kScratchBytes / row);
+    return min(kTileRows / kernels_.row_block, blocks) * kernels_.row_block;
+  }
+
+  void add_rows(const Sequence& sequence, Index kv_head, Range rows) {
+    if (rows.empty()) return;
+    Section section{.sequence = sequence, .kv_head = kv_head, .rows = rows};
+    const bool few = rows.size() <= kSplitRows;
+    Index tiles = ceil_div(rows.size(), most_tile_rows());
+    if (!few && plan_.threads > 1) {  // short of tiles for the threads: smaller ones
+      const Index wanted = ceil_div(4 * Index{plan_.threads}, call_.batch * call_.kv_heads);
+      tiles = max(tiles, min(wanted, ceil_div(rows.size(), 4 * kernels_.row_block)));
+    }
+    section.tile_rows = round_up(ceil_div(rows.size(), tiles), kernels_.row_block);
+    section.tiles = ceil_div(rows.size(), section.tile_rows);
+    section.shared = !few && section.tiles > 1;
+    section.part_keys = few ? part_keys(sequence) : section.shared ? block_keys() : max(1, sequence.keys);
+    if (section.shared) {
+      add_shared(section);
+    } else {
+      for (Index tile = 0; tile < section.tiles; ++tile) add_split(section, section.tile(tile));
+    }
+  }
+
+  [[nodiscard]] Index part_keys(const Sequence& sequence) const {
+    return round_up(max(kPartKeys, ceil_div(sequence.keys, kMostParts)), kernels_.key_tile);
+  }
+
+  [[nodiscard]] Index block_keys() const {
+    const Index panels = kBlockBytes / kernels_.sizes(call_, 0).panel;
+    return max(1, min(panels, kBlockKeys / kernels_.key_tile)) * kernels_.key_tile;
+  }
+
+  [[nodiscard]] Range visible(const Section& section) const {
+    const Range seen = ScoreSteps::visible(call_, block_of(call_, section.sequence, section.kv_head, section.rows));
+    if (seen.empty()) return {0, 0};
+    return {seen.begin - seen.begin % section.part_keys, seen.end};
+  }
+
+  void add_split(Section section, Range rows) {
+    section.rows = rows;
+    section.tiles = 1;
+    section.keys = visible(section);
+    section.parts = max(1, ceil_div(section.keys.size(), section.part_keys));
+    if (section.parts > 1) keep_state(section, section.parts);
+    plan_.sections.push_back(section);
+  }
+
+  void add_shared(Section section) {
+    const Range all = section.rows;
+    const Index row_bytes = kernels_.sizes(call_, section.tile_rows).state / section.tile_rows;
+    const Index most_tiles = max(1, plan_.threads * kStateBytes / 2 / (row_bytes * section.tile_rows));
+    for (Index begin = all.begin; begin < all.end; begin = section.rows.end) {
+      section.rows = all;
+      section.keys = visible(section);
+      if (section.keys.size() > section.part_keys) {  // state waits between super-blocks, so that rows are bounded
+        section.rows = {begin, min(begin + most_tiles * section.tile_rows, all.end)};
+        section.keys = visible(section);
+      }
+      section.tiles = ceil_div(section.rows.size(), section.tile_rows);
+      section.state_slot = -1;
+      if (section.keys.size() > section.part_keys) keep_state(section, section.tiles);
+      plan_.sections.push_back(section);
+    }
+  }
+
+  void keep_state(Section& section, Index states) {
+    section.state_slot = plan_.states++;
+    section.first_tile = plan_.state_tiles;
+    plan_.state_tiles += section.tiles;
+    plan_.state_bytes = max(plan_.state_bytes, states * kernels_.sizes(call_, section.tile_rows).state);
+  }
+
+  /// Batches in the order of their sections; each batch of packing moves before the one that comes ahead of its use.
+  void order() {
+    std::vector<Batch> runs;
+    for (std::size_t i = 0; i < plan_.sections.size(); ++i) {
+      const Section& section = plan_.sections[i];
+      Batch batch{.section = static_cast<Index>(i)};
+      if (!section.shared) {
+        runs.push_back(batch);
+        continue;
+      }
+      for (Index key = section.keys.begin; key < section.keys.end || key == section.keys.begin; key += section.part_keys) {
+        batch.keys = {key, min(key + section.part_keys, section.keys.end)};
+        batch.block = plan_.blocks++;
+        runs.push_back(batch);
+      }
+    }
+    plan_.batches.reserve(runs.size() + static_cast<std::size_t>(plan_.blocks));
+    auto ahead = runs.begin();
+    const auto add_packing = [&] {
+      ahead = std::find_if(ahead, runs.end(), [](const Batch& batch) { return batch.block >= 0; });
+      if (ahead == runs.end()) return;
+      Batch packing = *ahead++;
+      packing.packs = true;
+      add(packing, ceil_div(packing.keys.size(), kernels_.key_tile));
+    };
+    add_packing();
+    for (const Batch& run : runs) {
+      if (run.block >= 0) add_packing();
+      const Section& section = plan_.sections[static_cast<std::size_t>(run.section)];
+      add(run, section.shared ? section.tiles : section.parts);
+    }
+  }
+
+  void add(Batch batch, Index tasks) {
+    if (tasks == 0) return;
+    batch.first_task = plan_.tasks;
+    plan_.tasks += tasks;
+    plan_.batches.push_back(batch);
+  }
+
+  void size() {
+    Index most_rows = 0;
+    for (const Section& section : plan_.sections) most_rows = max(most_rows, min(section.tile_rows, section.rows.size()));
+    plan_.task = kernels_.sizes(call_, most_rows);
+    plan_.threads = static_cast<int>(min(plan_.threads, max(1, plan_.tasks)));
+    plan_.block_slots = min(plan_.blocks, kBlockSlots);
+    plan_.block_bytes = block_keys() / kernels_.key_tile * plan_.task.panel;
+    const Index slots = max(2, plan_.threads * kStateBytes / max(1, plan_.state_bytes));
+    plan_.state_slots = min(plan_.states, plan_.threads > 1 ? slots : 1);
+    const Index thread = plan_.task.scratch + plan_.task.panel + plan_.task.state;
+    const Index counters = 2 * plan_.blocks + plan_.states + plan_.state_tiles + 1;
+    plan_.workspace_bytes = plan_.threads * thread + plan_.block_slots * plan_.block_bytes +
+                            plan_.state_slots * plan_.state_bytes + round_up(counters * Index{sizeof(std::int32_t)}, 64);
+  }
+
+  const Call& call_;
+  const Kernels& kernels_;
+  const Machine& machine_;
+  Plan plan_;
+};
+
+}  // namespace
+
+Plan make_plan(const Call& call, const Kernels& kernels, const Machine& machine) {
+  return Planner(call, kernels, machine).make();
+}
+
+}  // namespace attncore

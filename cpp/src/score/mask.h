@@ -1,0 +1,50 @@
+#pragma once
+
+#include "score.h"
+
+namespace attncore {
+
+/// A boolean array that broadcasts to (batch, head, query, key): True = attend.
+struct Mask : NoOp {
+  /// Looks at the tile's bytes once: rows that broadcasting repeats are not looked at again.
+  static ATTN_FN Touch touch(const Call& call, const Block& block, Range keys) noexcept {
+    const Tensor& mask = call.score.mask;
+    if (!mask.given()) return Touch::nothing;
+    const Range heads = mask.stride[1] == 0 ? Range{0, 1} : block.heads;
+    const Range queries = mask.stride[2] == 0 ? Range{0, 1} : block.queries;
+    const Index count = min(keys.end, block.sequence.keys) - keys.begin;
+    bool any = false, all = true;
+    for (Index head = heads.begin; head < heads.end; ++head) {
+      for (Index query = queries.begin; query < queries.end; ++query) {
+        look(at(mask, block.sequence.batch, head, query, keys.begin), mask.stride[3], count, any, all);
+        if (any && !all) return Touch::elements;
+      }
+    }
+    return all ? Touch::nothing : Touch::hides_all;
+  }
+
+  template <class M>
+  static ATTN_FN typename M::Scores apply(const Call& call, const Row& row, typename M::Scores s,
+                                          const typename M::Keys& keys) noexcept {
+    const Tensor& mask = call.score.mask;
+    return M::hide_where_zero(s, at(mask, row.batch, row.head, row.query, keys.first), mask.stride[3], keys);
+  }
+
+ private:
+  static ATTN_FN void look(const std::byte* p, Index stride, Index count, bool& any, bool& all) noexcept {
+    constexpr std::uint64_t kEvery = 0x0101010101010101U;  // NumPy's booleans are 0 or 1
+    Index i = 0;
+    for (; stride == 1 && i + 8 <= count; i += 8) {
+      std::uint64_t word = 0;
+      __builtin_memcpy(&word, p + i, 8);
+      any |= word != 0;
+      all &= word == kEvery;
+    }
+    for (; i < count; ++i) {
+      any |= p[i * stride] != std::byte{0};
+      all &= p[i * stride] != std::byte{0};
+    }
+  }
+};
+
+}  // namespace attncore

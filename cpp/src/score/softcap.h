@@ -1,0 +1,24 @@
+#pragma once
+
+#include "score.h"
+
+namespace attncore {
+
+/// c · tanh(s / c) keeps scores within ±c (Gemma 2, Gemma Team 2024).
+struct SoftCap : NoOp {
+  static ATTN_FN Touch touch(const Call& call, const Block& block, Range keys) noexcept {
+    (void)block, (void)keys;
+    return call.softcap > 0 ? Touch::elements : Touch::nothing;
+  }
+
+  template <class M>
+  static ATTN_FN typename M::Scores apply(const Call& call, const Row& row, typename M::Scores s,
+                                          const typename M::Keys& keys) noexcept {
+    (void)row, (void)keys;
+    using T = typename M::Scalar;
+    const T cap = static_cast<T>(call.softcap);
+    return cap * M::tanh(s / cap);
+  }
+};
+
+}  // namespace attncore

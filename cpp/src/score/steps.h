@@ -1,0 +1,66 @@
+// The list of score steps: a new one is a file, and a name here.
+#pragma once
+
+#include "alibi.h"
+#include "bias.h"
+#include "lengths.h"
+#include "mask.h"
+#include "segments.h"
+#include "softcap.h"
+#include "window.h"
+
+namespace attncore {
+
+/// Which steps have element work in a tile: bit i is step i.
+using StepSet = unsigned;
+
+struct TileWork {
+  bool hidden = false;
+  StepSet steps = 0;
+};
+
+template <class... Steps>
+struct Pipeline {
+  /// The keys outside which no row of the block sees anything.
+  static ATTN_FN Range visible(const Call& call, const Block& block) noexcept {
+    Range keys{0, block.sequence.keys};
+    ((keys = intersect(keys, Steps::visible(call, block))), ...);
+    return keys;
+  }
+
+  /// What the steps do to a tile; `keys` may reach past the sequence's keys, into the padding of a register.
+  static ATTN_FN TileWork touch(const Call& call, const Block& block, Range keys) noexcept {
+    TileWork work;
+    StepSet bit = 1;
+    (note(Steps::touch(call, block, keys), bit, work), ...);
+    return work;
+  }
+
+  /// Scores of one row: `count` registers (a GPU: one) are visited by each step that has work, in the list's order.
+  template <class M, class Visit>
+  static ATTN_FN void apply(const Call& call, const Row& row, StepSet steps, Visit visit) noexcept {
+    StepSet bit = 1;
+    (apply_one<Steps, M>(call, row, steps, bit, visit), ...);
+  }
+
+ private:
+  static ATTN_FN void note(Touch touch, StepSet& bit, TileWork& work) noexcept {
+    if (touch == Touch::hides_all) work.hidden = true;
+    if (touch != Touch::nothing) work.steps |= bit;
+    bit <<= 1U;
+  }
+
+  template <class Step, class M, class Visit>
+  static ATTN_FN void apply_one(const Call& call, const Row& row, StepSet steps, StepSet& bit, Visit& visit) noexcept {
+    if ((steps & bit) != 0) {
+      visit([&](typename M::Scores s, const typename M::Keys& keys) {
+        return Step::template apply<M>(call, row, s, keys);
+      });
+    }
+    bit <<= 1U;
+  }
+};
+
+using ScoreSteps = Pipeline<SoftCap, Alibi, Bias, Mask, Segments, Window, Lengths>;  // in the order of application
+
+}  // namespace attncore

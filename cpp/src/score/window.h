@@ -1,0 +1,35 @@
+#pragma once
+
+#include "score.h"
+
+namespace attncore {
+
+/// Causal masking and sliding windows are one band: position − left ≤ key ≤ position + right.
+struct Window : NoOp {
+  static constexpr Index kFar = Index{1} << 61;  // beyond every position, and sums with one do not overflow
+
+  static ATTN_FN Index first_key(const Call& call, Index position) noexcept {
+    return call.score.left == kUnbounded ? -kFar : position - call.score.left;
+  }
+  static ATTN_FN Index last_key(const Call& call, Index position) noexcept {
+    return call.score.right == kUnbounded ? kFar : position + call.score.right;
+  }
+
+  static ATTN_FN Range visible(const Call& call, const Block& block) noexcept {
+    return {first_key(call, block.first_position()), last_key(call, block.last_position()) + 1};
+  }
+
+  static ATTN_FN Touch touch(const Call& call, const Block& block, Range keys) noexcept {
+    const bool all_seen = first_key(call, block.last_position()) <= keys.begin &&  // by the row that sees least
+                          keys.end - 1 <= last_key(call, block.first_position());
+    return all_seen ? Touch::nothing : Touch::elements;
+  }
+
+  template <class M>
+  static ATTN_FN typename M::Scores apply(const Call& call, const Row& row, typename M::Scores s,
+                                          const typename M::Keys& keys) noexcept {
+    return M::hide_outside(s, keys, first_key(call, row.position), last_key(call, row.position));
+  }
+};
+
+}  // namespace attncore

@@ -1,0 +1,122 @@
+#include "tensor.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <numeric>
+
+namespace attncore {
+
+Index item_size(DType dtype) noexcept {
+  switch (dtype) {
+    case DType::boolean:
+      return 1;
+    case DType::f16:
+    case DType::bf16:
+      return 2;
+    case DType::f32:
+    case DType::i32:
+      return 4;
+    case DType::f64:
+    case DType::i64:
+      return 8;
+  }
+  return 0;
+}
+
+const char* name(DType dtype) noexcept {
+  switch (dtype) {
+    case DType::f32:
+      return "float32";
+    case DType::f64:
+      return "float64";
+    case DType::f16:
+      return "float16";
+    case DType::bf16:
+      return "bfloat16";
+    case DType::boolean:
+      return "bool";
+    case DType::i32:
+      return "int32";
+    case DType::i64:
+      return "int64";
+  }
+  return "unknown";
+}
+
+Tensor Tensor::contiguous(const void* data, DType dtype, const std::array<Index, 4>& shape) noexcept {
+  Tensor t{const_cast<void*>(data), dtype, shape, {}};
+  Index stride = item_size(dtype);
+  for (std::size_t axis = 4; axis-- > 0;) {
+    t.stride[axis] = stride;
+    stride *= std::max<Index>(shape[axis], 1);
+  }
+  return t;
+}
+
+Index item_count(const Tensor& t) noexcept {
+  return std::accumulate(t.shape.begin(), t.shape.end(), Index{1}, std::multiplies<>());
+}
+
+std::string shape_text(const std::array<Index, 4>& shape) {
+  std::string text = "(";
+  for (const Index extent : shape) text += (text.size() > 1 ? ", " : "") + std::to_string(extent);
+  return text + ")";
+}
+
+namespace {
+
+struct Axis {
+  Index stride, extent;
+};
+
+/// Memory as runs of `run` bytes without gaps, at `start` plus multiples of the strides of `axes`, smallest first.
+struct Runs {
+  std::uintptr_t start = 0;
+  Index run = 0, reach = 0;  // reach: from the first byte to past the last
+  std::array<Axis, 4> axes{};
+  std::size_t count = 0;
+  bool overlaps_itself = false;
+
+  explicit Runs(const Tensor& t) noexcept : start(reinterpret_cast<std::uintptr_t>(t.data)), run(item_size(t.dtype)) {
+    for (std::size_t axis = 0; axis < 4; ++axis) {
+      if (t.shape[axis] == 1) continue;
+      if (t.stride[axis] < 0) start -= static_cast<std::uintptr_t>(-t.stride[axis] * (t.shape[axis] - 1));
+      axes[count++] = {std::abs(t.stride[axis]), t.shape[axis]};
+    }
+    std::sort(axes.begin(), axes.begin() + static_cast<std::ptrdiff_t>(count),
+              [](const Axis& a, const Axis& b) { return a.stride < b.stride; });
+    reach = run;
+    std::size_t kept = 0;
+    for (std::size_t i = 0; i < count; ++i) {
+      overlaps_itself |= axes[i].stride < reach;
+      if (axes[i].stride <= run) {
+        run += axes[i].stride * (axes[i].extent - 1);
+      } else {
+        axes[kept++] = axes[i];
+      }
+      reach += axes[i].stride * (axes[i].extent - 1);
+    }
+    count = kept;
+  }
+};
+
+}  // namespace
+
+bool may_overlap(const Tensor& a, const Tensor& b) noexcept {
+  if (item_count(a) == 0 || item_count(b) == 0) return false;
+  const Runs x(a), y(b);
+  const auto end = [](const Runs& r) { return r.start + static_cast<std::uintptr_t>(r.reach); };
+  if (end(x) <= y.start || end(y) <= x.start) return false;
+  // Interleaved views (q, k, v and out in one buffer): every run starts at `start` modulo the strides' common divisor.
+  Index divisor = 0;
+  for (std::size_t i = 0; i < x.count; ++i) divisor = std::gcd(divisor, x.axes[i].stride);
+  for (std::size_t i = 0; i < y.count; ++i) divisor = std::gcd(divisor, y.axes[i].stride);
+  if (divisor == 0) return true;
+  const auto modulus = static_cast<std::uintptr_t>(divisor);
+  const auto y_after_x = static_cast<Index>((y.start % modulus + modulus - x.start % modulus) % modulus);
+  return y_after_x < x.run || y_after_x + y.run > divisor;
+}
+
+bool may_overlap_itself(const Tensor& t) noexcept { return item_count(t) > 0 && Runs(t).overlaps_itself; }
+
+}  // namespace attncore

@@ -1,0 +1,262 @@
+// Every precondition, before any work.  Messages name the argument, what came and what is accepted.
+#include <cmath>
+#include <string>
+
+#include "call.h"
+#include "tensor.h"
+
+namespace attncore {
+namespace {
+
+using Shape = std::array<Index, 4>;
+using std::to_string;
+
+[[noreturn]] void reject(const std::string& argument, const std::string& what) {
+  throw std::invalid_argument(argument + ": " + what);
+}
+
+void require_dtype(const char* argument, const Tensor& t, std::initializer_list<DType> accepted) {
+  std::string names;
+  for (const DType dtype : accepted) {
+    if (t.dtype == dtype) return;
+    names += (names.empty() ? "" : " or ") + std::string(name(dtype));
+  }
+  throw DTypeError(std::string(argument) + ": dtype is " + name(t.dtype) + ", accepted is " + names);
+}
+
+void require_shape(const char* argument, const Tensor& t, const Shape& shape, const char* axes) {
+  if (t.shape != shape) {
+    reject(argument, "shape is " + shape_text(t.shape) + ", must be " + shape_text(shape) + " " + axes);
+  }
+}
+
+void require_data(const char* argument, const Tensor& t) {
+  if (item_count(t) > 0 && !t.given()) reject(argument, "is not given");
+  for (const Index extent : t.shape) {
+    if (extent < 0) reject(argument, "shape is " + shape_text(t.shape) + ", extents must not be negative");
+  }
+}
+
+/// Repeats axes of extent 1 by a stride of 0.
+void broadcast_to(const char* argument, Tensor& t, const Shape& shape, const char* axes) {
+  for (std::size_t axis = 0; axis < 4; ++axis) {
+    if (t.shape[axis] != shape[axis] && t.shape[axis] != 1) {
+      reject(argument, "shape is " + shape_text(t.shape) + ", must broadcast to " + shape_text(shape) + " " + axes);
+    }
+    if (t.shape[axis] == 1) t.stride[axis] = 0;
+    t.shape[axis] = shape[axis];
+  }
+}
+
+void require_operands(Call& call, bool with_value) {
+  constexpr auto kAxes = "(batch, head, token, dim)";
+  require_data("query", call.query);
+  require_data("key", call.key);
+  require_dtype("query", call.query, {DType::f32, DType::f64, DType::f16, DType::bf16});
+  if (call.key.dtype != call.query.dtype) require_dtype("key", call.key, {call.query.dtype});
+  call.batch = call.query.shape[0];
+  call.heads = call.query.shape[1];
+  call.queries = call.query.shape[2];
+  call.dim = call.query.shape[3];
+  call.kv_heads = call.key.shape[1];
+  call.keys = call.key.shape[2];
+  if (call.dim < 1) reject("query", "shape is " + shape_text(call.query.shape) + ", dim must be at least 1");
+  if (call.heads < 1) reject("query", "shape is " + shape_text(call.query.shape) + ", there must be at least 1 head");
+  require_shape("key", call.key, {call.batch, call.kv_heads, call.keys, call.dim}, kAxes);
+  if (call.kv_heads < 1 || call.heads % call.kv_heads != 0) {
+    reject("key", "has " + to_string(call.kv_heads) + " heads, query's " + to_string(call.heads) +
+                      " must be a multiple of it");
+  }
+  call.group = call.heads / call.kv_heads;
+  if (!with_value) return;
+  require_data("value", call.value);
+  if (call.value.dtype != call.query.dtype) require_dtype("value", call.value, {call.query.dtype});
+  call.value_dim = call.value.shape[3];
+  require_shape("value", call.value, {call.batch, call.kv_heads, call.keys, call.value_dim}, kAxes);
+  if (call.value_dim < 1) reject("value", "shape is " + shape_text(call.value.shape) + ", dim must be at least 1");
+}
+
+void require_scalars(Call& call) {
+  const Score& score = call.score;
+  call.scale = score.scale.value_or(1 / std::sqrt(static_cast<double>(call.dim)));
+  if (!std::isfinite(call.scale)) reject("scale", "is " + to_string(call.scale) + ", must be finite");
+  call.softcap = score.softcap.value_or(0);
+  if (score.softcap && !(std::isfinite(call.softcap) && call.softcap > 0)) {
+    reject("softcap", "is " + to_string(call.softcap) + ", must be finite and greater than 0");
+  }
+  for (const Index bound : {score.left, score.right}) {
+    if (bound < 0) reject("window", "has the bound " + to_string(bound) + ", bounds must be at least 0");
+  }
+  if (score.causal) call.score.right = 0;
+  constexpr Index kFarthest = Index{1} << 60;  // as far as positions reach: sums with them stay in range
+  if (score.left > kFarthest) call.score.left = kUnbounded;
+  if (call.score.right > kFarthest) call.score.right = kUnbounded;
+}
+
+void require_mask_and_biases(Call& call) {
+  const Shape scores{call.batch, call.heads, call.queries, call.keys};
+  constexpr auto kAxes = "(batch, head, query, key)";
+  if (Tensor& mask = call.score.mask; mask.given()) {
+    require_dtype("mask", mask, {DType::boolean});
+    broadcast_to("mask", mask, scores, kAxes);
+  }
+  for (std::size_t i = 0; i < call.score.biases.size; ++i) {
+    Tensor& bias = call.score.biases.items[i];
+    require_data("bias", bias);
+    if (bias.dtype != call.query.dtype) require_dtype("bias", bias, {DType::f32, call.query.dtype});
+    broadcast_to("bias", bias, scores, kAxes);
+  }
+}
+
+void require_head_parameters(Call& call) {
+  if (Tensor& alibi = call.score.alibi; alibi.given()) {
+    if (alibi.dtype != call.query.dtype) require_dtype("alibi", alibi, {DType::f32, call.query.dtype});
+    if (alibi.shape[1] != call.heads) {
+      reject("alibi", "has " + to_string(alibi.shape[1]) + " slopes, query has " + to_string(call.heads) + " heads");
+    }
+    broadcast_to("alibi", alibi, {call.batch, call.heads, 1, 1}, "(batch, head)");
+  }
+  if (const Tensor& sinks = call.score.sinks; sinks.given()) {
+    if (sinks.dtype != call.query.dtype) require_dtype("sinks", sinks, {DType::f32, call.query.dtype});
+    require_shape("sinks", sinks, {1, call.heads, 1, 1}, "(1, head, 1, 1)");
+  }
+}
+
+void require_ints(const char* argument, const Tensor& t, const Shape& shape, const char* axes) {
+  require_dtype(argument, t, {DType::i32, DType::i64});
+  require_shape(argument, t, shape, axes);
+}
+
+void require_lengths(const char* argument, const Tensor& lengths, Index batch, Index tokens) {
+  if (!lengths.given()) return;
+  require_ints(argument, lengths, {batch, 1, 1, 1}, "(batch)");
+  for (Index entry = 0; entry < batch; ++entry) {
+    const Index length = read_int(at(lengths, entry, 0), lengths.dtype);
+    if (length < 0 || length > tokens) {
+      reject(argument, "entry " + to_string(entry) + " is " + to_string(length) + ", must be 0 … " + to_string(tokens));
+    }
+  }
+}
+
+void require_token_parameters(Call& call) {
+  Score& score = call.score;
+  if (score.query_segments.given() != score.key_segments.given()) {
+    reject(score.query_segments.given() ? "key_segments" : "query_segments",
+           "is not given, query_segments and key_segments come together");
+  }
+  if (score.query_segments.given()) {
+    require_ints("query_segments", score.query_segments, {call.batch, 1, call.queries, 1}, "(batch, token)");
+    require_ints("key_segments", score.key_segments, {call.batch, 1, call.keys, 1}, "(batch, token)");
+  }
+  require_lengths("query_lengths", score.query_lengths, call.batch, call.queries);
+  require_lengths("key_lengths", score.key_lengths, call.batch, call.keys);
+  if (Tensor& offset = score.query_offset; offset.given()) {
+    require_dtype("query_offset", offset, {DType::i32, DType::i64});
+    broadcast_to("query_offset", offset, {call.batch, 1, 1, 1}, "(batch)");
+    constexpr Index kFarthest = Index{1} << 60;
+    for (Index entry = 0; entry < call.batch; ++entry) {
+      const Index value = read_int(at(offset, entry, 0), offset.dtype);
+      if (value < -kFarthest || value > kFarthest) {
+        reject("query_offset", "is " + to_string(value) + ", must be within ± 2**60");
+      }
+    }
+  }
+}
+
+/// An output: its shape, that it is memory of its own, apart from every input.
+void require_output(const char* argument, const Tensor& out, const Call& call) {
+  require_data(argument, out);
+  if (may_overlap_itself(out)) reject(argument, "items overlap each other");
+  const struct {
+    const char* name;
+    const Tensor& tensor;
+  } inputs[] = {{"query", call.query},
+                {"key", call.key},
+                {"value", call.value},
+                {"mask", call.score.mask},
+                {"alibi", call.score.alibi},
+                {"sinks", call.score.sinks},
+                {"query_segments", call.score.query_segments},
+                {"key_segments", call.score.key_segments},
+                {"query_offset", call.score.query_offset},
+                {"query_lengths", call.score.query_lengths},
+                {"key_lengths", call.score.key_lengths}};
+  for (const auto& [name, tensor] : inputs) {
+    if (tensor.given() && may_overlap(out, tensor)) reject(argument, std::string("overlaps ") + name);
+  }
+  for (std::size_t i = 0; i < call.score.biases.size; ++i) {
+    if (may_overlap(out, call.score.biases.items[i])) reject(argument, "overlaps bias");
+  }
+}
+
+Call resolve(const Problem& problem, bool with_value) {
+  Call call;
+  call.query = problem.query;
+  call.key = problem.key;
+  if (with_value) call.value = problem.value;
+  call.score = problem.score;
+  require_operands(call, with_value);
+  require_scalars(call);
+  require_mask_and_biases(call);
+  require_head_parameters(call);
+  require_token_parameters(call);
+  return call;
+}
+
+}  // namespace
+
+Sequence Call::sequence(Index entry) const noexcept {
+  const auto read = [&](const Tensor& t, Index otherwise) {
+    return t.given() ? read_int(at(t, entry, 0), t.dtype) : otherwise;
+  };
+  const Index rows = read(score.query_lengths, queries);
+  const Index existing = read(score.key_lengths, keys);
+  return {entry, rows, existing, read(score.query_offset, existing - rows)};
+}
+
+Call validate(const Problem& problem) {
+  Call call = resolve(problem, true);
+  call.out = problem.out;
+  call.lse = problem.lse;
+  if (call.out.dtype != call.query.dtype) require_dtype("out", call.out, {call.query.dtype});
+  require_shape("out", call.out, {call.batch, call.heads, call.queries, call.value_dim}, "(batch, head, token, dim)");
+  require_output("out", call.out, call);
+  if (call.lse.given()) {
+    require_dtype("lse", call.lse, {call.compute()});
+    require_shape("lse", call.lse, {call.batch, call.heads, call.queries, 1}, "(batch, head, token, 1)");
+    require_output("lse", call.lse, call);
+    if (may_overlap(call.lse, call.out)) reject("lse", "overlaps out");
+  }
+  return call;
+}
+
+Call validate(const Problem& problem, const Weights& weights) {
+  Call call = resolve(problem, false);
+  Index rows = call.queries;
+  if (weights.rows.given()) {
+    rows = weights.rows.shape[2];
+    require_ints("rows", weights.rows, {1, 1, rows, 1}, "(1, 1, rows, 1)");
+    for (Index i = 0; i < rows; ++i) {
+      const Index row = read_int(at(weights.rows, 0, 0, i), weights.rows.dtype);
+      if (row < 0 || row >= call.queries) {
+        reject("rows", "has the index " + to_string(row) + ", query has " + to_string(call.queries) + " rows");
+      }
+    }
+  }
+  const Index columns = weights.indices.given() ? weights.probabilities.shape[3] : call.keys;
+  if (columns > call.keys || (weights.indices.given() && columns < 1)) {
+    reject("top_k", "is " + to_string(columns) + ", must be 1 … " + to_string(call.keys) + ", the number of keys");
+  }
+  constexpr auto kAxes = "(batch, head, row, key)";
+  require_dtype("probabilities", weights.probabilities, {call.compute()});
+  require_shape("probabilities", weights.probabilities, {call.batch, call.heads, rows, columns}, kAxes);
+  require_output("probabilities", weights.probabilities, call);
+  if (weights.indices.given()) {
+    require_dtype("indices", weights.indices, {DType::i64});
+    require_shape("indices", weights.indices, weights.probabilities.shape, kAxes);
+    require_output("indices", weights.indices, call);
+  }
+  return call;
+}
+
+}  // namespace attncore

@@ -1,0 +1,296 @@
+// Python's arguments as a Problem: NumPy arrays become Tensors without a copy, options a Score.
+#pragma once
+
+#include <attncore/attncore.hpp>
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <algorithm>
+#include <atomic>
+
+namespace attncore::python {
+
+namespace py = pybind11;
+
+[[noreturn]] inline void reject_type(const char* argument, const std::string& what) {
+  throw py::type_error(std::string(argument) + ": " + what);
+}
+[[noreturn]] inline void reject_value(const char* argument, const std::string& what) {
+  throw py::value_error(std::string(argument) + ": " + what);
+}
+inline std::string type_name(py::handle object) { return Py_TYPE(object.ptr())->tp_name; }
+
+/// ml_dtypes' bfloat16 is a user-defined dtype: found by its name, then known by its number.
+inline bool is_bfloat16(const py::dtype& dtype) {
+  static std::atomic<int> number{-1};
+  if (dtype.num() == number.load(std::memory_order_relaxed)) return true;
+  if (dtype.itemsize() != 2 || py::str(dtype.attr("name")).cast<std::string>() != "bfloat16") return false;
+  number = dtype.num();
+  return true;
+}
+
+inline DType dtype_of(const char* argument, const py::array& array, const char* accepted) {
+  const py::dtype dtype = array.dtype();
+  const bool native = dtype.byteorder() == '=' || dtype.byteorder() == '|';
+  switch (native ? dtype.kind() : '?') {
+    case 'f':
+      if (dtype.itemsize() == 4) return DType::f32;
+      if (dtype.itemsize() == 8) return DType::f64;
+      if (dtype.itemsize() == 2) return DType::f16;
+      break;
+    case 'b':
+      return DType::boolean;
+    case 'i':
+      if (dtype.itemsize() == 4) return DType::i32;
+      if (dtype.itemsize() == 8) return DType::i64;
+      break;
+    default:
+      if (native && is_bfloat16(dtype)) return DType::bf16;
+  }
+  reject_type(argument, "dtype is " + py::str(py::handle(dtype)).cast<std::string>() + ", accepted is " + accepted);
+}
+
+inline constexpr auto kFloats = "float32, float64, float16 or bfloat16 (in native byte order)";
+inline constexpr auto kInts = "an integer dtype";
+
+/// Axes of an array by where they stand in (batch, head, token, dim); −1: not there.
+using Axes = std::array<int, 4>;
+
+inline Tensor tensor(const char* argument, const py::array& array, const Axes& axes, const char* accepted) {
+  Tensor t{const_cast<void*>(array.data()), dtype_of(argument, array, accepted), {1, 1, 1, 1}, {}};
+  for (std::size_t axis = 0; axis < 4; ++axis) {
+    if (axes[axis] < 0) continue;
+    t.shape[axis] = array.shape(axes[axis]);
+    t.stride[axis] = array.strides(axes[axis]);
+  }
+  return t;
+}
+
+/// (batch, head, token, dim) and (batch, token, head, dim), with the axes that fewer dimensions leave.
+inline Axes axes_of(bool bshd, py::ssize_t rank) {
+  if (rank == 2) return {-1, -1, 0, 1};
+  if (rank == 3) return bshd ? Axes{-1, 1, 0, 2} : Axes{-1, 0, 1, 2};
+  return bshd ? Axes{0, 2, 1, 3} : Axes{0, 1, 2, 3};
+}
+
+inline py::array require_array(const char* argument, py::handle object) {
+  if (!py::isinstance<py::array>(object)) reject_type(argument, "must be a NumPy array, is " + type_name(object));
+  return py::reinterpret_borrow<py::array>(object);
+}
+
+/// Python's arguments as a Problem; converted arrays live as long as this.
+class Arguments {
+ public:
+  /// `options` are those of attncore.attention, from layout to num_threads, in the order in which they are read here.
+  Arguments(py::handle query, py::handle key, py::handle value, const py::args& options) {
+    std::size_t at = 0;
+    const auto next = [&] { return options[at++]; };
+    const py::object layout = next();
+    bshd_ = is_bshd(layout);
+    problem.query = operand("query", query);
+    dtype_ = py::reinterpret_borrow<py::array>(query).dtype();
+    problem.key = operand("key", key);
+    if (!value.is_none()) problem.value = operand("value", value);
+    Score& score = problem.score;
+    score.causal = boolean("causal", next());
+    read_window(next());
+    score.query_offset = ints("query_offset", next(), 1);
+    score.mask = scores("mask", next(), "bool");
+    read_biases(next());
+    score.alibi = by_head("alibi", next(), 2);
+    score.softcap = number("softcap", next());
+    score.sinks = by_head("sinks", next(), 1);
+    score.scale = number("scale", next());
+    score.query_segments = ints("query_segments", next(), 2);
+    score.key_segments = ints("key_segments", next(), 2);
+    score.query_lengths = ints("query_lengths", next(), 1);
+    score.key_lengths = ints("key_lengths", next(), 1);
+    read_threads(next());
+  }
+
+  /// An array for a result: axes that the inputs lack, it lacks too.
+  [[nodiscard]] py::array allocate_out() const {
+    const Problem& p = problem;
+    std::vector<py::ssize_t> shape{p.query.shape[0], p.query.shape[1], p.query.shape[2], p.value.shape[3]};
+    if (bshd_) std::swap(shape[1], shape[2]);
+    if (rank_ < 4) shape.erase(shape.begin());
+    if (rank_ < 3) shape.erase(bshd_ ? shape.begin() + 1 : shape.begin());
+    return {dtype_, shape};
+  }
+
+  /// Results over (batch, head, row[, key]) stand so in every layout.
+  [[nodiscard]] py::array allocate_rows(const py::dtype& dtype, Index rows, std::optional<Index> keys) const {
+    std::vector<py::ssize_t> shape{problem.query.shape[0], problem.query.shape[1], rows};
+    if (keys) shape.push_back(*keys);
+    shape.erase(shape.begin(), shape.begin() + (4 - rank_));
+    return {dtype, shape};
+  }
+
+  [[nodiscard]] Tensor rows_tensor(const py::array& array, bool with_keys) const {
+    const int lacking = static_cast<int>(4 - rank_);
+    return tensor("out", array, {0 - lacking, 1 - lacking, 2 - lacking, with_keys ? 3 - lacking : -1}, kFloats);
+  }
+
+  [[nodiscard]] Tensor out_tensor(const py::array& array) const {
+    if (array.ndim() != rank_) {
+      reject_value("out", "has " + std::to_string(array.ndim()) + " dimensions, query has " + std::to_string(rank_));
+    }
+    if (!array.writeable()) reject_value("out", "is read-only");
+    return tensor("out", array, axes_of(bshd_, rank_), kFloats);
+  }
+
+  [[nodiscard]] py::dtype compute_dtype() const {
+    return problem.query.dtype == DType::f64 ? py::dtype::of<double>() : py::dtype::of<float>();
+  }
+
+  Problem problem;
+  Options options;
+
+ private:
+  static bool is_bshd(const py::object& layout) {
+    if (!py::isinstance<py::str>(layout)) reject_type("layout", "must be 'bhsd' or 'bshd', is " + type_name(layout));
+    const auto name = layout.cast<std::string>();
+    if (name != "bhsd" && name != "bshd") reject_value("layout", "is '" + name + "', must be 'bhsd' or 'bshd'");
+    return name == "bshd";
+  }
+
+  Tensor operand(const char* argument, py::handle object) {
+    const py::array array = require_array(argument, object);
+    if (array.ndim() < 2 || array.ndim() > 4) {
+      reject_value(argument, "has " + std::to_string(array.ndim()) + " dimensions, must have 2, 3 or 4");
+    }
+    if (rank_ != 0 && array.ndim() != rank_) {
+      reject_value(argument, "has " + std::to_string(array.ndim()) + " dimensions, query has " + std::to_string(rank_));
+    }
+    rank_ = array.ndim();
+    return tensor(argument, array, axes_of(bshd_, rank_), kFloats);
+  }
+
+  static bool boolean(const char* argument, const py::object& object) {
+    if (object.ptr() == Py_True || object.ptr() == Py_False) return object.ptr() == Py_True;
+    if (type_name(object) != "numpy.bool" && type_name(object) != "numpy.bool_") {
+      reject_type(argument, "must be a bool, is " + type_name(object));
+    }
+    return object.cast<bool>();
+  }
+
+  static std::optional<double> number(const char* argument, const py::object& object) {
+    if (object.is_none()) return std::nullopt;
+    const double value = PyFloat_AsDouble(object.ptr());
+    if (value == -1 && PyErr_Occurred() != nullptr) {
+      PyErr_Clear();
+      reject_type(argument, "must be a number or None, is " + type_name(object));
+    }
+    return value;
+  }
+
+  static Index integer(const char* argument, const py::object& object) {
+    const auto index = py::reinterpret_steal<py::object>(PyNumber_Index(object.ptr()));
+    if (!index || PyBool_Check(object.ptr())) {
+      PyErr_Clear();
+      reject_type(argument, "must be an int, is " + type_name(object));
+    }
+    const Index value = PyLong_AsLongLong(index.ptr());
+    if (value == -1 && PyErr_Occurred() != nullptr) {
+      PyErr_Clear();
+      reject_value(argument, "is " + py::str(index).cast<std::string>() + ", which is too large");
+    }
+    return value;
+  }
+
+  void read_window(const py::object& window) {
+    if (window.is_none()) return;
+    if (!py::isinstance<py::tuple>(window) && !py::isinstance<py::list>(window)) {
+      reject_type("window", "must be a pair (left, right) of ints or None, is " + type_name(window));
+    }
+    const auto pair = py::reinterpret_borrow<py::sequence>(window);
+    if (pair.size() != 2) reject_value("window", "must be a pair (left, right), has " + std::to_string(pair.size()) + " items");
+    const py::object left = pair[0], right = pair[1];
+    if (!left.is_none()) problem.score.left = integer("window", left);
+    if (!right.is_none()) problem.score.right = integer("window", right);
+  }
+
+  /// Anything that NumPy makes an array of; what it makes lives with the arguments.
+  py::array any_array(const char* argument, const py::object& object) {
+    if (py::isinstance<py::array>(object)) return py::reinterpret_borrow<py::array>(object);
+    const py::array array = py::array::ensure(object);
+    if (!array) {
+      PyErr_Clear();
+      reject_type(argument, "must be an array, is " + type_name(object));
+    }
+    kept_.push_back(array);
+    return array;
+  }
+
+  void require_rank(const char* argument, const py::array& array, py::ssize_t most) {
+    if (array.ndim() <= most) return;
+    reject_value(argument, "has " + std::to_string(array.ndim()) + " dimensions, must have at most " + std::to_string(most));
+  }
+
+  /// (batch, head, query, key), right-aligned.
+  Tensor scores(const char* argument, const py::object& object, const char* accepted) {
+    if (object.is_none()) return {};
+    const py::array array = any_array(argument, object);
+    require_rank(argument, array, 4);
+    const int lacking = static_cast<int>(4 - array.ndim());
+    return tensor(argument, array, {0 - lacking, 1 - lacking, 2 - lacking, 3 - lacking}, accepted);
+  }
+
+  void read_biases(const py::object& bias) {
+    if (bias.is_none()) return;
+    if (!py::isinstance<py::tuple>(bias) && !py::isinstance<py::list>(bias)) {
+      return problem.score.biases.push_back(scores("bias", bias, kFloats));
+    }
+    const auto list = py::reinterpret_borrow<py::sequence>(bias);
+    if (list.size() > kMaxBiases) {
+      reject_value("bias", "has " + std::to_string(list.size()) + " arrays, must have at most " + std::to_string(kMaxBiases));
+    }
+    for (const py::object item : list) {
+      if (!py::isinstance<py::array>(item)) reject_type("bias", "must be an array or a tuple of arrays, has " + type_name(item));
+      problem.score.biases.push_back(scores("bias", item, kFloats));
+    }
+  }
+
+  /// (head) or (batch, head)
+  Tensor by_head(const char* argument, const py::object& object, py::ssize_t most) {
+    if (object.is_none()) return {};
+    const py::array array = any_array(argument, object);
+    if (array.ndim() == 0) reject_value(argument, "is a scalar, must have a value a head");
+    require_rank(argument, array, most);
+    return tensor(argument, array, array.ndim() == 2 ? Axes{0, 1, -1, -1} : Axes{-1, 0, -1, -1}, kFloats);
+  }
+
+  /// (batch), or a scalar; most = 2: (batch, token), or (token)
+  Tensor ints(const char* argument, const py::object& object, py::ssize_t most) {
+    if (object.is_none()) return {};
+    py::array array = any_array(argument, object);
+    require_rank(argument, array, most);
+    const char kind = array.dtype().kind();
+    if (kind != 'i' && kind != 'u') {
+      reject_type(argument, "dtype is " + py::str(py::handle(array.dtype())).cast<std::string>() + ", accepted is " + kInts);
+    }
+    const bool native = array.dtype().byteorder() == '=' || array.dtype().byteorder() == '|';
+    if (kind == 'u' || array.itemsize() < 4 || !native) {
+      array = py::array(array.attr("astype")(py::dtype::of<std::int64_t>()));
+      kept_.push_back(array);
+    }
+    const int rank = static_cast<int>(array.ndim());
+    if (most == 1) return tensor(argument, array, {rank - 1, -1, -1, -1}, kInts);
+    if (rank == 0) reject_value(argument, "is a scalar, must have a value a token");
+    return tensor(argument, array, {rank - 2, -1, rank - 1, -1}, kInts);
+  }
+
+  void read_threads(const py::object& threads) {
+    if (threads.is_none()) return;
+    const Index count = integer("num_threads", threads);
+    if (count < 1) reject_value("num_threads", "is " + std::to_string(count) + ", must be at least 1");
+    options.num_threads = static_cast<int>(std::min<Index>(count, 1 << 16));
+  }
+
+  bool bshd_ = false;
+  py::ssize_t rank_ = 0;  // of query, key and value
+  py::dtype dtype_;
+  std::vector<py::object> kept_;
+};
+
+}  // namespace attncore::python

@@ -1,0 +1,1 @@
+"""What ``python -m attncore`` runs.  Nothing here is imported by ``import attncore``."""

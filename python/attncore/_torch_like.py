@@ -1,0 +1,100 @@
+"""The signature and meaning of torch.nn.functional.scaled_dot_product_attention, on NumPy arrays."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from attncore._api import attention
+from attncore._types import Array
+
+
+def scaled_dot_product_attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    attn_mask: Array | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Array:
+    """Attention with torch's signature and semantics.
+
+    Unlike `attention`, is_causal is top-left (query i sees keys 0 … i), heads may differ only with
+    enable_gqa, and there may be any number of leading axes.
+
+    Args:
+        query: (..., heads, queries, dim).
+        key: (..., kv_heads, keys, dim).
+        value: (..., kv_heads, keys, value_dim).
+        attn_mask: bool (True lets attend), or floats that are added to the scores; broadcasts to
+            (..., heads, queries, keys).
+        dropout_p: Must be 0.
+        is_causal: Not together with attn_mask.
+        scale: Default 1/√dim.
+        enable_gqa: kv_heads may divide heads.
+
+    Returns:
+        (..., heads, queries, value_dim).  Rows that see nothing are 0.
+
+    Raises:
+        ValueError: A shape or value does not fit.
+        TypeError: A type or dtype does not fit.
+        NotImplementedError: dropout_p > 0.
+
+    Example:
+        >>> import numpy as np, attncore
+        >>> x = np.ones((2, 4, 3, 8), np.float32)
+        >>> attncore.scaled_dot_product_attention(x, x, x, is_causal=True).shape
+        (2, 4, 3, 8)
+    """
+    if not 0 <= dropout_p <= 1:
+        raise ValueError(f"dropout_p: is {dropout_p}, must be within 0 … 1")
+    if dropout_p > 0:
+        raise NotImplementedError("dropout_p: dropout is not implemented, must be 0")
+    if attn_mask is not None and is_causal:
+        raise ValueError("attn_mask: is given with is_causal=True, only one of them may be")
+    for name, array in (("query", query), ("key", key), ("value", value)):
+        if not isinstance(array, np.ndarray):
+            raise TypeError(f"{name}: must be a NumPy array, is {type(array).__name__}")
+        if array.ndim < 2:
+            raise ValueError(f"{name}: has {array.ndim} dimensions, must have at least 2")
+    if not enable_gqa and query.ndim > 2 and key.ndim > 2 and query.shape[-3] != key.shape[-3]:
+        raise ValueError(
+            f"key: has {key.shape[-3]} heads, query {query.shape[-3]}; that needs enable_gqa=True"
+        )
+    rank = query.ndim
+    mask, bias = _mask_and_bias(attn_mask, query, key)
+    if rank > 4:
+        lead = query.shape[:-3]
+        if key.shape[:-3] != lead or value.shape[:-3] != lead:
+            raise ValueError(f"key: shape is {key.shape}, its leading axes must be query's, {lead}")
+        query, key, value = (x.reshape(-1, *x.shape[-3:]) for x in (query, key, value))
+        mask, bias = (_flatten_lead(x, lead) for x in (mask, bias))
+    out = attention(query, key, value, causal=is_causal, query_offset=0, mask=mask, bias=bias, scale=scale)
+    return out if rank <= 4 else out.reshape(*lead, *out.shape[-3:])
+
+
+def _mask_and_bias(
+    attn_mask: Array | None, query: Array, key: Array
+) -> tuple[Array | None, Array | None]:
+    if attn_mask is None:
+        return None, None
+    if not isinstance(attn_mask, np.ndarray):
+        raise TypeError(f"attn_mask: must be a NumPy array, is {type(attn_mask).__name__}")
+    scores = (*query.shape[:-1], key.shape[-2])
+    try:
+        np.broadcast_to(attn_mask, scores)
+    except ValueError:
+        raise ValueError(
+            f"attn_mask: shape is {attn_mask.shape}, must broadcast to {scores}"
+        ) from None
+    return (attn_mask, None) if attn_mask.dtype == np.bool_ else (None, attn_mask)
+
+
+def _flatten_lead(array: Array | None, lead: tuple[int, ...]) -> Array | None:
+    """(..., heads, queries, keys) → (batch, heads, queries, keys)."""
+    if array is None or array.ndim <= 3:
+        return array
+    tail = array.shape[-3:]
+    return np.broadcast_to(array, (*lead, *tail)).reshape(-1, *tail)

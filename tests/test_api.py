@@ -1,0 +1,249 @@
+"""The rest of the flat API: sdpa, weights, merge, explain, ISAs, threads, build information."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import attncore
+from kit import DTYPES, assert_same_bits, inputs
+from reference import Array, accumulation, reference
+
+LOOSE = {"float64": 1e-12, "float32": 2e-6, "float16": 2e-3, "bfloat16": 2e-2}
+
+
+def near(ours: Array, theirs: Array) -> None:
+    atol = LOOSE[str(ours.dtype)]
+    np.testing.assert_allclose(np.float64(ours), np.float64(theirs), rtol=0, atol=atol)
+
+
+def test_all_is_there() -> None:
+    for name in attncore.__all__:
+        assert hasattr(attncore, name)
+    wanted = {"attention", "scaled_dot_product_attention", "attention_weights", "merge", "explain"}
+    wanted |= {"isa", "available_isas", "use_isa", "get_num_threads", "set_num_threads"}
+    wanted |= {"show_config", "get_include", "get_cmake_dir"}
+    assert wanted <= {*attncore.__all__}
+    for name in wanted:
+        assert getattr(attncore, name).__doc__
+
+
+def test_signature() -> None:
+    parameters = inspect.signature(attncore.attention).parameters
+    assert list(parameters) == [
+        "query",
+        "key",
+        "value",
+        "causal",
+        "window",
+        "query_offset",
+        "mask",
+        "bias",
+        "alibi",
+        "softcap",
+        "sinks",
+        "scale",
+        "query_segments",
+        "key_segments",
+        "query_lengths",
+        "key_lengths",
+        "layout",
+        "out",
+        "return_lse",
+        "num_threads",
+    ]
+    assert all(p.kind is p.KEYWORD_ONLY for p in list(parameters.values())[3:])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_sdpa(isa: str, dtype: Any, rng: Any) -> None:
+    q, k, v = inputs(rng, 9, 14, batch=2, heads=4, dtype=dtype)
+    sdpa = attncore.scaled_dot_product_attention
+    assert_same_bits(sdpa(q, k, v), attncore.attention(q, k, v))
+    top_left = attncore.attention(q, k, v, causal=True, query_offset=0)
+    assert_same_bits(sdpa(q, k, v, is_causal=True), top_left)
+    mask = rng.random((2, 1, 9, 14)) < 0.5
+    mask[0, 0, 3] = False
+    out = sdpa(q, k, v, mask)
+    assert_same_bits(out, attncore.attention(q, k, v, mask=mask))
+    assert (out[0, :, 3] == 0).all()
+    bias = rng.standard_normal((4, 9, 14)).astype(dtype)
+    assert_same_bits(
+        sdpa(q, k, v, bias, 0.0, False, 0.3), attncore.attention(q, k, v, bias=bias, scale=0.3)
+    )
+    grouped = sdpa(q, k[:, :2], v[:, :2], enable_gqa=True)
+    assert_same_bits(grouped, attncore.attention(q, k[:, :2], v[:, :2]))
+
+
+WEIGHTS: dict[str, dict[str, Any]] = {
+    "no option": {},
+    "causal": {"causal": True},
+    "many": {
+        "window": (20, 3),
+        "softcap": 2.0,
+        "alibi": np.array([0.1, 0.2, 0.3, 0.4], np.float32),
+        "sinks": np.array([0.5, -1, 2, 0], np.float32),
+        "key_lengths": [60, 33],
+        "mask": np.arange(70) % 5 != 0,
+        "bias": np.linspace(-1, 1, 70, dtype=np.float32),
+    },
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("option", WEIGHTS)
+@pytest.mark.parametrize("rows", [None, [0], [3, -1, 3], np.array([10, 2], np.int32), (), range(4)])
+def test_weights(isa: str, dtype: Any, option: str, rows: Any, rng: Any) -> None:
+    q, k, v = inputs(rng, 21, 70, batch=2, heads=4, kv_heads=2, dtype=dtype)
+    weights = attncore.attention_weights(q, k, rows=rows, **WEIGHTS[option])
+    expected = reference(q, k, v, **WEIGHTS[option]).weights
+    if rows is not None:
+        expected = expected[:, :, np.asarray(list(rows), np.int64)]
+    assert weights.dtype == accumulation(q.dtype)
+    assert weights.shape == expected.shape
+    near(weights, expected)
+    assert ((weights == 0) == (expected == 0)).all()
+
+
+def test_weights_of_fewer_axes(isa: str, rng: Any) -> None:
+    q, k, _ = inputs(rng, 5, 9, heads=3)
+    whole = attncore.attention_weights(q, k, rows=[1, 4])
+    assert_same_bits(attncore.attention_weights(q[0], k[0], rows=[1, 4]), whole[0])
+    assert_same_bits(attncore.attention_weights(q[0, 0], k[0, 0], rows=[1, 4]), whole[0, 0])
+    swapped = [a.transpose(0, 2, 1, 3) for a in (q, k)]
+    assert_same_bits(attncore.attention_weights(*swapped, rows=[1, 4], layout="bshd"), whole)
+    indices, top = attncore.attention_weights(q[0, 0], k[0, 0], top_k=2)
+    assert indices.shape == top.shape == (5, 2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("option", WEIGHTS)
+@pytest.mark.parametrize("count", [1, 3, 70])
+def test_top_k(isa: str, dtype: Any, option: str, count: int, rng: Any) -> None:
+    q, k, _ = inputs(rng, 21, 70, batch=2, heads=4, kv_heads=2, dtype=dtype)
+    rows = [0, 7, -1]
+    full = attncore.attention_weights(q, k, rows=rows, **WEIGHTS[option])
+    indices, top = attncore.attention_weights(q, k, rows=rows, top_k=count, **WEIGHTS[option])
+    assert indices.dtype == np.int64
+    assert indices.shape == top.shape == (2, 4, 3, count)
+    order = np.argsort(-full, axis=-1, kind="stable")[..., :count]
+    ranked = np.take_along_axis(full, order, axis=-1)
+    near(top, ranked)
+    assert (np.diff(top, axis=-1) <= 0).all()
+    found = indices >= 0
+    assert (found == (ranked > 0)).all()
+    assert (top[~found] == 0).all()
+    near(np.take_along_axis(full, np.where(found, indices, 0), axis=-1)[found], top[found])
+
+
+def test_top_k_of_equal_probabilities(isa: str) -> None:
+    q, k = np.zeros((1, 1, 2, 4), np.float32), np.zeros((1, 1, 50, 4), np.float32)
+    indices, top = attncore.attention_weights(q, k, top_k=4, causal=True, query_offset=1)
+    np.testing.assert_array_equal(indices[0, 0], [[0, 1, -1, -1], [0, 1, 2, -1]])
+    np.testing.assert_allclose(top[0, 0], [[0.5, 0.5, 0, 0], [1 / 3, 1 / 3, 1 / 3, 0]], rtol=1e-6)
+
+
+def test_top_k_of_long_rows(isa: str, rng: Any) -> None:
+    q, k, v = inputs(rng, 3, 6000, heads=2, dim=16)
+    indices, top = attncore.attention_weights(q, k, top_k=20, scale=1.0)
+    weights = reference(q, k, v, scale=1.0).weights
+    np.testing.assert_allclose(top, -np.sort(-weights, axis=-1)[..., :20], rtol=1e-4)
+    np.testing.assert_allclose(np.take_along_axis(weights, indices, axis=-1), top, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("lead", [(), (3,), (2, 3), (2, 1, 3)])
+def test_merge(isa: str, dtype: Any, lead: tuple[int, ...], rng: Any) -> None:
+    wide = accumulation(dtype)
+    outs = [rng.standard_normal((*lead, 5, 7)).astype(dtype) for _ in range(3)]
+    lses = [(3 * rng.standard_normal((*lead, 5))).astype(wide) for _ in range(3)]
+    lses[0][..., 1] = -np.inf
+    outs[0][..., 1, :] = 0
+    for i in range(3):
+        lses[i][..., 2] = -np.inf
+        outs[i][..., 2, :] = 0
+        lses[i][..., 3] += 1e4
+    out, lse = attncore.merge(outs, lses)
+    assert out.dtype == dtype
+    assert lse.dtype == wide
+    logs = np.stack(lses).astype(np.float64)
+    total = np.logaddexp.reduce(logs)
+    shares = np.exp(logs - np.where(total == -np.inf, 0, total))
+    near(out, (shares[..., None] * np.stack(outs).astype(np.float64)).sum(axis=0))
+    np.testing.assert_allclose(lse, total, rtol=1e-6, atol=1e-6)
+    assert (out[..., 2, :] == 0).all()
+    assert (lse[..., 2] == -np.inf).all()
+
+
+def test_merge_of_one_and_of_strided(isa: str, rng: Any) -> None:
+    out, lse = np.float32(rng.random((4, 6, 8))), np.float32(rng.random((4, 6)))
+    merged = attncore.merge([out], [lse])
+    near(merged[0], out)
+    near(merged[1], lse)
+    strided = attncore.merge([out[::2, ::-1, ::3]] * 2, [lse[::2, ::-1]] * 2)
+    near(strided[0], out[::2, ::-1, ::3])
+    near(strided[1], lse[::2, ::-1] + np.log(np.float32(2)))
+
+
+def test_explain(isa: str, rng: Any) -> None:
+    made = inputs(rng, 300, 700, heads=4, kv_heads=2, dim=64)
+    plan = attncore.explain(*made, causal=True, num_threads=2)
+    text = str(plan)
+    assert isa in text
+    assert plan.isa == isa
+    assert plan.threads == 2
+    assert isinstance(plan.kernel, str)
+    for name in ("query_tile", "key_tile", "tasks", "key_splits", "flops", "bytes"):
+        assert getattr(plan, name) >= 1, name
+    assert plan.workspace_bytes >= 0
+    assert plan.estimated_seconds > 0
+    half = attncore.explain(*made, causal=True, query_offset=0)
+    assert half.flops < plan.flops < attncore.explain(*made).flops
+    decode = attncore.explain(*inputs(rng, 1, 60000, heads=8, kv_heads=1), num_threads=2)
+    assert decode.key_splits > 1
+    assert decode.workspace_bytes < 64 * 2**20
+
+
+def test_isas() -> None:
+    names = attncore.available_isas()
+    assert isinstance(names, tuple)
+    assert names[-1] == "baseline"
+    assert attncore.isa() in names
+    before = attncore.isa()
+    for name in names:
+        with attncore.use_isa(name):
+            assert attncore.isa() == name
+            with attncore.use_isa(names[0]):
+                assert attncore.isa() == names[0]
+            assert attncore.isa() == name
+        assert attncore.isa() == before
+    attncore.use_isa("baseline")
+    assert attncore.isa() == "baseline"
+    attncore.use_isa(before)
+    assert attncore.isa() == before
+    with pytest.raises(KeyError), attncore.use_isa("baseline"):
+        raise KeyError
+    assert attncore.isa() == before
+
+
+def test_threads() -> None:
+    before = attncore.get_num_threads()
+    try:
+        for count in (1, 3, 2):
+            attncore.set_num_threads(count)
+            assert attncore.get_num_threads() == count
+    finally:
+        attncore.set_num_threads(before)
+
+
+def test_build_information(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = attncore.show_config()
+    text = capsys.readouterr().out + (shown or "")
+    assert attncore.__version__ in text
+    assert attncore.isa() in text
+    assert (Path(attncore.get_include()) / "attncore" / "attncore.hpp").is_file()
+    assert any(Path(attncore.get_cmake_dir()).glob("attncore*onfig.cmake"))

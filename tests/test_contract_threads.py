@@ -1,0 +1,197 @@
+"""Contract: threads, fork, Ctrl-C."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+
+import attncore
+from kit import DTYPES, Inputs, assert_same_bits, inputs, run_child
+from reference import Array
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_eight_python_threads(isa: str, dtype: Any) -> None:
+    """Each has its own problem and gets the bits that it gets alone."""
+    sizes = [(1, 3000), (200, 300), (16, 16), (33, 1000), (64, 64), (7, 500), (100, 100), (1, 50)]
+    rng = np.random.default_rng(3)
+    problems = [inputs(rng, rows, keys, heads=4, dtype=dtype) for rows, keys in sizes]
+    expected = [attncore.attention(*problem, causal=True) for problem in problems]
+    got: list[list[Array]] = [[] for _ in problems]
+    start = threading.Barrier(len(problems))
+
+    def work(i: int, problem: Inputs) -> None:
+        start.wait()
+        for turn in range(12):
+            threads = (None, 1, 2, 3)[turn % 4]
+            got[i].append(attncore.attention(*problem, causal=True, num_threads=threads))
+
+    workers = [threading.Thread(target=work, args=job) for job in enumerate(problems)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    for i, results in enumerate(got):
+        assert len(results) == 12
+        for out in results:
+            assert_same_bits(out, expected[i], f"problem {i}")
+
+
+def test_the_gil_is_released(isa: str) -> None:
+    rng = np.random.default_rng(3)
+    made = inputs(rng, 2000, 4000, heads=4, dim=64)
+    done = threading.Event()
+
+    def work() -> None:
+        attncore.attention(*made, num_threads=1)
+        done.set()
+
+    worker = threading.Thread(target=work)
+    turns = 0
+    worker.start()
+    while not done.is_set():
+        time.sleep(0.001)
+        turns += 1
+    worker.join()
+    assert turns > 5
+
+
+FORK = """
+import os, signal, sys, warnings
+import numpy as np
+import attncore
+
+warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of threads and fork
+rng = np.random.default_rng(1)
+q, k, v = (rng.standard_normal((2, 8, 256, 64), dtype=np.float32) for _ in range(3))
+expected = attncore.attention(q, k, v, num_threads=2)
+
+def same():
+    return all(
+        (attncore.attention(q, k, v, num_threads=threads) == expected).all()
+        for threads in (2, 1, None, 3)
+    )
+"""
+
+
+def test_fork_after_a_threaded_call() -> None:
+    """A child, its own child, and the parent afterwards all go on, with the same bits."""
+    out = run_child(
+        FORK
+        + """
+def fork(run):
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)  # a hang ends the child
+        os._exit(run())
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+def in_child():
+    return 0 if same() and fork(lambda: 0 if same() else 4) == 0 else 3
+
+print(fork(in_child), fork(in_child), same())
+"""
+    )
+    assert out.split() == ["0", "0", "True"]
+
+
+def test_multiprocessing_with_fork() -> None:
+    out = run_child(
+        FORK
+        + """
+import multiprocessing
+
+def work(i):
+    one = attncore.attention(q + i, k, v, num_threads=1)
+    return float(np.abs(attncore.attention(q + i, k, v) - one).max())
+
+signal.alarm(100)
+with multiprocessing.get_context("fork").Pool(3) as pool:
+    print(max(pool.map(work, range(6))), same())
+"""
+    )
+    assert out.split() == ["0.0", "True"]
+
+
+CTRL_C = """
+import os, signal, sys, threading, time
+import numpy as np
+import attncore
+
+rng = np.random.default_rng(1)
+q, k, v = (rng.standard_normal((1, 16, {queries}, 64), dtype=np.float32)[:, :, :] for _ in range(3))
+q = q[:, :, :{rows}]
+small = [a[:, :1, :100] for a in (q, k, v)]
+expected = attncore.attention(*small)
+sent = 0.0
+
+def press():
+    global sent
+    time.sleep(0.3)
+    sent = time.monotonic()
+    os.kill(os.getpid(), signal.SIGINT)
+
+presser = threading.Thread(target=press)
+presser.start()
+try:
+    for _ in range({calls}):
+        attncore.attention(q, k, v, num_threads={threads}, {options})
+    print("not interrupted")
+except KeyboardInterrupt:
+    print(time.monotonic() - sent)
+presser.join()
+assert (attncore.attention(*small) == expected).all()
+assert (attncore.attention(*small, num_threads=2) == expected).all()
+print("unharmed")
+"""
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(
+    ("queries", "rows", "calls", "options"),
+    [
+        (40_000, 40_000, 1, ""),
+        (40_000, 40_000, 1, "causal=True, softcap=5.0"),
+        (100_000, 1, 100_000, ""),
+    ],
+)
+def test_ctrl_c(threads: int, queries: int, rows: int, calls: int, options: str) -> None:
+    """0.2 s is promised; 1 s is asserted, since other work may run on the machine."""
+    code = CTRL_C.format(queries=queries, rows=rows, calls=calls, options=options, threads=threads)
+    first, last = run_child(code).split("\n")[:2]
+    assert first != "not interrupted"
+    assert float(first) < 1.0
+    assert last == "unharmed"
+
+
+def test_num_threads_of_a_call_leaves_the_default(isa: str, rng: Any) -> None:
+    before = attncore.get_num_threads()
+    attncore.attention(*inputs(rng, 5, 9), num_threads=before + 3)
+    assert attncore.get_num_threads() == before
+
+
+def test_omp_num_threads() -> None:
+    code = "import attncore; print(attncore.get_num_threads())"
+    set_it = "import os; os.environ['OMP_NUM_THREADS'] = '3'\n"
+    assert run_child(set_it + code).strip() == "3"
+
+
+def test_isa_from_the_environment(isa: str) -> None:
+    code = (
+        f"import os; os.environ['ATTNCORE_ISA'] = '{isa}'\nimport attncore; print(attncore.isa())"
+    )
+    assert run_child(code).strip() == isa
+
+
+def test_use_isa_is_process_wide() -> None:
+    names: list[str] = []
+    last = attncore.available_isas()[-1]
+    with attncore.use_isa(last):
+        worker = threading.Thread(target=lambda: names.append(attncore.isa()))
+        worker.start()
+        worker.join()
+    assert names == [last]

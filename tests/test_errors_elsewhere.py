@@ -1,0 +1,144 @@
+"""Bad input: out= against its inputs, and the functions beside attention."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import attncore
+from reference import Array
+from test_errors import DV, GOOD, HK, KEY, VALUE, B, D, H, K, Q, S, ints, zeros
+
+
+@pytest.mark.parametrize("name", ["query", "key", "value", "mask", "bias", "sinks", "alibi"])
+def test_out_must_not_overlap_an_input(name: str) -> None:
+    memory = np.zeros(4000, np.float32)
+    shapes = {"query": Q.shape, "key": KEY.shape, "value": VALUE.shape}
+    shapes |= {"bias": (S, K), "sinks": (H,), "alibi": (B, H)}
+    count = int(np.prod(shapes.get(name, (1,))))
+    given: Array = memory[100 : 100 + count].reshape(shapes.get(name, (1,)))
+    if name == "mask":
+        given = memory.view(bool)[400 : 400 + K]
+    last = memory[100 + max(count, K // 4) - 1 :][: B * H * S * DV].reshape(B, H, S, DV)
+    assert np.shares_memory(given, last)
+    with pytest.raises(ValueError, match=f"out.*overlaps {name}"):
+        attncore.attention(**{**GOOD, name: given, "out": last})
+    beside = memory[100 + max(count, K) :][: B * H * S * DV].reshape(B, H, S, DV)
+    attncore.attention(**{**GOOD, name: given, "out": beside})
+
+
+def test_out_must_be_writable_and_apart_from_itself() -> None:
+    out = zeros(B, H, S, DV)
+    out.flags.writeable = False
+    with pytest.raises(ValueError, match=r"out.*(read-only|writ)"):
+        attncore.attention(**GOOD, out=out)
+    line = zeros(B, H, 1, DV)
+    line = np.lib.stride_tricks.as_strided(line, (B, H, S, DV), (*line.strides[:2], 0, 4))
+    with pytest.raises(ValueError, match=r"out.*overlap"):
+        attncore.attention(**GOOD, out=line)
+
+
+def test_out_interleaved_with_an_input_is_fine() -> None:
+    """Neighbours in memory, not the same elements."""
+    memory = np.random.default_rng(1).standard_normal((B, H, S, 2, D)).astype(np.float32)
+    query, out = memory[..., 0, :], memory[..., 1, :]
+    key, value = zeros(B, HK, K, D) + 1, zeros(B, HK, K, D) + 2
+    attncore.attention(query, key, value, out=out)
+    np.testing.assert_allclose(out, 2, rtol=1e-6)
+
+
+CALLS: dict[str, tuple[Any, type[Exception], str]] = {
+    "rows out of range": (
+        lambda: attncore.attention_weights(Q, KEY, rows=[5]),
+        ValueError,
+        "rows.*5",
+    ),
+    "rows before the first": (
+        lambda: attncore.attention_weights(Q, KEY, rows=[-6]),
+        ValueError,
+        "rows.*-6",
+    ),
+    "rows of floats": (
+        lambda: attncore.attention_weights(Q, KEY, rows=[0.5]),
+        TypeError,
+        "rows.*float",
+    ),
+    "rows of two axes": (
+        lambda: attncore.attention_weights(Q, KEY, rows=[[1]]),
+        ValueError,
+        "rows",
+    ),
+    "top_k of 0": (lambda: attncore.attention_weights(Q, KEY, top_k=0), ValueError, "top_k.*0.*1"),
+    "top_k beyond": (
+        lambda: attncore.attention_weights(Q, KEY, top_k=8),
+        ValueError,
+        "top_k.*8.*7",
+    ),
+    "top_k of a float": (
+        lambda: attncore.attention_weights(Q, KEY, top_k=1.5),
+        TypeError,
+        "top_k.*float",
+    ),
+    "merge of nothing": (lambda: attncore.merge([], []), ValueError, "outs"),
+    "merge of other counts": (lambda: attncore.merge([zeros(3, 2)], []), ValueError, "lses.*0.*1"),
+    "merge of other shapes": (
+        lambda: attncore.merge([zeros(3, 2), zeros(3, 4)], [zeros(3)] * 2),
+        ValueError,
+        r"outs.*\(3, 4\)",
+    ),
+    "merge of other lse": (
+        lambda: attncore.merge([zeros(3, 2)], [zeros(2)]),
+        ValueError,
+        r"lses.*\(2,\)",
+    ),
+    "merge of ints": (lambda: attncore.merge([ints(3, 2)], [zeros(3)]), TypeError, "outs.*int64"),
+    "merge of dtypes": (
+        lambda: attncore.merge([zeros(3, 2), zeros(3, 2, dtype=float)], [zeros(3)] * 2),
+        TypeError,
+        "outs.*float64",
+    ),
+    "unknown ISA": (lambda: attncore.use_isa("mmx"), ValueError, "mmx.*baseline"),
+    "ISA of a number": (lambda: attncore.use_isa(3), TypeError, "int"),
+    "no threads": (lambda: attncore.set_num_threads(0), ValueError, "0.*1"),
+    "negative threads": (lambda: attncore.set_num_threads(-2), ValueError, "-2.*1"),
+    "threads of text": (lambda: attncore.set_num_threads("2"), TypeError, "str|incompatible"),
+    "dropout": (
+        lambda: attncore.scaled_dot_product_attention(Q, Q, Q, dropout_p=0.5),
+        NotImplementedError,
+        "dropout_p.*0.5",
+    ),
+    "mask and causal": (
+        lambda: attncore.scaled_dot_product_attention(
+            Q, Q, Q, attn_mask=np.ones((S, S), bool), is_causal=True
+        ),
+        ValueError,
+        "attn_mask.*is_causal",
+    ),
+    "heads without enable_gqa": (
+        lambda: attncore.scaled_dot_product_attention(Q, KEY, VALUE),
+        ValueError,
+        "enable_gqa",
+    ),
+    "mask of ints for sdpa": (
+        lambda: attncore.scaled_dot_product_attention(Q, Q, Q, attn_mask=ints(S, S)),
+        TypeError,
+        "attn_mask.*int64.*bool",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CALLS)
+def test_other_calls(case: str) -> None:
+    call, exception, message = CALLS[case]
+    with pytest.raises(exception, match=message):
+        call()
+
+
+def test_a_failed_call_leaves_the_settings() -> None:
+    before = attncore.isa(), attncore.get_num_threads()
+    for case in ("unknown ISA", "no threads"):
+        with pytest.raises(ValueError, match="must"):
+            CALLS[case][0]()
+    assert (attncore.isa(), attncore.get_num_threads()) == before
