@@ -152,6 +152,7 @@ def record(
     theirs = {
         name: {
             "median": Summary.of(times[name]).median,
+            "best": min(times[name]),
             "ratio": float(np.median([b / a for a, b in zip(mine, times[name], strict=True)])),
         }
         for name in job.peers
@@ -165,6 +166,7 @@ def record(
         "rounds": len(mine),
         "median": summary.median,
         "spread": summary.spread,
+        "best": summary.best,
         "gflops": rate,
         "gbytes": job.case.bytes(dtype.itemsize) / summary.median / 1e9,
         "peak_gflops": peak,

@@ -1,6 +1,7 @@
-"""The float64 reference that every test compares with, and the rule that says how close is close.
+"""The reference that every test compares with, and the rule that says how close is close.
 
-`reference` follows the contract (docs/semantics.md) with the whole score matrix in float64.
+`reference` follows the contract (docs/semantics.md) with the whole score matrix, in float64 (for
+small float64 inputs in long double, which is wider on x86).
 `plain` is the same text in the arithmetic of an ordinary low-precision evaluation: products
 accumulated in float32 (float64 for float64), the probabilities rounded to the input's dtype before
 the second product, the output rounded at the end.
@@ -22,12 +23,14 @@ TINY = {"float64": 2.0**-1074, "float32": 2.0**-149, "float16": 2.0**-24, "bfloa
 
 @dataclass(frozen=True)
 class Result:
-    """`magnitude`: the largest sum of probability times |value|, which rounding scales with."""
+    """What rounding scales with: `magnitude` is the largest sum of probability times |value|,
+    `score_magnitude` the largest sum of |query| times |key|, scaled."""
 
     out: Array
     lse: Array
     weights: Array
     magnitude: float = 0.0
+    score_magnitude: float = 0.0
 
 
 def accumulation(dtype: npt.DTypeLike) -> np.dtype[Any]:
@@ -35,7 +38,9 @@ def accumulation(dtype: npt.DTypeLike) -> np.dtype[Any]:
 
 
 def reference(query: Array, key: Array, value: Array, **options: Any) -> Result:
-    return _evaluate(query, key, value, np.dtype(np.float64), np.dtype(np.float64), **options)
+    wider = query.dtype == np.float64 and query.size * key.size < 2**28  # slow, where it is long
+    exact = np.dtype(np.longdouble if wider else np.float64)
+    return _evaluate(query, key, value, exact, exact, **options)
 
 
 def plain(query: Array, key: Array, value: Array, **options: Any) -> Result:
@@ -51,14 +56,18 @@ def to_bhsd(array: Array, layout: str) -> Array:
 
 
 def from_bhsd(array: Array, rank: int, layout: str) -> Array:
-    array = array.transpose(0, 2, 1, 3) if layout == "bshd" else array
-    return array.reshape(array.shape[4 - rank :]) if rank > 2 else array[0, 0]
+    if rank == 2:
+        return np.squeeze(array, (0, 1))
+    array = np.transpose(array, (0, 2, 1, 3)) if layout == "bshd" else array
+    whole: Array = array
+    return whole if rank == 4 else whole[0]
 
 
 def per_batch(given: Any, default: Array, batch: int) -> Array:
     """An int, or one a batch entry, as (batch, 1, 1, 1)."""
     chosen = default if given is None else np.asarray(given, np.int64)
-    return np.broadcast_to(chosen, (batch,)).reshape(batch, 1, 1, 1)
+    wide: Array = np.broadcast_to(chosen, (batch,))
+    return wide.reshape(batch, 1, 1, 1)
 
 
 def _evaluate(
@@ -95,7 +104,9 @@ def _evaluate(
     distance = at - (row + offset)  # (batch, 1, rows, keys): key - position
 
     with np.errstate(all="ignore"):
-        scores = (q @ k.swapaxes(2, 3)) * accumulate.type(dim**-0.5 if scale is None else scale)
+        factor = accumulate.type(1 / np.sqrt(accumulate.type(dim)) if scale is None else scale)
+        scores = (q @ k.swapaxes(2, 3)) * factor
+        sizes = np.abs(np.nan_to_num(q)) @ np.abs(np.nan_to_num(k)).swapaxes(2, 3)
         if softcap is not None:
             scores = accumulate.type(softcap) * np.tanh(scores / accumulate.type(softcap))
         if alibi is not None:
@@ -121,7 +132,10 @@ def _evaluate(
             ours, theirs = np.atleast_2d(query_segments), np.atleast_2d(key_segments)
             visible = visible & (ours[:, None, :, None] == theirs[:, None, None, :])
         result = _softmax(scores, visible, v, sinks, operand)
-    return _dropped(result, query.ndim, layout)
+    out = from_bhsd(result.out, query.ndim, layout)
+    lse, weights = (a[(0,) * (4 - query.ndim)] for a in (result.lse, result.weights))
+    size = float(np.max(sizes, initial=0) * abs(factor))
+    return Result(out, lse, weights, result.magnitude, size)
 
 
 def _softmax(
@@ -147,13 +161,6 @@ def _softmax(
     return Result(out.astype(operand), lse, weights, magnitude)
 
 
-def _dropped(result: Result, rank: int, layout: str) -> Result:
-    """The axes that the inputs lack."""
-    out = from_bhsd(result.out, rank, layout)
-    lse, weights = (a[(0,) * (4 - rank)] for a in (result.lse, result.weights))
-    return Result(out, lse, weights, result.magnitude)
-
-
 def assert_close_by_rule(
     ours: Array, exact: Array, plainly: Array, magnitude: float = 0.0, what: str = "out"
 ) -> None:
@@ -169,7 +176,7 @@ def assert_close_by_rule(
     if ours.size == 0:
         return
     name = str(ours.dtype)
-    got, other = ours.astype(np.float64), plainly.astype(np.float64)
+    got, other = ours.astype(exact.dtype), plainly.astype(exact.dtype)
     representable = np.abs(exact) <= _largest(name)
     with np.errstate(all="ignore"):  # an infinity minus itself
         same = np.where(np.isnan(exact), np.isnan(got), got == exact)

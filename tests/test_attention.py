@@ -77,8 +77,7 @@ def name_of(index: int) -> str:
 def laid_out(array: Array, memory: str) -> Array:
     """The same values in other memory."""
     if memory == "swapped":
-        array = np.swapaxes(np.ascontiguousarray(np.swapaxes(array, -1, -2)), -1, -2)
-        return array
+        return np.swapaxes(np.ascontiguousarray(np.swapaxes(array, -1, -2)), -1, -2)
     if memory == "reversed":
         return np.ascontiguousarray(array[..., ::-1, ::-1])[..., ::-1, ::-1]
     if memory == "every second":

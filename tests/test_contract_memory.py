@@ -114,12 +114,13 @@ def test_more_than_two_to_the_31_scores(isa: str, dtype: Any, kind: str, rng: An
     q, k, v = inputs(rng, size, size, heads=1, dim=8, dtype=dtype)
     line: Array = np.float32(rng.standard_normal(2 * size))
     line = line > 0 if kind == "mask" else line
-    out = attncore.attention(q, k, v, window=(50, 60), **{kind: toeplitz(line, size, size)})
+    options: dict[str, Any] = {"window": (50, 60), kind: toeplitz(line, size, size)}
+    out = attncore.attention(q, k, v, **options)
     for start in (0, size // 2, size - tail):
         part = slice(start, start + tail)
         cut = [a[:, :, part] for a in (q, k, v)]
-        option = toeplitz(line[2 * start :], tail, tail)
-        expected, _ = check(*cut, window=(50, 60), **{kind: option})
+        options[kind] = toeplitz(line[2 * start :], tail, tail)
+        expected, _ = check(*cut, **options)
         inner = slice(0 if start == 0 else 60, None if start == size - tail else -60)
         a, b = out[:, :, part][:, :, inner], expected[:, :, inner]
         np.testing.assert_allclose(np.float64(a), np.float64(b), rtol=2e-2, atol=2e-2)

@@ -75,9 +75,9 @@ def make_options(rng: np.random.Generator, hiding: str, q: Array, k: Array) -> d
     if "mask" in options:
         options["mask"] = mask
     if "bias" in options:
-        options["bias"] = np.where(mask, np.float32(0.5), np.float32(-np.inf))
+        options["bias"] = np.array([-np.inf, 0.5], np.float32)[mask.astype(int)]
     if options.pop("alibi", False):
-        options["alibi"] = rng.random(q.shape[1]).astype(np.float32)
+        options["alibi"] = rng.random((q.shape[1],)).astype(np.float32)
     if options.pop("segments", False):
         options["query_segments"] = rng.integers(0, 3, (q.shape[0], q.shape[2]))
         options["key_segments"] = rng.integers(0, 3, (q.shape[0], k.shape[2]))

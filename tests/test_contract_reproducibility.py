@@ -118,6 +118,31 @@ def test_options_of_each_batch_entry(isa: str, rng: Any) -> None:
         assert_same_bits(together[at], alone, f"entry {b}")
 
 
+EMPTY: dict[str, dict[str, Any]] = {
+    "no queries": {"query_lengths": [0, 300, 0, 150, 300, 1, 0, 299]},
+    "no keys": {"key_lengths": [0, 700, 0, 0, 234, 700, 0, 699]},
+    "both": {"query_lengths": [150, 300] * 4, "key_lengths": [700, 0, 0, 700, 5, 600, 0, 700]},
+    "beyond": {
+        "query_offset": np.array([-900, 0, 900, -900, 400, -100, 5000, 0]),
+        "window": (9, 9),
+    },
+    "segments": {
+        "query_segments": np.repeat([0, 1, 2, 3, 3, 9, 0, 1], 300).reshape(8, 300),
+        "key_segments": np.repeat([0, 0, 2, 3, 0, 0, 0, 1], 700).reshape(8, 700),
+    },
+}
+
+
+@pytest.mark.parametrize("option", EMPTY)
+def test_sequences_of_nothing_among_others(isa: str, option: str, rng: Any) -> None:
+    """Many times, since threads that reuse each other's memory too early do so seldom."""
+    made = inputs(rng, batch=8, **SHAPES["prefill"])
+    expected, _ = run(made, num_threads=1, **EMPTY[option])
+    for turn in range(40):
+        out = attncore.attention(*made, num_threads=2 + turn % 3, **EMPTY[option])
+        assert_same_bits(out, expected, f"turn {turn}")
+
+
 def test_calls_before_leave_no_trace(isa: str, rng: Any) -> None:
     """The workspace is kept between calls; what it held must not show."""
     made = inputs(rng, **SHAPES["prefill"])

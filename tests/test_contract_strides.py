@@ -117,7 +117,7 @@ def test_out_leaves_its_surroundings(isa: str, dtype: Any, rng: Any) -> None:
 
 @pytest.mark.parametrize("rank", [2, 3])
 @pytest.mark.parametrize("layout", ["bhsd", "bshd"])
-def test_out_of_fewer_axes(isa: str, rank: int, layout: str, rng: Any) -> None:
+def test_out_of_fewer_axes(isa: str, rank: int, layout: Any, rng: Any) -> None:
     made = [a[(0,) * (4 - rank)] for a in inputs(rng, 9, 30, heads=3, value_dim=5)]
     if layout == "bshd" and rank == 3:
         made = [a.transpose(1, 0, 2) for a in made]
@@ -128,7 +128,7 @@ def test_out_of_fewer_axes(isa: str, rank: int, layout: str, rng: Any) -> None:
 
 
 @pytest.mark.parametrize("layout", ["bhsd", "bshd"])
-def test_inputs_that_overlap_each_other(isa: str, layout: str, rng: Any) -> None:
+def test_inputs_that_overlap_each_other(isa: str, layout: Any, rng: Any) -> None:
     """One projection cut in three; and one array three times."""
     made = rng.standard_normal((2, 9, 3, 4, 32)).astype(np.float32)
     q, k, v = (made[:, :, i] for i in range(3))

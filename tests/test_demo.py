@@ -28,7 +28,7 @@ SENTENCES = [
     "The girl is carrying a baby.",
     "A monkey is playing drums.",
     "Install the library with pip, from a checkout, with a C++ compiler.",
-    "word " * 400,
+    "word " * 60,
 ]
 
 PAGE = """# A library
@@ -79,6 +79,13 @@ def test_encoder_is_the_same_with_textbook_attention(encoder: Encoder, isa: str)
     assert vectors.shape == (len(SENTENCES), 384)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
     np.testing.assert_allclose(vectors, expected, atol=2e-6)
+
+
+@needs_packages
+def test_long_texts_are_cut(encoder: Encoder) -> None:
+    tokens = encoder.tokenize("word " * 400)
+    assert len(tokens.ids) == len(tokens.pieces) == 256
+    assert (tokens.pieces[0], tokens.pieces[-1]) == ("[CLS]", "[SEP]")
 
 
 @needs_packages

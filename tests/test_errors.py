@@ -51,8 +51,8 @@ ATTENTION: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         TypeError,
         "query.*object.*float32",
     ),
-    "list as query": ({"query": [[1.0]]}, TypeError, "query.*list.*(array|ndarray)"),
-    "None as key": ({"key": None}, TypeError, "key.*None.*(array|ndarray)"),
+    "list as query": ({"query": [[1.0]]}, TypeError, "query.*array.*list"),
+    "None as key": ({"key": None}, TypeError, "key.*array.*None"),
     "key of another dtype": (
         {"key": zeros(B, HK, K, D, dtype=float)},
         TypeError,
@@ -107,7 +107,7 @@ ATTENTION: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "softcap of NaN": ({"softcap": NAN}, ValueError, "softcap.*nan"),
     "infinite softcap": ({"softcap": float("inf")}, ValueError, "softcap.*inf"),
     "softcap of a list": ({"softcap": [1.0]}, TypeError, "softcap.*list"),
-    "causal of text": ({"causal": "yes"}, TypeError, "causal.*str.*bool"),
+    "causal of text": ({"causal": "yes"}, TypeError, "causal.*bool.*str"),
     "layout": ({"layout": "sbhd"}, ValueError, "layout.*sbhd.*bhsd.*bshd"),
     "layout of a number": ({"layout": 3}, TypeError, "layout.*int"),
     "num_threads of 0": ({"num_threads": 0}, ValueError, "num_threads.*0.*1"),
@@ -116,10 +116,10 @@ ATTENTION: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     # window and position
     "negative window": ({"window": (-1, 0)}, ValueError, "window.*-1.*0"),
     "negative right window": ({"window": (None, -3)}, ValueError, "window.*-3.*0"),
-    "window of one": ({"window": (1,)}, ValueError, "window.*(left, right)"),
-    "window of three": ({"window": (1, 2, 3)}, ValueError, "window.*(left, right)"),
-    "window of an int": ({"window": 5}, TypeError, "window.*int.*(left, right)"),
-    "window of floats": ({"window": (1.5, 0)}, TypeError, "window.*float.*int"),
+    "window of one": ({"window": (1,)}, ValueError, "window.*left, right"),
+    "window of three": ({"window": (1, 2, 3)}, ValueError, "window.*left, right"),
+    "window of an int": ({"window": 5}, TypeError, "window.*left, right.*int"),
+    "window of floats": ({"window": (1.5, 0)}, TypeError, "window.*int.*float"),
     "offset of a float": ({"query_offset": 1.5}, TypeError, "query_offset.*float.*int"),
     "offset of floats": ({"query_offset": zeros(B)}, TypeError, "query_offset.*float32.*int"),
     "too many offsets": ({"query_offset": ints(3)}, ValueError, "query_offset.*3.*2"),
@@ -137,13 +137,13 @@ ATTENTION: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "query lengths of two axes": (
         {"query_lengths": ints(B, 1)},
         ValueError,
-        r"query_lengths.*\(2, 1\)",
+        r"query_lengths.*(2 dimensions|\(2, 1\))",
     ),
     # mask and bias
     "mask of floats": ({"mask": zeros(S, K)}, TypeError, "mask.*float32.*bool"),
     "mask of ints": ({"mask": ints(S, K)}, TypeError, "mask.*int64.*bool"),
     "mask of uint8": ({"mask": ints(S, K, dtype=np.uint8)}, TypeError, "mask.*uint8.*bool"),
-    "mask of a list": ({"mask": [True]}, TypeError, "mask.*list"),
+    "mask of text": ({"mask": ["x"]}, TypeError, "mask.*bool"),
     "mask that does not broadcast": (
         {"mask": np.ones((S, K - 1), bool)},
         ValueError,
@@ -159,7 +159,7 @@ ATTENTION: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         ValueError,
         "mask.*(5|1, 1, 1, 1, 1)",
     ),
-    "bias of ints": ({"bias": ints(S, K)}, TypeError, "bias.*int64.*float32"),
+    "bias of ints": ({"bias": ints(S, K)}, TypeError, "bias.*int64, accepted is float32$"),
     "bias of bools": ({"bias": np.ones((S, K), bool)}, TypeError, "bias.*bool.*float32"),
     "bias of float64": ({"bias": zeros(S, K, dtype=float)}, TypeError, "bias.*float64.*float32"),
     "bias of float16": (
@@ -178,14 +178,14 @@ ATTENTION: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         r"bias.*5, 2\).*\(2, 4, 5, 7\)",
     ),
     "nine biases": ({"bias": (zeros(1),) * 9}, ValueError, "bias.*9.*8"),
-    "bias of text": ({"bias": "x"}, TypeError, "bias.*str"),
+    "bias of text": ({"bias": "x"}, TypeError, "bias.*(str|U1)"),
     # parameters of heads and tokens
     "alibi of other heads": ({"alibi": zeros(3)}, ValueError, "alibi.*3.*4"),
     "alibi of other batch": ({"alibi": zeros(3, H)}, ValueError, "alibi.*3.*2"),
     "alibi of three axes": ({"alibi": zeros(1, B, H)}, ValueError, r"alibi.*(3|\(1, 2, 4\))"),
     "alibi of float64": ({"alibi": zeros(H, dtype=float)}, TypeError, "alibi.*float64.*float32"),
     "sinks of other heads": ({"sinks": zeros(HK)}, ValueError, "sinks.*2.*4"),
-    "sinks of two axes": ({"sinks": zeros(B, H)}, ValueError, r"sinks.*\(.*2, 4.*\)"),
+    "sinks of two axes": ({"sinks": zeros(B, H)}, ValueError, r"sinks.*(2 dimensions|\(2, 4\))"),
     "sinks of ints": ({"sinks": ints(H)}, TypeError, "sinks.*int64.*float32"),
     "only query_segments": (
         {"query_segments": ints(B, S)},
@@ -255,6 +255,6 @@ def test_there_are_enough_rows() -> None:
 
 def test_options_are_keywords() -> None:
     with pytest.raises(TypeError):
-        attncore.attention(Q, KEY, VALUE, True)  # type: ignore[misc]
+        attncore.attention(Q, KEY, VALUE, True)  # type: ignore[call-overload]
     with pytest.raises(TypeError, match="value"):
-        attncore.attention(Q, KEY)  # type: ignore[call-arg]
+        attncore.attention(Q, KEY)  # type: ignore[call-overload]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -101,7 +102,7 @@ def make(shape: str, option: str, dtype: str) -> tuple[Inputs, dict[str, Any], R
     )
     options = make_options(rng, option, SHAPES[shape])
     small = [
-        Result(r.out, r.lse, np.empty(0), r.magnitude)  # weights would fill the memory
+        replace(r, weights=np.empty(0))  # they would fill the memory
         for r in (reference(*made, **options), plain(*made, **options))
     ]
     return made, options, small[0], small[1]

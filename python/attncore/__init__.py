@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from attncore._api import attention, attention_weights, explain, merge
+from attncore._api import attention
+from attncore._inspect import attention_weights, explain
+from attncore._merge import merge
 from attncore._runtime import (
     available_isas,
     get_cmake_dir,

@@ -36,7 +36,7 @@ def available_isas() -> tuple[str, ...]:
     return tuple(_core.available_isas())
 
 
-class use_isa:  # noqa: N801 (it is called as a function)
+class use_isa:
     """Use the instruction set `name` from now on, in the whole process.
 
     As a context manager, until the block ends.  The environment variable ATTNCORE_ISA does the same

@@ -71,7 +71,9 @@ def scaled_dot_product_attention(
             raise ValueError(f"key: shape is {key.shape}, its leading axes must be query's, {lead}")
         query, key, value = (x.reshape(-1, *x.shape[-3:]) for x in (query, key, value))
         mask, bias = (_flatten_lead(x, lead) for x in (mask, bias))
-    out = attention(query, key, value, causal=is_causal, query_offset=0, mask=mask, bias=bias, scale=scale)
+    out = attention(
+        query, key, value, causal=is_causal, query_offset=0, mask=mask, bias=bias, scale=scale
+    )
     return out if rank <= 4 else out.reshape(*lead, *out.shape[-3:])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,26 @@ Floats: TypeAlias = npt.NDArray[np.floating[Any]]
 Ints: TypeAlias = npt.NDArray[np.integer[Any]] | Sequence[int]
 Layout: TypeAlias = Literal["bhsd", "bshd"]
 Window: TypeAlias = tuple[int | None, int | None]
+
+
+class ScoreOptions(TypedDict, total=False):
+    """The options that `attention`, `attention_weights` and `explain` share."""
+
+    layout: Layout
+    causal: bool
+    window: Window | None
+    query_offset: int | Ints | None
+    mask: npt.NDArray[np.bool_] | None
+    bias: Array | Sequence[Array] | None
+    alibi: Array | None
+    softcap: float | None
+    sinks: Array | None
+    scale: float | None
+    query_segments: Ints | None
+    key_segments: Ints | None
+    query_lengths: int | Ints | None
+    key_lengths: int | Ints | None
+    num_threads: int | None
 
 
 @dataclass(frozen=True)

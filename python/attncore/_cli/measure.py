@@ -147,12 +147,13 @@ class Summary:
 
     median: float
     spread: float  # distance of the quartiles, relative to the median
+    best: float  # what a quiet machine would come near to
 
     @staticmethod
     def of(times: Sequence[float]) -> Summary:
         """Median and spread of rounds."""
         low, median, high = np.percentile(times, (25, 50, 75))
-        return Summary(float(median), float((high - low) / median))
+        return Summary(float(median), float((high - low) / median), float(min(times)))
 
 
 def fma_peak(isa: str, dtype: np.dtype[Any], threads: int) -> float | None:

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 
 #include "../../call.h"
 
@@ -106,25 +107,36 @@ ATTN_INLINE void transpose(Vec<Isa, T>* rows) noexcept {
   }
 }
 
-// Reductions fold halves, in an order that depends on the width alone.
+template <class V, int... I>
+ATTN_INLINE auto low_half(V v, std::integer_sequence<int, I...>) noexcept {
+  return __builtin_shufflevector(v, v, I...);
+}
+template <class V, int... I>
+ATTN_INLINE auto high_half(V v, std::integer_sequence<int, I...>) noexcept {
+  return __builtin_shufflevector(v, v, (I + int{sizeof...(I)})...);
+}
+
+/// Folds halves onto each other: an order of operations that depends on the width alone.
+template <class T, int kLanes, class V, class Fold>
+ATTN_INLINE T fold(V v, Fold combine) noexcept {
+  if constexpr (kLanes == 1) {
+    return v[0];
+  } else if constexpr (kLanes == 2) {
+    return combine(v[0], v[1]);
+  } else {
+    using Half = std::make_integer_sequence<int, kLanes / 2>;
+    return fold<T, kLanes / 2>(combine(low_half(v, Half{}), high_half(v, Half{})), combine);
+  }
+}
+
 template <class Isa, class T>
 ATTN_INLINE T horizontal_sum(Vec<Isa, T> v) noexcept {
-  T lane[kWidth<Isa, T>];
-  store(lane, v);
-  for (int half = kWidth<Isa, T> / 2; half > 0; half /= 2) {
-    for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
-  }
-  return lane[0];
+  return fold<T, kWidth<Isa, T>>(v, [](auto a, auto b) { return a + b; });
 }
 
 template <class Isa, class T>
 ATTN_INLINE T horizontal_max(Vec<Isa, T> v) noexcept {
-  T lane[kWidth<Isa, T>];
-  store(lane, v);
-  for (int half = kWidth<Isa, T> / 2; half > 0; half /= 2) {
-    for (int i = 0; i < half; ++i) lane[i] = lane[i + half] > lane[i] ? lane[i + half] : lane[i];
-  }
-  return lane[0];
+  return fold<T, kWidth<Isa, T>>(v, [](auto a, auto b) { return maximum(a, b); });
 }
 
 }  // namespace attncore

@@ -49,7 +49,8 @@ struct OnlineSoftmax {
     for (Index i = 0; i < columns; i += n) highest = maximum_of(load<V>(scores + i), highest);
     const T before = maximum[row];
     const T in_tile = horizontal_max<Isa, T>(highest);
-    maximum[row] = in_tile > before ? in_tile : before;
+    const bool grows = in_tile > before;  // seldom after the first tiles
+    maximum[row] = grows ? in_tile : before;
 
     const T origin = base(maximum[row]);
     V total{};
@@ -60,7 +61,7 @@ struct OnlineSoftmax {
       if (mark) weight = score == -infinity() ? -V{} : weight;
       store(scores + i, weight);
     }
-    keep[row] = exp_of(before - origin);
+    keep[row] = grows ? exp_of(before - origin) : T{1};
     sum[row] = sum[row] * keep[row] + horizontal_sum<Isa, T>(total);
   }
 

@@ -1,0 +1,101 @@
+"""What `attention` does, made visible: its probabilities, its plan."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from attncore import _core
+from attncore._types import Array, Ints, Layout, Plan, ScoreOptions
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+def attention_weights(
+    query: Array,
+    key: Array,
+    *,
+    rows: int | Ints | None = None,
+    top_k: int | None = None,
+    **options: Unpack[ScoreOptions],
+) -> Any:
+    """The probabilities that `attention` uses, for chosen queries.
+
+    Takes no more memory than it returns.
+
+    Args:
+        query: As `attention`.
+        key: As `attention`.
+        rows: Indices of queries, an int or a sequence; negative ones count from the end.
+            Default: all.
+        top_k: Return only the k largest of each row.
+        options: Those of `attention`, but out and return_lse.
+
+    Returns:
+        (batch, heads, rows, keys) in float32 (float64 for float64); with top_k the pair
+        (indices, probabilities), each (batch, heads, rows, top_k), in falling order, the lower
+        index first among equals.  A row that sees fewer than top_k keys ends in index −1 and
+        probability 0.
+
+    Raises:
+        ValueError: As `attention`; a row or top_k out of range.
+        TypeError: As `attention`.
+
+    Example:
+        >>> import numpy as np, attncore
+        >>> query = key = np.eye(4, dtype=np.float32)
+        >>> indices, probabilities = attncore.attention_weights(query, key, top_k=1, scale=9.0)
+        >>> indices.ravel().tolist()
+        [0, 1, 2, 3]
+    """
+    ordered = _ordered("attention_weights", options)
+    indices = None if rows is None else _row_indices(rows, query, options.get("layout", "bhsd"))
+    return _core.attention_weights(query, key, indices, top_k, *ordered)
+
+
+def _row_indices(rows: int | Ints, query: Array, layout: Layout) -> npt.NDArray[np.int64]:
+    """Indices in 0 … queries − 1."""
+    array = np.atleast_1d(np.asarray(rows))
+    if array.size == 0:
+        array = array.astype(np.int64)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"rows: dtype is {array.dtype}, accepted is an integer dtype")
+    if array.ndim != 1:
+        raise ValueError(f"rows: has {array.ndim} dimensions, must have 1")
+    if not isinstance(query, np.ndarray):
+        raise TypeError(f"query: must be a NumPy array, is {type(query).__name__}")
+    if query.ndim < 2:
+        raise ValueError(f"query: has {query.ndim} dimensions, must have 2, 3 or 4")
+    axis = -3 if layout == "bshd" and query.ndim > 2 else -2
+    queries = query.shape[axis]
+    outside = array[(array < -queries) | (array >= queries)]
+    if outside.size:
+        raise ValueError(f"rows: has the index {outside[0]}, query has {queries} rows")
+    array = array.astype(np.int64)
+    return np.where(array < 0, array + queries, array)
+
+
+def explain(query: Array, key: Array, value: Array, **options: Unpack[ScoreOptions]) -> Plan:
+    """How `attention` would run with these arguments: kernel, tiles, tasks, memory, floor.
+
+    Takes the options of `attention`, but out and return_lse, and raises what it would.
+
+    Example:
+        >>> import numpy as np, attncore
+        >>> x = np.zeros((1, 2, 300, 64), np.float32)
+        >>> attncore.explain(x, x, x, num_threads=1).threads
+        1
+    """
+    return Plan(**_core.explain(query, key, value, *_ordered("explain", options)))
+
+
+def _ordered(function: str, options: ScoreOptions) -> list[Any]:
+    """The options as the core takes them, with their defaults."""
+    for name in options:
+        if name not in ScoreOptions.__annotations__:
+            raise TypeError(f"{function}() got an unexpected keyword argument '{name}'")
+    defaults = {"layout": "bhsd", "causal": False}
+    return [options.get(name, defaults.get(name)) for name in ScoreOptions.__annotations__]
