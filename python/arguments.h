@@ -1,12 +1,12 @@
 // Python's arguments as a Problem: NumPy arrays become Tensors without a copy, options a Score.
 #pragma once
 
-#include <attncore/attncore.hpp>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
 #include <algorithm>
 #include <atomic>
+#include <attncore/attncore.hpp>
 
 namespace attncore::python {
 
@@ -47,7 +47,8 @@ inline DType dtype_of(const char* argument, const py::array& array, const char* 
     default:
       if (native && is_bfloat16(dtype)) return DType::bf16;
   }
-  reject_type(argument, "dtype is " + py::str(py::handle(dtype)).cast<std::string>() + ", accepted is " + accepted);
+  reject_type(argument,
+              "dtype is " + py::str(py::handle(dtype)).cast<std::string>() + ", accepted is " + accepted);
 }
 
 inline constexpr auto kFloats = "float32, float64, float16 or bfloat16 (in native byte order)";
@@ -74,14 +75,16 @@ inline Axes axes_of(bool bshd, py::ssize_t rank) {
 }
 
 inline py::array require_array(const char* argument, py::handle object) {
-  if (!py::isinstance<py::array>(object)) reject_type(argument, "must be a NumPy array, is " + type_name(object));
+  if (!py::isinstance<py::array>(object))
+    reject_type(argument, "must be a NumPy array, is " + type_name(object));
   return py::reinterpret_borrow<py::array>(object);
 }
 
 /// Python's arguments as a Problem; converted arrays live as long as this.
 class Arguments {
  public:
-  /// `options` are those of attncore.attention, from layout to num_threads, in the order in which they are read here.
+  /// `options` are those of attncore.attention, from layout to num_threads, in the order in which they are
+  /// read here.
   Arguments(py::handle query, py::handle key, py::handle value, const py::args& options) {
     std::size_t at = 0;
     const auto next = [&] { return options[at++]; };
@@ -128,12 +131,14 @@ class Arguments {
 
   [[nodiscard]] Tensor rows_tensor(const py::array& array, bool with_keys) const {
     const int lacking = static_cast<int>(4 - rank_);
-    return tensor("out", array, {0 - lacking, 1 - lacking, 2 - lacking, with_keys ? 3 - lacking : -1}, kFloats);
+    return tensor("out", array, {0 - lacking, 1 - lacking, 2 - lacking, with_keys ? 3 - lacking : -1},
+                  kFloats);
   }
 
   [[nodiscard]] Tensor out_tensor(const py::array& array) const {
     if (array.ndim() != rank_) {
-      reject_value("out", "has " + std::to_string(array.ndim()) + " dimensions, query has " + std::to_string(rank_));
+      reject_value("out",
+                   "has " + std::to_string(array.ndim()) + " dimensions, query has " + std::to_string(rank_));
     }
     if (!array.writeable()) reject_value("out", "is read-only");
     return tensor("out", array, axes_of(bshd_, rank_), kFloats);
@@ -148,9 +153,11 @@ class Arguments {
 
  private:
   static bool is_bshd(const py::object& layout) {
-    if (!py::isinstance<py::str>(layout)) reject_type("layout", "must be 'bhsd' or 'bshd', is " + type_name(layout));
+    if (!py::isinstance<py::str>(layout))
+      reject_type("layout", "must be 'bhsd' or 'bshd', is " + type_name(layout));
     const auto name = layout.cast<std::string>();
-    if (name != "bhsd" && name != "bshd") reject_value("layout", "is '" + name + "', must be 'bhsd' or 'bshd'");
+    if (name != "bhsd" && name != "bshd")
+      reject_value("layout", "is '" + name + "', must be 'bhsd' or 'bshd'");
     return name == "bshd";
   }
 
@@ -160,7 +167,8 @@ class Arguments {
       reject_value(argument, "has " + std::to_string(array.ndim()) + " dimensions, must have 2, 3 or 4");
     }
     if (rank_ != 0 && array.ndim() != rank_) {
-      reject_value(argument, "has " + std::to_string(array.ndim()) + " dimensions, query has " + std::to_string(rank_));
+      reject_value(argument,
+                   "has " + std::to_string(array.ndim()) + " dimensions, query has " + std::to_string(rank_));
     }
     rank_ = array.ndim();
     return tensor(argument, array, axes_of(bshd_, rank_), kFloats);
@@ -204,7 +212,8 @@ class Arguments {
       reject_type("window", "must be a pair (left, right) of ints or None, is " + type_name(window));
     }
     const auto pair = py::reinterpret_borrow<py::sequence>(window);
-    if (pair.size() != 2) reject_value("window", "must be a pair (left, right), has " + std::to_string(pair.size()) + " items");
+    if (pair.size() != 2)
+      reject_value("window", "must be a pair (left, right), has " + std::to_string(pair.size()) + " items");
     const py::object left = pair[0], right = pair[1];
     if (!left.is_none()) problem.score.left = integer("window", left);
     if (!right.is_none()) problem.score.right = integer("window", right);
@@ -224,7 +233,8 @@ class Arguments {
 
   void require_rank(const char* argument, const py::array& array, py::ssize_t most) {
     if (array.ndim() <= most) return;
-    reject_value(argument, "has " + std::to_string(array.ndim()) + " dimensions, must have at most " + std::to_string(most));
+    reject_value(argument, "has " + std::to_string(array.ndim()) + " dimensions, must have at most " +
+                               std::to_string(most));
   }
 
   /// (batch, head, query, key), right-aligned.
@@ -243,10 +253,12 @@ class Arguments {
     }
     const auto list = py::reinterpret_borrow<py::sequence>(bias);
     if (list.size() > kMaxBiases) {
-      reject_value("bias", "has " + std::to_string(list.size()) + " arrays, must have at most " + std::to_string(kMaxBiases));
+      reject_value("bias", "has " + std::to_string(list.size()) + " arrays, must have at most " +
+                               std::to_string(kMaxBiases));
     }
     for (const py::object item : list) {
-      if (!py::isinstance<py::array>(item)) reject_type("bias", "must be an array or a tuple of arrays, has " + type_name(item));
+      if (!py::isinstance<py::array>(item))
+        reject_type("bias", "must be an array or a tuple of arrays, has " + type_name(item));
       problem.score.biases.push_back(scores("bias", item, kFloats));
     }
   }
@@ -267,7 +279,8 @@ class Arguments {
     require_rank(argument, array, most);
     const char kind = array.dtype().kind();
     if (kind != 'i' && kind != 'u') {
-      reject_type(argument, "dtype is " + py::str(py::handle(array.dtype())).cast<std::string>() + ", accepted is " + kInts);
+      reject_type(argument, "dtype is " + py::str(py::handle(array.dtype())).cast<std::string>() +
+                                ", accepted is " + kInts);
     }
     const bool native = array.dtype().byteorder() == '=' || array.dtype().byteorder() == '|';
     if (kind == 'u' || array.itemsize() < 4 || !native) {

@@ -8,7 +8,8 @@
 namespace attncore::python {
 namespace {
 
-/// Runs without the GIL; a long call looks for signals (Ctrl-C) now and then, as an extension must do by itself.
+/// Runs without the GIL; a long call looks for signals (Ctrl-C) now and then, as an extension must do by
+/// itself.
 template <class Run>
 void run_without_gil(Options& options, Run run) {
   using Clock = std::chrono::steady_clock;
@@ -24,8 +25,8 @@ void run_without_gil(Options& options, Run run) {
   run();
 }
 
-py::object attention(py::handle query, py::handle key, py::handle value, const py::object& out_or_none, bool return_lse,
-                     const py::args& options) {
+py::object attention(py::handle query, py::handle key, py::handle value, const py::object& out_or_none,
+                     bool return_lse, const py::args& options) {
   Arguments arguments(query, key, value, options);
   py::array out = out_or_none.is_none() ? arguments.allocate_out() : require_array("out", out_or_none);
   arguments.problem.out = arguments.out_tensor(out);

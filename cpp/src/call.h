@@ -16,7 +16,9 @@ struct Range {
 
 ATTN_FN constexpr Index min(Index a, Index b) noexcept { return b < a ? b : a; }
 ATTN_FN constexpr Index max(Index a, Index b) noexcept { return a < b ? b : a; }
-ATTN_FN constexpr Range intersect(Range a, Range b) noexcept { return {max(a.begin, b.begin), min(a.end, b.end)}; }
+ATTN_FN constexpr Range intersect(Range a, Range b) noexcept {
+  return {max(a.begin, b.begin), min(a.end, b.end)};
+}
 ATTN_FN constexpr Index ceil_div(Index a, Index b) noexcept { return (a + b - 1) / b; }
 ATTN_FN constexpr Index round_up(Index a, Index b) noexcept { return ceil_div(a, b) * b; }
 
@@ -35,13 +37,13 @@ struct KeySource {
 struct Call {
   Tensor query, key, value, out, lse;
   Score score;  // masks and biases broadcast (stride 0), causal folded into right, every default in place
-  double scale = 1, softcap = 0;  // softcap 0: none
+  double scale = 1, softcap = 0;                        // softcap 0: none
   Index batch = 0, heads = 0, kv_heads = 0, group = 1;  // group: the query heads that share a KV head
   Index queries = 0, keys = 0, dim = 0, value_dim = 0;
 
   /// The accumulation type: f64 for f64, else f32.
   [[nodiscard]] DType compute() const noexcept { return query.dtype == DType::f64 ? DType::f64 : DType::f32; }
-  [[nodiscard]] Sequence sequence(Index batch) const noexcept;
+  [[nodiscard]] Sequence sequence(Index entry) const noexcept;  // entry: of the batch
 };
 
 ATTN_FN std::byte* at(const Tensor& t, Index batch, Index head, Index token = 0, Index dim = 0) noexcept {

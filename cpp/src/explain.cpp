@@ -16,8 +16,9 @@ std::atomic<int> chosen_threads{0};
 
 int default_threads() noexcept {
   const char* const variable = std::getenv("OMP_NUM_THREADS");
-  const int wanted = variable != nullptr ? std::atoi(variable) : 0;
-  return wanted > 0 ? wanted : available_cores();
+  const long wanted =
+      variable != nullptr ? std::strtol(variable, nullptr, 10) : 0;  // "4,2": the outermost level
+  return wanted > 0 ? static_cast<int>(wanted) : available_cores();
 }
 
 double measured_peak(const Kernels& kernels, int threads, Index rounds) {
@@ -33,24 +34,27 @@ double measured_peak(const Kernels& kernels, int threads, Index rounds) {
 }
 
 std::string text(const Explanation& e, const Plan& plan) {
-  const auto count = [&](auto test) { return std::count_if(plan.sections.begin(), plan.sections.end(), test); };
+  const auto count = [&](auto test) {
+    return std::count_if(plan.sections.begin(), plan.sections.end(), test);
+  };
   const auto shared = count([](const Section& s) { return s.shared; });
   const auto split = count([](const Section& s) { return s.parts > 1; });
   char line[1024];
-  std::snprintf(line, sizeof line,
-                "attncore plan\n"
-                "  isa          %s, kernel %s, %d thread%s\n"
-                "  tiles        %lld query rows x %lld keys\n"
-                "  sections     %zu: %lld share packed super-blocks (%lld), %lld split their keys (up to %lld parts)\n"
-                "  tasks        %lld\n"
-                "  workspace    %.1f KiB\n"
-                "  work         %.4g GFLOP of visible tiles, %.4g MB of operands\n"
-                "  floor        %.4g ms (multiply-add peak and read bandwidth, measured now)",
-                e.isa.c_str(), e.kernel.c_str(), e.threads, e.threads == 1 ? "" : "s", static_cast<long long>(e.query_tile),
-                static_cast<long long>(e.key_tile), plan.sections.size(), static_cast<long long>(shared),
-                static_cast<long long>(plan.blocks), static_cast<long long>(split), static_cast<long long>(e.key_splits),
-                static_cast<long long>(e.tasks), static_cast<double>(e.workspace_bytes) / 1024, e.flops / 1e9, e.bytes / 1e6,
-                e.estimated_seconds * 1e3);
+  std::snprintf(
+      line, sizeof line,
+      "attncore plan\n"
+      "  isa          %s, kernel %s, %d thread%s\n"
+      "  tiles        %lld query rows x %lld keys\n"
+      "  sections     %zu: %lld share packed super-blocks (%lld), %lld split their keys (up to %lld parts)\n"
+      "  tasks        %lld\n"
+      "  workspace    %.1f KiB\n"
+      "  work         %.4g GFLOP of visible tiles, %.4g MB of operands\n"
+      "  floor        %.4g ms (multiply-add peak and read bandwidth, measured now)",
+      e.isa.c_str(), e.kernel.c_str(), e.threads, e.threads == 1 ? "" : "s",
+      static_cast<long long>(e.query_tile), static_cast<long long>(e.key_tile), plan.sections.size(),
+      static_cast<long long>(shared), static_cast<long long>(plan.blocks), static_cast<long long>(split),
+      static_cast<long long>(e.key_splits), static_cast<long long>(e.tasks),
+      static_cast<double>(e.workspace_bytes) / 1024, e.flops / 1e9, e.bytes / 1e6, e.estimated_seconds * 1e3);
   return line;
 }
 
@@ -72,7 +76,9 @@ void set_num_threads(int num_threads) {
 double fma_peak(const std::string& isa, DType dtype, int num_threads) {
   constexpr Index kRounds = 4'000'000;
   const DType compute = dtype == DType::f64 ? DType::f64 : DType::f32;
-  return measured_peak(table_named(isa).kernels(compute), num_threads > 0 ? num_threads : get_num_threads(), kRounds) / 1e9;
+  return measured_peak(table_named(isa).kernels(compute), num_threads > 0 ? num_threads : get_num_threads(),
+                       kRounds) /
+         1e9;
 }
 
 Explanation explain(const Problem& problem, const Options& options) {

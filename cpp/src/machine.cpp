@@ -34,12 +34,15 @@ std::string cpu_name() {
 
 std::string cpu_features() {
 #ifdef __x86_64__
-  const std::pair<const char*, bool> features[] = {
-      {"sse4.2", __builtin_cpu_supports("sse4.2") != 0},         {"avx2", __builtin_cpu_supports("avx2") != 0},
-      {"fma", __builtin_cpu_supports("fma") != 0},
-      {"avx512f", __builtin_cpu_supports("avx512f") != 0},       {"avx512bw", __builtin_cpu_supports("avx512bw") != 0},
-      {"avx512dq", __builtin_cpu_supports("avx512dq") != 0},     {"avx512vl", __builtin_cpu_supports("avx512vl") != 0},
-      {"avx512vnni", __builtin_cpu_supports("avx512vnni") != 0}, {"avx512bf16", __builtin_cpu_supports("avx512bf16") != 0}};
+  const std::pair<const char*, bool> features[] = {{"sse4.2", __builtin_cpu_supports("sse4.2") != 0},
+                                                   {"avx2", __builtin_cpu_supports("avx2") != 0},
+                                                   {"fma", __builtin_cpu_supports("fma") != 0},
+                                                   {"avx512f", __builtin_cpu_supports("avx512f") != 0},
+                                                   {"avx512bw", __builtin_cpu_supports("avx512bw") != 0},
+                                                   {"avx512dq", __builtin_cpu_supports("avx512dq") != 0},
+                                                   {"avx512vl", __builtin_cpu_supports("avx512vl") != 0},
+                                                   {"avx512vnni", __builtin_cpu_supports("avx512vnni") != 0},
+                                                   {"avx512bf16", __builtin_cpu_supports("avx512bf16") != 0}};
   std::string text;
   for (const auto& [name, present] : features) {
     if (present) text += (text.empty() ? "" : " ") + std::string(name);

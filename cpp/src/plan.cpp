@@ -9,18 +9,19 @@ namespace attncore {
 namespace {
 
 // Sizes that bits depend on: they may be functions of the sequence, head group, dims, dtype and ISA only.
-constexpr Index kSplitRows = 32;     // as many rows of a sequence and KV head, or fewer, have their keys split
-constexpr Index kPartKeys = 1024;    // keys of a part, at least
+constexpr Index kSplitRows = 32;   // as many rows of a sequence and KV head, or fewer, have their keys split
+constexpr Index kPartKeys = 1024;  // keys of a part, at least
 constexpr Index kMostParts = 32;
 
 // Sizes that bits do not depend on.
-constexpr Index kTileRows = 96;                  // rows of a tile, at most
-constexpr Index kScratchBytes = 200 << 10;       // of a row tile: its queries, scores and output stay in L2
-constexpr Index kBlockKeys = 512;                // keys of a super-block, unless they are few
-constexpr Index kBlockBytes = Index{8} << 20;    // of a super-block, at most
-constexpr Index kBlockSlots = 3;                 // one in use, one being packed, one that a late thread still reads
-constexpr Index kStateBytes = Index{2} << 20;    // of rows whose state waits, a thread; two sections are alive or more
-constexpr double kThreadFlops = 1e6;             // work that is worth another thread: some 10 µs
+constexpr Index kTileRows = 96;                // rows of a tile, at most
+constexpr Index kScratchBytes = 200 << 10;     // of a row tile: its queries, scores and output stay in L2
+constexpr Index kBlockKeys = 512;              // keys of a super-block, unless they are few
+constexpr Index kBlockBytes = Index{8} << 20;  // of a super-block, at most
+constexpr Index kBlockSlots = 3;  // one in use, one being packed, one that a late thread still reads
+constexpr Index kStateBytes = Index{2}
+                              << 20;  // of rows whose state waits, a thread; two sections are alive or more
+constexpr double kThreadFlops = 1e6;  // work that is worth another thread: some 10 µs
 constexpr double kThreadBytes = 256 << 10;
 
 class Planner {
@@ -34,7 +35,8 @@ class Planner {
     measure();
     for (Index batch = 0; batch < call_.batch; ++batch) {
       const Sequence sequence = call_.sequence(batch);
-      Sequence padding = sequence;  // rows past the query's length: a sequence without keys writes their zeros
+      Sequence padding =
+          sequence;  // rows past the query's length: a sequence without keys writes their zeros
       padding.keys = 0;
       for (Index kv_head = 0; kv_head < call_.kv_heads; ++kv_head) {
         add_rows(sequence, kv_head, {0, sequence.queries * call_.group});
@@ -74,7 +76,8 @@ class Planner {
   }
 
   [[nodiscard]] Index most_tile_rows() const {
-    const Index row = kernels_.sizes(call_, kernels_.row_block).scratch + kernels_.sizes(call_, kernels_.row_block).state;
+    const Index row =
+        kernels_.sizes(call_, kernels_.row_block).scratch + kernels_.sizes(call_, kernels_.row_block).state;
     const Index blocks = max(1, kScratchBytes / row);
     return min(kTileRows / kernels_.row_block, blocks) * kernels_.row_block;
   }
@@ -109,7 +112,8 @@ class Planner {
   }
 
   [[nodiscard]] Range visible(const Section& section) const {
-    const Range seen = ScoreSteps::visible(call_, block_of(call_, section.sequence, section.kv_head, section.rows));
+    const Range seen =
+        ScoreSteps::visible(call_, block_of(call_, section.sequence, section.kv_head, section.rows));
     if (seen.empty()) return {0, 0};
     return {seen.begin - seen.begin % section.part_keys, seen.end};
   }
@@ -130,12 +134,18 @@ class Planner {
     for (Index begin = all.begin; begin < all.end; begin = section.rows.end) {
       section.rows = all;
       section.keys = visible(section);
-      if (section.keys.size() > section.part_keys) {  // state waits between super-blocks, so that rows are bounded
+      if (section.keys.size() > section.part_keys) {  // state waits between super-blocks: rows are bounded
         section.rows = {begin, min(begin + most_tiles * section.tile_rows, all.end)};
         section.keys = visible(section);
       }
       section.tiles = ceil_div(section.rows.size(), section.tile_rows);
       section.state_slot = -1;
+      if (section.keys.empty()) {  // nothing to share; a block that nobody packs would let its slot go early
+        Section alone = section;
+        alone.shared = false;
+        for (Index tile = 0; tile < section.tiles; ++tile) add_split(alone, section.tile(tile));
+        continue;
+      }
       if (section.keys.size() > section.part_keys) keep_state(section, section.tiles);
       plan_.sections.push_back(section);
     }
@@ -148,7 +158,8 @@ class Planner {
     plan_.state_bytes = max(plan_.state_bytes, states * kernels_.sizes(call_, section.tile_rows).state);
   }
 
-  /// Batches in the order of their sections; each batch of packing moves before the one that comes ahead of its use.
+  /// Batches in the order of their sections; each batch of packing moves before the one that comes ahead of
+  /// its use.
   void order() {
     std::vector<Batch> runs;
     for (std::size_t i = 0; i < plan_.sections.size(); ++i) {
@@ -158,7 +169,7 @@ class Planner {
         runs.push_back(batch);
         continue;
       }
-      for (Index key = section.keys.begin; key < section.keys.end || key == section.keys.begin; key += section.part_keys) {
+      for (Index key = section.keys.begin; key < section.keys.end; key += section.part_keys) {
         batch.keys = {key, min(key + section.part_keys, section.keys.end)};
         batch.block = plan_.blocks++;
         runs.push_back(batch);
@@ -190,7 +201,8 @@ class Planner {
 
   void size() {
     Index most_rows = 0;
-    for (const Section& section : plan_.sections) most_rows = max(most_rows, min(section.tile_rows, section.rows.size()));
+    for (const Section& section : plan_.sections)
+      most_rows = max(most_rows, min(section.tile_rows, section.rows.size()));
     plan_.task = kernels_.sizes(call_, most_rows);
     plan_.threads = static_cast<int>(min(plan_.threads, max(1, plan_.tasks)));
     plan_.block_slots = min(plan_.blocks, kBlockSlots);
@@ -200,7 +212,8 @@ class Planner {
     const Index thread = plan_.task.scratch + plan_.task.panel + plan_.task.state;
     const Index counters = 2 * plan_.blocks + plan_.states + plan_.state_tiles + 1;
     plan_.workspace_bytes = plan_.threads * thread + plan_.block_slots * plan_.block_bytes +
-                            plan_.state_slots * plan_.state_bytes + round_up(counters * Index{sizeof(std::int32_t)}, 64);
+                            plan_.state_slots * plan_.state_bytes +
+                            round_up(counters * Index{sizeof(std::int32_t)}, 64);
   }
 
   const Call& call_;

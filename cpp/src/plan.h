@@ -1,12 +1,17 @@
-// A plan: which rows meet which keys, in what pieces and order.  A pure function of the call, the kernels' tile sizes and
-// the machine; what it decides by the machine (threads, rows of a tile, super-blocks, sections) leaves the bits alone.
+// A plan: which rows meet which keys, in what pieces and order.  A pure function of the call, the kernels'
+// tile sizes and the machine; what it decides by the machine (threads, rows of a tile, super-blocks,
+// sections) leaves the bits alone.
 //
 //   section     one (sequence, KV head) and a range of its query rows.  Sections run in their order.
-//     shared    several row tiles.  Keys come in super-blocks, packed once and used by all row tiles; the rows' state
+//     shared    several row tiles.  Keys come in super-blocks, packed once and used by all row tiles; the
+//     rows' state
 //               waits in the section's memory from one super-block to the next.
-//     split     one row tile of few rows (decoding).  Keys are split into parts of a size that depends on the sequence
-//               alone; each is a task of its own, packs for itself, and leaves a state that the last part merges.
-//   batch       tasks that are claimed one by one from a single counter: the packing of a super-block's key tiles, then
+//     split     one row tile of few rows (decoding).  Keys are split into parts of a size that depends on the
+//     sequence
+//               alone; each is a task of its own, packs for itself, and leaves a state that the last part
+//               merges.
+//   batch       tasks that are claimed one by one from a single counter: the packing of a super-block's key
+//   tiles, then
 //               the row tiles against it.  A batch of packing stands one super-block ahead of its use.
 #pragma once
 
@@ -20,15 +25,15 @@ namespace attncore {
 struct Section {
   Sequence sequence;
   Index kv_head = 0;
-  Range rows;            // in the order of Task
-  Index tile_rows = 0;   // rows of a row tile
-  Index tiles = 1;       // row tiles
+  Range rows;           // in the order of Task
+  Index tile_rows = 0;  // rows of a row tile
+  Index tiles = 1;      // row tiles
   bool shared = false;
-  Index parts = 1;       // split: parts of the keys
-  Index part_keys = 0;   // split: keys of a part; shared: keys of a super-block
-  Range keys;            // what any row sees, from a multiple of part_keys on
-  Index state_slot = -1; // where state waits; −1: it need not, and lives in the thread's memory
-  Index first_tile = 0;  // among the row tiles of all sections with state: their progress is counted
+  Index parts = 1;        // split: parts of the keys
+  Index part_keys = 0;    // split: keys of a part; shared: keys of a super-block
+  Range keys;             // what any row sees, from a multiple of part_keys on
+  Index state_slot = -1;  // where state waits; −1: it need not, and lives in the thread's memory
+  Index first_tile = 0;   // among the row tiles of all sections with state: their progress is counted
 
   [[nodiscard]] Range tile(Index i) const noexcept {
     return {rows.begin + i * tile_rows, min(rows.begin + (i + 1) * tile_rows, rows.end)};
@@ -37,10 +42,10 @@ struct Section {
 
 struct Batch {
   Index section = 0;
-  Range keys;             // shared: of the super-block
-  Index block = -1;       // shared: number of the super-block, over all sections
-  bool packs = false;     // packs the key tiles of its super-block
-  Index first_task = 0;   // number of its first task; the next batch's is where it ends
+  Range keys;            // shared: of the super-block
+  Index block = -1;      // shared: number of the super-block, over all sections
+  bool packs = false;    // packs the key tiles of its super-block
+  Index first_task = 0;  // number of its first task; the next batch's is where it ends
 };
 
 struct Plan {
@@ -50,14 +55,14 @@ struct Plan {
   Index tasks = 0;
   int threads = 1;
 
-  Index blocks = 0;        // super-blocks
-  Index block_slots = 0;   // of them in memory at a time
-  Index block_bytes = 0;   // of one slot
-  Index state_slots = 0;   // sections with state in memory at a time
-  Index state_bytes = 0;   // of one slot
-  Index states = 0;        // sections with state
-  Index state_tiles = 0;   // their row tiles
-  Sizes task{};            // of the largest row tile
+  Index blocks = 0;       // super-blocks
+  Index block_slots = 0;  // of them in memory at a time
+  Index block_bytes = 0;  // of one slot
+  Index state_slots = 0;  // sections with state in memory at a time
+  Index state_bytes = 0;  // of one slot
+  Index states = 0;       // sections with state
+  Index state_tiles = 0;  // their row tiles
+  Sizes task{};           // of the largest row tile
   Index workspace_bytes = 0;
 
   double flops = 0, bytes = 0;  // of the visible tiles; of the operands

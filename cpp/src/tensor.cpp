@@ -69,7 +69,8 @@ struct Axis {
   Index stride, extent;
 };
 
-/// Memory as runs of `run` bytes without gaps, at `start` plus multiples of the strides of `axes`, smallest first.
+/// Memory as runs of `run` bytes without gaps, at `start` plus multiples of the strides of `axes`, smallest
+/// first.
 struct Runs {
   std::uintptr_t start = 0;
   Index run = 0, reach = 0;  // reach: from the first byte to past the last
@@ -77,7 +78,8 @@ struct Runs {
   std::size_t count = 0;
   bool overlaps_itself = false;
 
-  explicit Runs(const Tensor& t) noexcept : start(reinterpret_cast<std::uintptr_t>(t.data)), run(item_size(t.dtype)) {
+  explicit Runs(const Tensor& t) noexcept
+      : start(reinterpret_cast<std::uintptr_t>(t.data)), run(item_size(t.dtype)) {
     for (std::size_t axis = 0; axis < 4; ++axis) {
       if (t.shape[axis] == 1) continue;
       if (t.stride[axis] < 0) start -= static_cast<std::uintptr_t>(-t.stride[axis] * (t.shape[axis] - 1));
@@ -107,7 +109,8 @@ bool may_overlap(const Tensor& a, const Tensor& b) noexcept {
   const Runs x(a), y(b);
   const auto end = [](const Runs& r) { return r.start + static_cast<std::uintptr_t>(r.reach); };
   if (end(x) <= y.start || end(y) <= x.start) return false;
-  // Interleaved views (q, k, v and out in one buffer): every run starts at `start` modulo the strides' common divisor.
+  // Interleaved views (q, k, v and out in one buffer): every run starts at `start` modulo the strides' common
+  // divisor.
   Index divisor = 0;
   for (std::size_t i = 0; i < x.count; ++i) divisor = std::gcd(divisor, x.axes[i].stride);
   for (std::size_t i = 0; i < y.count; ++i) divisor = std::gcd(divisor, y.axes[i].stride);

@@ -30,6 +30,13 @@ void require_shape(const char* argument, const Tensor& t, const Shape& shape, co
   }
 }
 
+/// What is added to scores: float32, or query's dtype.
+void require_addend_dtype(const char* argument, const Tensor& t, const Call& call) {
+  if (t.dtype == call.query.dtype) return;
+  if (call.query.dtype == DType::f32) return require_dtype(argument, t, {DType::f32});
+  require_dtype(argument, t, {DType::f32, call.query.dtype});
+}
+
 void require_data(const char* argument, const Tensor& t) {
   if (item_count(t) > 0 && !t.given()) reject(argument, "is not given");
   for (const Index extent : t.shape) {
@@ -41,7 +48,8 @@ void require_data(const char* argument, const Tensor& t) {
 void broadcast_to(const char* argument, Tensor& t, const Shape& shape, const char* axes) {
   for (std::size_t axis = 0; axis < 4; ++axis) {
     if (t.shape[axis] != shape[axis] && t.shape[axis] != 1) {
-      reject(argument, "shape is " + shape_text(t.shape) + ", must broadcast to " + shape_text(shape) + " " + axes);
+      reject(argument,
+             "shape is " + shape_text(t.shape) + ", must broadcast to " + shape_text(shape) + " " + axes);
     }
     if (t.shape[axis] == 1) t.stride[axis] = 0;
     t.shape[axis] = shape[axis];
@@ -53,7 +61,7 @@ void require_operands(Call& call, bool with_value) {
   require_data("query", call.query);
   require_data("key", call.key);
   require_dtype("query", call.query, {DType::f32, DType::f64, DType::f16, DType::bf16});
-  if (call.key.dtype != call.query.dtype) require_dtype("key", call.key, {call.query.dtype});
+  require_dtype("key", call.key, {call.query.dtype});
   call.batch = call.query.shape[0];
   call.heads = call.query.shape[1];
   call.queries = call.query.shape[2];
@@ -61,7 +69,8 @@ void require_operands(Call& call, bool with_value) {
   call.kv_heads = call.key.shape[1];
   call.keys = call.key.shape[2];
   if (call.dim < 1) reject("query", "shape is " + shape_text(call.query.shape) + ", dim must be at least 1");
-  if (call.heads < 1) reject("query", "shape is " + shape_text(call.query.shape) + ", there must be at least 1 head");
+  if (call.heads < 1)
+    reject("query", "shape is " + shape_text(call.query.shape) + ", there must be at least 1 head");
   require_shape("key", call.key, {call.batch, call.kv_heads, call.keys, call.dim}, kAxes);
   if (call.kv_heads < 1 || call.heads % call.kv_heads != 0) {
     reject("key", "has " + to_string(call.kv_heads) + " heads, query's " + to_string(call.heads) +
@@ -70,10 +79,11 @@ void require_operands(Call& call, bool with_value) {
   call.group = call.heads / call.kv_heads;
   if (!with_value) return;
   require_data("value", call.value);
-  if (call.value.dtype != call.query.dtype) require_dtype("value", call.value, {call.query.dtype});
+  require_dtype("value", call.value, {call.query.dtype});
   call.value_dim = call.value.shape[3];
   require_shape("value", call.value, {call.batch, call.kv_heads, call.keys, call.value_dim}, kAxes);
-  if (call.value_dim < 1) reject("value", "shape is " + shape_text(call.value.shape) + ", dim must be at least 1");
+  if (call.value_dim < 1)
+    reject("value", "shape is " + shape_text(call.value.shape) + ", dim must be at least 1");
 }
 
 void require_scalars(Call& call) {
@@ -103,21 +113,22 @@ void require_mask_and_biases(Call& call) {
   for (std::size_t i = 0; i < call.score.biases.size; ++i) {
     Tensor& bias = call.score.biases.items[i];
     require_data("bias", bias);
-    if (bias.dtype != call.query.dtype) require_dtype("bias", bias, {DType::f32, call.query.dtype});
+    require_addend_dtype("bias", bias, call);
     broadcast_to("bias", bias, scores, kAxes);
   }
 }
 
 void require_head_parameters(Call& call) {
   if (Tensor& alibi = call.score.alibi; alibi.given()) {
-    if (alibi.dtype != call.query.dtype) require_dtype("alibi", alibi, {DType::f32, call.query.dtype});
+    require_addend_dtype("alibi", alibi, call);
     if (alibi.shape[1] != call.heads) {
-      reject("alibi", "has " + to_string(alibi.shape[1]) + " slopes, query has " + to_string(call.heads) + " heads");
+      reject("alibi",
+             "has " + to_string(alibi.shape[1]) + " slopes, query has " + to_string(call.heads) + " heads");
     }
     broadcast_to("alibi", alibi, {call.batch, call.heads, 1, 1}, "(batch, head)");
   }
   if (const Tensor& sinks = call.score.sinks; sinks.given()) {
-    if (sinks.dtype != call.query.dtype) require_dtype("sinks", sinks, {DType::f32, call.query.dtype});
+    require_addend_dtype("sinks", sinks, call);
     require_shape("sinks", sinks, {1, call.heads, 1, 1}, "(1, head, 1, 1)");
   }
 }
@@ -133,7 +144,8 @@ void require_lengths(const char* argument, const Tensor& lengths, Index batch, I
   for (Index entry = 0; entry < batch; ++entry) {
     const Index length = read_int(at(lengths, entry, 0), lengths.dtype);
     if (length < 0 || length > tokens) {
-      reject(argument, "entry " + to_string(entry) + " is " + to_string(length) + ", must be 0 … " + to_string(tokens));
+      reject(argument,
+             "entry " + to_string(entry) + " is " + to_string(length) + ", must be 0 … " + to_string(tokens));
     }
   }
 }
@@ -218,8 +230,9 @@ Call validate(const Problem& problem) {
   Call call = resolve(problem, true);
   call.out = problem.out;
   call.lse = problem.lse;
-  if (call.out.dtype != call.query.dtype) require_dtype("out", call.out, {call.query.dtype});
-  require_shape("out", call.out, {call.batch, call.heads, call.queries, call.value_dim}, "(batch, head, token, dim)");
+  require_dtype("out", call.out, {call.query.dtype});
+  require_shape("out", call.out, {call.batch, call.heads, call.queries, call.value_dim},
+                "(batch, head, token, dim)");
   require_output("out", call.out, call);
   if (call.lse.given()) {
     require_dtype("lse", call.lse, {call.compute()});
@@ -239,13 +252,15 @@ Call validate(const Problem& problem, const Weights& weights) {
     for (Index i = 0; i < rows; ++i) {
       const Index row = read_int(at(weights.rows, 0, 0, i), weights.rows.dtype);
       if (row < 0 || row >= call.queries) {
-        reject("rows", "has the index " + to_string(row) + ", query has " + to_string(call.queries) + " rows");
+        reject("rows",
+               "has the index " + to_string(row) + ", query has " + to_string(call.queries) + " rows");
       }
     }
   }
   const Index columns = weights.indices.given() ? weights.probabilities.shape[3] : call.keys;
   if (columns > call.keys || (weights.indices.given() && columns < 1)) {
-    reject("top_k", "is " + to_string(columns) + ", must be 1 … " + to_string(call.keys) + ", the number of keys");
+    reject("top_k",
+           "is " + to_string(columns) + ", must be 1 … " + to_string(call.keys) + ", the number of keys");
   }
   constexpr auto kAxes = "(batch, head, row, key)";
   require_dtype("probabilities", weights.probabilities, {call.compute()});

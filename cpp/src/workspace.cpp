@@ -34,7 +34,8 @@ std::byte* Workspace::reserve(std::size_t bytes) {
     void* const memory = std::aligned_alloc(alignment, rounded);
     if (memory == nullptr) throw std::bad_alloc();
 #ifdef MADV_HUGEPAGE
-    if (alignment == kHugePage) madvise(memory, rounded, MADV_HUGEPAGE);  // a page fault for 2 MiB instead of 512
+    if (alignment == kHugePage)
+      madvise(memory, rounded, MADV_HUGEPAGE);  // a page fault for 2 MiB instead of 512
 #endif
     data_ = static_cast<std::byte*>(memory);
     bytes_ = rounded;

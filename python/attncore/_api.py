@@ -109,7 +109,7 @@ def attention(
         >>> out.shape, lse.shape
         ((1, 8, 5, 64), (1, 8, 5))
     """
-    return _core.attention(  # type: ignore[no-any-return]
+    return _core.attention(
         query,
         key,
         value,

@@ -52,6 +52,8 @@ def attention_weights(
         [0, 1, 2, 3]
     """
     ordered = _ordered("attention_weights", options)
+    if top_k is not None and (isinstance(top_k, bool) or not hasattr(top_k, "__index__")):
+        raise TypeError(f"top_k: must be an int, is {type(top_k).__name__}")
     indices = None if rows is None else _row_indices(rows, query, options.get("layout", "bhsd"))
     return _core.attention_weights(query, key, indices, top_k, *ordered)
 

@@ -51,7 +51,7 @@ def scaled_dot_product_attention(
     if not 0 <= dropout_p <= 1:
         raise ValueError(f"dropout_p: is {dropout_p}, must be within 0 … 1")
     if dropout_p > 0:
-        raise NotImplementedError("dropout_p: dropout is not implemented, must be 0")
+        raise NotImplementedError(f"dropout_p: is {dropout_p}, must be 0: there is no dropout yet")
     if attn_mask is not None and is_causal:
         raise ValueError("attn_mask: is given with is_causal=True, only one of them may be")
     for name, array in (("query", query), ("key", key), ("value", value)):
@@ -91,7 +91,13 @@ def _mask_and_bias(
         raise ValueError(
             f"attn_mask: shape is {attn_mask.shape}, must broadcast to {scores}"
         ) from None
-    return (attn_mask, None) if attn_mask.dtype == np.bool_ else (None, attn_mask)
+    if attn_mask.dtype == np.bool_:
+        return attn_mask, None
+    if attn_mask.dtype not in (np.float32, query.dtype):
+        raise TypeError(
+            f"attn_mask: dtype is {attn_mask.dtype}, accepted is bool, float32 or query's dtype"
+        )
+    return None, attn_mask
 
 
 def _flatten_lead(array: Array | None, lead: tuple[int, ...]) -> Array | None:

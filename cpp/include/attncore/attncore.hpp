@@ -1,6 +1,8 @@
-// attncore: exact attention, softmax(scale · Q Kᵀ + bias) V, for batches of heads, on memory that the caller owns.
+// attncore: exact attention, softmax(scale · Q Kᵀ + bias) V, for batches of heads, on memory that the caller
+// owns.
 //
-// This is the only public header: fill a Problem, call forward().  docs/semantics.md says what each option means.
+// This is the only public header: fill a Problem, call forward().  docs/semantics.md says what each option
+// means.
 #pragma once
 
 #include <array>
@@ -19,8 +21,8 @@ namespace attncore {
 
 using Index = std::int64_t;
 
-/// f32, f64, f16 and bf16 are for queries, keys, values and what is added to scores; boolean is for masks (a byte,
-/// 0 = False); i32 and i64 are for lengths, offsets and segments.
+/// f32, f64, f16 and bf16 are for queries, keys, values and what is added to scores; boolean is for masks (a
+/// byte, 0 = False); i32 and i64 are for lengths, offsets and segments.
 enum class DType : std::uint8_t { f32, f64, f16, bf16, boolean, i32, i64 };
 
 enum class Device : std::uint8_t { cpu, cuda };
@@ -28,8 +30,8 @@ enum class Device : std::uint8_t { cpu, cuda };
 [[nodiscard]] Index item_size(DType dtype) noexcept;  ///< in bytes
 [[nodiscard]] const char* name(DType dtype) noexcept;
 
-/// A view of memory that the caller owns.  The axes are (batch, head, token, dim); strides are in bytes and may be
-/// anything: zero, negative, no multiple of the item.  An optional tensor without `data` is not given.
+/// A view of memory that the caller owns.  The axes are (batch, head, token, dim); strides are in bytes and
+/// may be anything: zero, negative, no multiple of the item.  An optional tensor without `data` is not given.
 struct Tensor {
   void* data = nullptr;
   DType dtype = DType::f32;
@@ -53,7 +55,8 @@ struct BoundedArray {
     for (const T& item : list) push_back(item);
   }
   constexpr void push_back(const T& item) {
-    if (size == Capacity) throw std::invalid_argument("at most " + std::to_string(Capacity) + " items are accepted");
+    if (size == Capacity)
+      throw std::invalid_argument("at most " + std::to_string(Capacity) + " items are accepted");
     items[size++] = item;
   }
 };
@@ -69,9 +72,10 @@ struct Score {
   // A query at position p = query + offset sees the keys p − left … p + right; causal means right = 0.
   bool causal = false;
   Index left = kUnbounded, right = kUnbounded;
-  Tensor query_offset;  ///< (1 or batch, 1, 1, 1) ints; default: keys − queries, the last query sees the last key
+  Tensor query_offset;  ///< (1 or batch, 1, 1, 1) ints; default: keys − queries, the last query sees the last
+                        ///< key
 
-  Tensor mask;                              ///< boolean, True = attend; broadcasts to (batch, head, query, key)
+  Tensor mask;  ///< boolean, True = attend; broadcasts to (batch, head, query, key)
   BoundedArray<Tensor, kMaxBiases> biases;  ///< floats, each broadcasts to (batch, head, query, key)
   Tensor alibi;                             ///< slopes, (1 or batch, head, 1, 1): + slope · −|position − key|
   Tensor sinks;                             ///< logits, (1, head, 1, 1): a term of the softmax's denominator
@@ -89,8 +93,8 @@ struct Problem {
   Score score;
 };
 
-/// Scratch memory that calls reuse.  One call at a time may use it; without one, each calling thread has its own, of
-/// which at most 4 MiB are kept between calls.
+/// Scratch memory that calls reuse.  One call at a time may use it; without one, each calling thread has its
+/// own, of which at most 4 MiB are kept between calls.
 class Workspace {
  public:
   Workspace() noexcept;
@@ -110,9 +114,10 @@ class Workspace {
 
 struct Options {
   Device device = Device::cpu;
-  int num_threads = 0;                 ///< 0: get_num_threads()
-  std::function<bool()> cancelled;     ///< polled by the calling thread, every few milliseconds; true ends the call
-  Workspace* workspace = nullptr;      ///< default: the calling thread's
+  int num_threads = 0;  ///< 0: get_num_threads()
+  std::function<bool()>
+      cancelled;  ///< polled by the calling thread, every few milliseconds; true ends the call
+  Workspace* workspace = nullptr;  ///< default: the calling thread's
 };
 
 /// Thrown by a call that Options::cancelled ended.  Its outputs are unspecified.
@@ -130,7 +135,8 @@ struct NotImplemented : std::logic_error {
   using std::logic_error::logic_error;
 };
 
-/// out, lse = attention(problem).  Throws DTypeError, std::invalid_argument, NotImplemented, std::bad_alloc, Cancelled.
+/// out, lse = attention(problem).  Throws DTypeError, std::invalid_argument, NotImplemented, std::bad_alloc,
+/// Cancelled.
 void forward(const Problem& problem, const Options& options = {});
 
 /// The probabilities that forward() uses.  problem.value and problem.out are not read.
@@ -150,13 +156,14 @@ struct Explanation {
 };
 [[nodiscard]] Explanation explain(const Problem& problem, const Options& options = {});
 
-/// The instruction set that kernels use: the best that the machine has, or the one named by the environment variable
-/// ATTNCORE_ISA or by use_isa(), which holds for the process.
+/// The instruction set that kernels use: the best that the machine has, or the one named by the environment
+/// variable ATTNCORE_ISA or by use_isa(), which holds for the process.
 [[nodiscard]] std::string isa();
 [[nodiscard]] std::vector<std::string> available_isas();  ///< best first
 void use_isa(const std::string& name);
 
-[[nodiscard]] int get_num_threads() noexcept;  ///< default: OMP_NUM_THREADS, else the cores that this process may use
+[[nodiscard]] int
+get_num_threads() noexcept;  ///< default: OMP_NUM_THREADS, else the cores that this process may use
 void set_num_threads(int num_threads);
 
 /// What was built and what was found: (name, value) pairs.

@@ -1,8 +1,8 @@
-// Plans become threads' work here: claiming tasks, packing super-blocks for all who need them, merging split keys.
-#include "../backend.h"
-
+// Plans become threads' work here: claiming tasks, packing super-blocks for all who need them, merging split
+// keys.
 #include <algorithm>
 
+#include "../backend.h"
 #include "../machine.h"
 #include "../score/steps.h"
 #include "crew.h"
@@ -58,7 +58,9 @@ class ForwardRun {
   }
 
  private:
-  [[nodiscard]] Index thread_bytes() const noexcept { return plan_.task.scratch + plan_.task.panel + plan_.task.state; }
+  [[nodiscard]] Index thread_bytes() const noexcept {
+    return plan_.task.scratch + plan_.task.panel + plan_.task.state;
+  }
   [[nodiscard]] std::byte* scratch(int thread) const noexcept { return threads_ + thread * thread_bytes(); }
   [[nodiscard]] std::byte* own_state(int thread) const noexcept {
     return scratch(thread) + plan_.task.scratch + plan_.task.panel;
@@ -68,12 +70,14 @@ class ForwardRun {
     for (const Batch& batch : plan_.batches) {
       if (batch.block < 0) continue;
       if (!batch.packs) unused_[batch.block] = static_cast<std::int32_t>(section(batch).tiles);
-      unpacked_[batch.block] = static_cast<std::int32_t>(ceil_div(batch.keys.size(), plan_.kernels->key_tile));
+      unpacked_[batch.block] =
+          static_cast<std::int32_t>(ceil_div(batch.keys.size(), plan_.kernels->key_tile));
     }
     for (const Section& section : plan_.sections) {
       if (section.state_slot < 0) continue;
       // Split keys: one more than the parts, for the merge.
-      unfinished_[section.state_slot] = static_cast<std::int32_t>(section.shared ? section.tiles : section.parts + 1);
+      unfinished_[section.state_slot] =
+          static_cast<std::int32_t>(section.shared ? section.tiles : section.parts + 1);
     }
     std::fill_n(progress_, plan_.state_tiles, 0);
   }
@@ -83,8 +87,9 @@ class ForwardRun {
   }
 
   void run_task(Index number, int thread) noexcept {
-    const auto after = std::upper_bound(plan_.batches.begin(), plan_.batches.end(), number,
-                                        [](Index task, const Batch& batch) { return task < batch.first_task; });
+    const auto after =
+        std::upper_bound(plan_.batches.begin(), plan_.batches.end(), number,
+                         [](Index task, const Batch& batch) { return task < batch.first_task; });
     const Batch& batch = *(after - 1);
     const Index item = number - batch.first_task;
     if (batch.packs) {
@@ -96,7 +101,8 @@ class ForwardRun {
     }
   }
 
-  // ---- shared super-blocks: empty (unpacked > 0) → packing → ready (unpacked = 0) → unused = 0: the slot is free ----
+  // ---- shared super-blocks: empty (unpacked > 0) → packing → ready (unpacked = 0) → unused = 0: the slot is
+  // free ----
 
   [[nodiscard]] std::byte* block(Index number) const noexcept {
     return blocks_ + number % plan_.block_slots * plan_.block_bytes;
@@ -104,7 +110,10 @@ class ForwardRun {
 
   void pack(const Batch& batch, Index piece, int thread) noexcept {
     const Index before = batch.block - plan_.block_slots;  // the super-block that had this slot
-    if (before >= 0 && !crew_.wait(thread, [&] { return Counter(unused_[before]).get() == 0; })) return;
+    const auto free = [&] {
+      return Counter(unpacked_[before]).get() == 0 && Counter(unused_[before]).get() == 0;
+    };
+    if (before >= 0 && !crew_.wait(thread, free)) return;
     const Index key_tile = plan_.kernels->key_tile;
     const Index first = batch.keys.begin + piece * key_tile;
     const Range keys{first, min(first + key_tile, batch.keys.end)};
@@ -116,10 +125,12 @@ class ForwardRun {
   void run_tile(const Batch& batch, Index tile, int thread) noexcept {
     const Section& s = section(batch);
     Task task{.sequence = s.sequence, .kv_head = s.kv_head, .rows = s.tile(tile), .keys = batch.keys};
-    const Range seen = intersect(s.keys, ScoreSteps::visible(call_, block_of(call_, s.sequence, s.kv_head, task.rows)));
+    const Range seen =
+        intersect(s.keys, ScoreSteps::visible(call_, block_of(call_, s.sequence, s.kv_head, task.rows)));
     const bool sees_nothing = seen.empty();
     const bool begins_section = batch.keys.begin == s.keys.begin;
-    task.first = sees_nothing ? begins_section : batch.keys.begin <= seen.begin && seen.begin < batch.keys.end;
+    task.first =
+        sees_nothing ? begins_section : batch.keys.begin <= seen.begin && seen.begin < batch.keys.end;
     task.last = sees_nothing ? begins_section : batch.keys.begin < seen.end && seen.end <= batch.keys.end;
     const bool meets = task.first || task.last || (!sees_nothing && !intersect(seen, batch.keys).empty());
     if (meets && !run_ready_tile(batch, tile, task, thread)) return;
@@ -132,7 +143,8 @@ class ForwardRun {
     task.state = own_state(thread);
     if (s.state_slot >= 0) {
       task.state = state(s) + tile * plan_.kernels->sizes(call_, s.tile_rows).state;
-      if (task.first ? !wait_for_slot(s, thread) : !wait_for_progress(s, tile, batch.block, thread)) return false;
+      if (task.first ? !wait_for_slot(s, thread) : !wait_for_progress(s, tile, batch.block, thread))
+        return false;
     }
     if (!crew_.wait(thread, [&] { return Counter(unpacked_[batch.block]).get() == 0; })) return false;
     task.packed = block(batch.block);
@@ -171,7 +183,7 @@ class ForwardRun {
       if (!wait_for_slot(s, thread)) return;
       task.state = state(s) + part * plan_.kernels->sizes(call_, s.rows.size()).state;
     }
-    const Index stretch = 32 * plan_.kernels->key_tile;  // keys between two looks whether the call was cancelled
+    const Index stretch = 32 * plan_.kernels->key_tile;  // keys between two looks for a cancellation
     for (Index key = keys.begin; key < keys.end || key == keys.begin; key += stretch) {
       task.keys = {key, min(key + stretch, keys.end)};
       task.first = key == keys.begin;
@@ -219,7 +231,8 @@ void weights(const Call& call, const Weights& weights, const Options& options) {
   const Index bytes = sizes.scratch + sizes.panel + sizes.state;
   const double flops = 4.0 * static_cast<double>(call.batch * call.heads * chosen * call.keys * call.dim);
   const int most = options.num_threads > 0 ? options.num_threads : get_num_threads();
-  const int threads = static_cast<int>(std::clamp(std::min(flops / 1e6, static_cast<double>(tasks)), 1.0, double(most)));
+  const int threads =
+      static_cast<int>(std::clamp(std::min(flops / 1e6, static_cast<double>(tasks)), 1.0, double(most)));
 
   Memory memory(options, threads * bytes);
   std::byte* const scratch = memory.take(threads * bytes);

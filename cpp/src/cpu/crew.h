@@ -1,4 +1,5 @@
-// A crew runs numbered tasks on threads: all claimed from one counter, with waits that cannot lock up and a way to stop.
+// A crew runs numbered tasks on threads: all claimed from one counter, with waits that cannot lock up and a
+// way to stop.
 #pragma once
 
 #include <atomic>
@@ -14,8 +15,8 @@ class Crew {
  public:
   Crew(int threads, const Options& options) : threads_(threads), options_(options) {}
 
-  /// run(task, thread) for each task 0 … tasks − 1, in this order of claiming.  Throws what Options::cancelled threw, or
-  /// Cancelled if it said so.
+  /// run(task, thread) for each task 0 … tasks − 1, in this order of claiming.  Throws what
+  /// Options::cancelled threw, or Cancelled if it said so.
   template <class Run>
   void run(Index tasks, Run run) {
     std::atomic<Index> next{0};
@@ -67,12 +68,15 @@ class Crew {
   std::exception_ptr error_;
 };
 
-/// A counter in memory that the workspace gives; what was written before `set` or `count_down` is seen after `get`.
+/// A counter in memory that the workspace gives; what was written before `set` or `count_down` is seen after
+/// `get`.
 class Counter {
  public:
   explicit Counter(std::int32_t& value) noexcept : value_(value) {}
   [[nodiscard]] Index get() const noexcept { return value_.load(std::memory_order_acquire); }
-  void set(Index value) noexcept { value_.store(static_cast<std::int32_t>(value), std::memory_order_release); }
+  void set(Index value) noexcept {
+    value_.store(static_cast<std::int32_t>(value), std::memory_order_release);
+  }
   /// What is left.
   Index count_down() noexcept { return value_.fetch_sub(1, std::memory_order_acq_rel) - 1; }
 

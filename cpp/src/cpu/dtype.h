@@ -1,7 +1,8 @@
 // One traits struct a storage dtype: how items become registers of the accumulation type, and back.
 //
-// The 16-bit formats are converted with integer operations, so that every ISA gives the same bits, subnormals, Inf and
-// NaN included, without hardware support.  An ISA with conversion instructions specialises `Widen`.
+// The 16-bit formats are converted with integer operations, so that every ISA gives the same bits,
+// subnormals, Inf and NaN included, without hardware support.  An ISA with conversion instructions
+// specialises `Widen`.
 #pragma once
 
 #include "tile/simd.h"
@@ -56,7 +57,8 @@ template <class Isa>
 struct Widen<Isa, float, DType::f16> {
   static ATTN_INLINE Vec<Isa, float> load(const void* p) noexcept {
     const U32<Isa> half = load_u16<Isa>(p);
-    // Exponent and fraction moved into place, then the bias (127 − 15) by a product, which normalises subnormals too.
+    // Exponent and fraction moved into place, then the bias (127 − 15) by a product, which normalises
+    // subnormals too.
     const Vec<Isa, float> magnitude = bit_cast<Vec<Isa, float>>((half & 0x7fff) << 13) * 0x1p112F;
     const U32<Isa> inf_or_nan = (half & 0x7c00) == 0x7c00 ? U32<Isa>{} + 0x7f800000U : U32<Isa>{};
     return bit_cast<Vec<Isa, float>>(bit_cast<U32<Isa>>(magnitude) | inf_or_nan | (half & 0x8000) << 16);
@@ -80,7 +82,8 @@ ATTN_INLINE U32<Isa> narrow_f16(Vec<Isa, float> v) noexcept {
   const U32<Isa> magnitude = bits & 0x7fffffff;
   // Below 2⁻¹⁴ the result is subnormal: adding 0.5 leaves its 10 bits, rounded, at the end of the sum.
   const U32<Isa> subnormal = bit_cast<U32<Isa>>(bit_cast<Vec<Isa, float>>(magnitude) + 0.5F) - 0x3f000000;
-  const U32<Isa> normal = (magnitude + 0xc8000fff + ((magnitude >> 13) & 1)) >> 13;  // 0xc8000000: −(127 − 15) << 23
+  const U32<Isa> normal =
+      (magnitude + 0xc8000fff + ((magnitude >> 13) & 1)) >> 13;  // 0xc8000000: −(127 − 15) << 23
   const U32<Isa> finite = magnitude < 0x38800000 ? subnormal : normal;
   const U32<Isa> overflow = magnitude > 0x7f800000 ? U32<Isa>{} + 0x7e00U : U32<Isa>{} + 0x7c00U;
   return sign | (magnitude >= 0x477ff000 ? overflow : finite);  // 65520 and more round to infinity
@@ -100,7 +103,8 @@ ATTN_INLINE void store_as(void* p, Vec<Isa, T> v) noexcept {
   }
 }
 
-/// Items p[0], p[stride], … (n of them, in bytes; n ≤ the width) as a register; the rest is 0.  Never reads past them.
+/// Items p[0], p[stride], … (n of them, in bytes; n ≤ the width) as a register; the rest is 0.  Never reads
+/// past them.
 template <class Isa, class T, DType kStorage>
 ATTN_INLINE Vec<Isa, T> load_items(const std::byte* p, Index stride, Index n) noexcept {
   using Item = typename Storage<kStorage>::Item;
@@ -121,11 +125,13 @@ ATTN_INLINE void store_items(std::byte* p, Index stride, Index n, Vec<Isa, T> v)
   for (Index i = 0; i < n; ++i) __builtin_memcpy(p + i * stride, &items[i], sizeof(Item));
 }
 
-/// Calls run.template operator()<kStorage>() for the dtypes that can be accumulated in T: once a row or panel.
+/// Calls run.template operator()<kStorage>() for the dtypes that can be accumulated in T: once a row or
+/// panel.
 template <class T, class Run>
 ATTN_INLINE decltype(auto) with_storage(DType dtype, Run run) noexcept {
   if constexpr (sizeof(T) == 8) {
-    return dtype == DType::f64 ? run.template operator()<DType::f64>() : run.template operator()<DType::f32>();
+    return dtype == DType::f64 ? run.template operator()<DType::f64>()
+                               : run.template operator()<DType::f32>();
   } else {
     switch (dtype) {
       case DType::f16:

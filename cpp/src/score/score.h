@@ -1,18 +1,19 @@
 // What a score step is: one small struct that stands between Q·Kᵀ and the softmax.
 //
-//   visible(call, block)          the keys that any row of the block may see: what lies outside is never touched
-//   touch(call, block, keys)      what it does to this tile: nothing, element work, or hides all of it
-//   apply<M>(call, row, s, keys)  a register of scores (a float on a GPU) of one row, keys.first + lane
+//   visible(call, block)          the keys that any row of the block may see: what lies outside is never
+//   touched touch(call, block, keys)      what it does to this tile: nothing, element work, or hides all of
+//   it apply<M>(call, row, s, keys)  a register of scores (a float on a GPU) of one row, keys.first + lane
 //
-// M is the machine's vocabulary (cpu/tile/score_math.h): M::Scores, M::Keys and the primitives that `apply` uses.
-// The text compiles for CPU and CUDA.  Every call in it is inlined by force.
+// M is the machine's vocabulary (cpu/tile/score_math.h): M::Scores, M::Keys and the primitives that `apply`
+// uses. The text compiles for CPU and CUDA.  Every call in it is inlined by force.
 #pragma once
 
 #include "../call.h"
 
 namespace attncore {
 
-/// A query row, or a register of them: kernels may lay scores out either way, so per-head parameters are read per row.
+/// A query row, or a register of them: kernels may lay scores out either way, so per-head parameters are read
+/// per row.
 struct Row {
   Index batch, head, query, position;
 };

@@ -10,7 +10,8 @@ struct Segments : NoOp {
     if (!call.score.query_segments.given()) return Touch::nothing;
     const Index batch = block.sequence.batch;
     const Extent of_queries = extent(call.score.query_segments, batch, block.queries);
-    const Extent of_keys = extent(call.score.key_segments, batch, {keys.begin, min(keys.end, block.sequence.keys)});
+    const Extent of_keys =
+        extent(call.score.key_segments, batch, {keys.begin, min(keys.end, block.sequence.keys)});
     if (of_queries.high < of_keys.low || of_keys.high < of_queries.low) return Touch::hides_all;
     const bool one = of_queries.low == of_queries.high && of_keys.low == of_keys.high;
     return one ? Touch::nothing : Touch::elements;

@@ -36,7 +36,8 @@ struct Pipeline {
     return work;
   }
 
-  /// Scores of one row: `count` registers (a GPU: one) are visited by each step that has work, in the list's order.
+  /// Scores of one row: `count` registers (a GPU: one) are visited by each step that has work, in the list's
+  /// order.
   template <class M, class Visit>
   static ATTN_FN void apply(const Call& call, const Row& row, StepSet steps, Visit visit) noexcept {
     StepSet bit = 1;
@@ -51,7 +52,8 @@ struct Pipeline {
   }
 
   template <class Step, class M, class Visit>
-  static ATTN_FN void apply_one(const Call& call, const Row& row, StepSet steps, StepSet& bit, Visit& visit) noexcept {
+  static ATTN_FN void apply_one(const Call& call, const Row& row, StepSet steps, StepSet& bit,
+                                Visit& visit) noexcept {
     if ((steps & bit) != 0) {
       visit([&](typename M::Scores s, const typename M::Keys& keys) {
         return Step::template apply<M>(call, row, s, keys);
@@ -61,6 +63,7 @@ struct Pipeline {
   }
 };
 
-using ScoreSteps = Pipeline<SoftCap, Alibi, Bias, Mask, Segments, Window, Lengths>;  // in the order of application
+using ScoreSteps =
+    Pipeline<SoftCap, Alibi, Bias, Mask, Segments, Window, Lengths>;  // in the order of application
 
 }  // namespace attncore

@@ -20,8 +20,9 @@ struct Window : NoOp {
   }
 
   static ATTN_FN Touch touch(const Call& call, const Block& block, Range keys) noexcept {
-    const bool all_seen = first_key(call, block.last_position()) <= keys.begin &&  // by the row that sees least
-                          keys.end - 1 <= last_key(call, block.first_position());
+    const bool all_seen =
+        first_key(call, block.last_position()) <= keys.begin &&  // by the row that sees least
+        keys.end - 1 <= last_key(call, block.first_position());
     return all_seen ? Touch::nothing : Touch::elements;
   }
 

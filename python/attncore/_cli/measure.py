@@ -123,7 +123,8 @@ def time_in_rounds(
     for contender in contenders:
         with contender.ready():
             once = seconds(contender, 1)
-            once = min(once, seconds(contender, 3 if once < BATCH_SECONDS else 1))
+            if once < 1:
+                once = min(once, seconds(contender, 3 if once < BATCH_SECONDS else 1))
         loops[contender.name] = max(1, round(BATCH_SECONDS / max(once, 1e-7)))
         warm = once if once < 0.5 else 0.0
         expected += loops[contender.name] * once + warm

@@ -1,4 +1,5 @@
-// Forward attention of one task: tiles of keys, an online softmax, no score matrix (Rabe & Staats 2021, Dao et al. 2022).
+// Forward attention of one task: tiles of keys, an online softmax, no score matrix (Rabe & Staats 2021, Dao
+// et al. 2022).
 #pragma once
 
 #include "../../score/steps.h"
@@ -25,11 +26,13 @@ struct KeyTile {
 };
 
 template <class Isa, class T>
-void pack_key_tile(const Call& call, const Sequence& sequence, Index kv_head, Range keys, std::byte* memory) noexcept {
+void pack_key_tile(const Call& call, const Sequence& sequence, Index kv_head, Range keys,
+                   std::byte* memory) noexcept {
   const auto tile = KeyTile<Isa, T>::in(memory, call, keys.size());
   const KeySource k = key_source(call.key, sequence.batch, kv_head);
   const KeySource v = key_source(call.value, sequence.batch, kv_head);
-  with_storage<T>(k.storage, [&]<DType kStorage>() { pack_transposed<Isa, T, kStorage>(tile.keys, k, keys.begin); });
+  with_storage<T>(k.storage,
+                  [&]<DType kStorage>() { pack_transposed<Isa, T, kStorage>(tile.keys, k, keys.begin); });
   const bool finite = with_storage<T>(
       v.storage, [&]<DType kStorage>() { return pack_rows<Isa, T, kStorage>(tile.values, v, keys.begin); });
   *tile.poison = finite ? 0 : 1;
@@ -44,14 +47,18 @@ struct Scratch {
   std::byte* panel;   // one key tile, where panels are not shared
 
   static ATTN_INLINE Index padded(Index items) noexcept { return OnlineSoftmax<Isa, T>::padded(items); }
-  // One register more than the tile: rows whose distance is a power of two would fall into the same cache sets.
+  // One register more than the tile: rows whose distance is a power of two would fall into the same cache
+  // sets.
   static ATTN_INLINE Index score_stride() noexcept { return Isa::template kKeyTile<T> + kWidth<Isa, T>; }
 
   static ATTN_INLINE Sizes sizes(const Call& call, Index rows) noexcept {
     const Index panel = round_up((panel_items<Isa, T>(Isa::template kKeyTile<T>, call.dim) +
-                                  panel_items<Isa, T>(call.value_dim, Isa::template kKeyTile<T>) + 1) * Index{sizeof(T)}, 64);
+                                  panel_items<Isa, T>(call.value_dim, Isa::template kKeyTile<T>) + 1) *
+                                     Index{sizeof(T)},
+                                 64);
     const Index items = rows * (padded(call.dim) + score_stride()) + padded(rows);
-    return {round_up(items * Index{sizeof(T)}, 64), round_up(OnlineSoftmax<Isa, T>::bytes(rows, call.value_dim), 64), panel};
+    return {round_up(items * Index{sizeof(T)}, 64),
+            round_up(OnlineSoftmax<Isa, T>::bytes(rows, call.value_dim), 64), panel};
   }
 
   static ATTN_INLINE Scratch in(std::byte* memory, const Call& call, Index rows) noexcept {
@@ -69,7 +76,8 @@ struct TaskRows {
   ATTN_INLINE Row operator()(Index row) const noexcept {
     const Index at = task.rows.begin + row;
     const Index query = at / call.group;
-    return {task.sequence.batch, task.kv_head * call.group + at % call.group, query, query + task.sequence.offset};
+    return {task.sequence.batch, task.kv_head * call.group + at % call.group, query,
+            query + task.sequence.offset};
   }
   ATTN_INLINE Block block() const noexcept { return block_of(call, task.sequence, task.kv_head, task.rows); }
 };
@@ -83,7 +91,8 @@ void load_queries(const Call& call, const TaskRows& row_at, Matrix<T> queries, I
       const std::byte* const in = at(q, at_row.batch, at_row.head, at_row.query);
       for (Index dim = 0; dim < call.dim; dim += kWidth<Isa, T>) {
         const Index dims = min(kWidth<Isa, T>, call.dim - dim);
-        store(queries.row(row) + dim, load_items<Isa, T, kStorage>(in + dim * q.stride[3], q.stride[3], dims));
+        store(queries.row(row) + dim,
+              load_items<Isa, T, kStorage>(in + dim * q.stride[3], q.stride[3], dims));
       }
     }
   });
@@ -91,7 +100,8 @@ void load_queries(const Call& call, const TaskRows& row_at, Matrix<T> queries, I
 
 /// Applies the score steps that have work in this tile to one row of it.
 template <class Isa, class T>
-ATTN_INLINE void apply_steps(const Call& call, const Row& row, StepSet steps, Range keys, Index last, T* scores) noexcept {
+ATTN_INLINE void apply_steps(const Call& call, const Row& row, StepSet steps, Range keys, Index last,
+                             T* scores) noexcept {
   using M = ScoreMath<Isa, T>;
   constexpr Index n = kWidth<Isa, T>;
   ScoreSteps::apply<M>(call, row, steps, [&](auto step) {
@@ -104,7 +114,8 @@ ATTN_INLINE void apply_steps(const Call& call, const Row& row, StepSet steps, Ra
 
 /// out and lse of rows that have seen all their keys.
 template <class Isa, class T>
-void finish_rows(const Call& call, const TaskRows& row_at, const OnlineSoftmax<Isa, T>& softmax, Index rows) noexcept {
+void finish_rows(const Call& call, const TaskRows& row_at, const OnlineSoftmax<Isa, T>& softmax,
+                 Index rows) noexcept {
   const Tensor& sinks = call.score.sinks;
   for (Index row = 0; row < rows; ++row) {
     const Row r = row_at(row);
@@ -115,7 +126,8 @@ void finish_rows(const Call& call, const TaskRows& row_at, const OnlineSoftmax<I
     with_storage<T>(call.out.dtype, [&]<DType kStorage>() {
       for (Index dim = 0; dim < call.value_dim; dim += kWidth<Isa, T>) {
         const auto items = load<Vec<Isa, T>>(softmax.output.row(row) + dim) / sum;
-        store_items<Isa, T, kStorage>(out + dim * stride, stride, min(kWidth<Isa, T>, call.value_dim - dim), items);
+        store_items<Isa, T, kStorage>(out + dim * stride, stride, min(kWidth<Isa, T>, call.value_dim - dim),
+                                      items);
       }
     });
     if (call.lse.given()) {
@@ -141,7 +153,8 @@ void forward_task(const Call& call, const Task& task, std::byte* scratch_memory)
   const Range seen = intersect(task.keys, ScoreSteps::visible(call, block));
   for (Index first = seen.begin - seen.begin % key_tile; first < seen.end; first += key_tile) {
     const Range keys{first, min(first + key_tile, seen.end)};
-    const TileWork work = ScoreSteps::touch(call, block, {first, first + round_up(keys.size(), kWidth<Isa, T>)});
+    const TileWork work =
+        ScoreSteps::touch(call, block, {first, first + round_up(keys.size(), kWidth<Isa, T>)});
     if (work.hidden) continue;
 
     const Range packed_keys{first, task.packed != nullptr ? min(first + key_tile, task.keys.end) : keys.end};
@@ -159,16 +172,17 @@ void forward_task(const Call& call, const Task& task, std::byte* scratch_memory)
                  Scaled<T>{static_cast<T>(call.scale)});
     for (Index row = 0; row < rows; ++row) {
       T* const scores = scratch.scores.row(row);
-      if (work.steps != 0) apply_steps<Isa, T>(call, row_at(row), work.steps, keys, task.sequence.keys, scores);
+      if (work.steps != 0)
+        apply_steps<Isa, T>(call, row_at(row), work.steps, keys, task.sequence.keys, scores);
       softmax.update(row, scores, keys.size(), poison, scratch.keep);  // S → P
     }
     // O (rows, value_dim) = keep · O + P·V
     if (poison) {
-      gemm_of_visible<Isa, T>(softmax.output, as_const(scratch.scores), as_const(tile.values), rows, keys.size(),
-                              Accumulated<T>{scratch.keep});
+      gemm_of_visible<Isa, T>(softmax.output, as_const(scratch.scores), as_const(tile.values), rows,
+                              keys.size(), Accumulated<T>{scratch.keep});
     } else {
-      gemm<Isa, T>(softmax.output, as_const(scratch.scores), as_const(tile.values), rows, call.value_dim, keys.size(),
-                   Accumulated<T>{scratch.keep});
+      gemm<Isa, T>(softmax.output, as_const(scratch.scores), as_const(tile.values), rows, call.value_dim,
+                   keys.size(), Accumulated<T>{scratch.keep});
     }
   }
   if (task.last) finish_rows<Isa, T>(call, row_at, softmax, rows);

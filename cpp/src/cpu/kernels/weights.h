@@ -1,5 +1,5 @@
-// The probabilities themselves, for chosen rows: one pass over the keys finds each row's maximum and sum, a second one
-// writes exp(score − maximum) / sum, or keeps the largest.  No memory but the result's.
+// The probabilities themselves, for chosen rows: one pass over the keys finds each row's maximum and sum, a
+// second one writes exp(score − maximum) / sum, or keeps the largest.  No memory but the result's.
 #pragma once
 
 #include "forward.h"
@@ -14,7 +14,8 @@ class WeightsKernel {
         task_(task),
         rows_(task.rows.size()),
         scratch_(Scratch<Isa, T>::in(memory, call, rows_)),
-        softmax_(OnlineSoftmax<Isa, T>::in(scratch_.panel + Scratch<Isa, T>::sizes(call, rows_).panel, rows_, 0)) {}
+        softmax_(OnlineSoftmax<Isa, T>::in(scratch_.panel + Scratch<Isa, T>::sizes(call, rows_).panel, rows_,
+                                           0)) {}
 
   void run() const noexcept {
     softmax_.clear(rows_);
@@ -22,7 +23,9 @@ class WeightsKernel {
       load_query(row);
       clear_result(row);
     }
-    for_each_tile([&](Index row, T* scores, Range keys) { softmax_.update(row, scores, keys.size(), false, scratch_.keep); });
+    for_each_tile([&](Index row, T* scores, Range keys) {
+      softmax_.update(row, scores, keys.size(), false, scratch_.keep);
+    });
     const Tensor& sinks = call_.score.sinks;
     for (Index row = 0; sinks.given() && row < rows_; ++row) {
       softmax_.add_sink(row, load_scalar<Isa, T>(at(sinks, 0, row_at(row).head), sinks.dtype));
@@ -84,13 +87,15 @@ class WeightsKernel {
     const KeySource source = key_source(call_.key, task_.sequence.batch, task_.kv_head);
     for (Index first = seen.begin - seen.begin % key_tile; first < seen.end; first += key_tile) {
       const Range keys{first, min(first + key_tile, seen.end)};
-      const TileWork work = ScoreSteps::touch(call_, rows, {first, first + round_up(keys.size(), kWidth<Isa, T>)});
+      const TileWork work =
+          ScoreSteps::touch(call_, rows, {first, first + round_up(keys.size(), kWidth<Isa, T>)});
       if (work.hidden) continue;
       const Panel<T> panel{reinterpret_cast<T*>(scratch_.panel), keys.size(), call_.dim};
-      with_storage<T>(source.storage,
-                      [&]<DType kStorage>() { pack_transposed<Isa, T, kStorage>(panel, source, keys.begin); });
-      gemm<Isa, T>(scratch_.scores, as_const(scratch_.queries), as_const(panel), rows_, keys.size(), call_.dim,
-                   Scaled<T>{static_cast<T>(call_.scale)});
+      with_storage<T>(source.storage, [&]<DType kStorage>() {
+        pack_transposed<Isa, T, kStorage>(panel, source, keys.begin);
+      });
+      gemm<Isa, T>(scratch_.scores, as_const(scratch_.queries), as_const(panel), rows_, keys.size(),
+                   call_.dim, Scaled<T>{static_cast<T>(call_.scale)});
       for (Index row = 0; row < rows_; ++row) {
         const Row r = row_at(row);
         if (r.query >= task_.sequence.queries) continue;
@@ -125,11 +130,13 @@ class WeightsKernel {
     const Weights& w = *task_.weights;
     Index place = w.probabilities.shape[3];
     const auto smaller = [&](Index i) {
-      return read_int(result(w.indices, row, i), DType::i64) < 0 || read<T>(result(w.probabilities, row, i)) < p;
+      return read_int(result(w.indices, row, i), DType::i64) < 0 ||
+             read<T>(result(w.probabilities, row, i)) < p;
     };
     if (!smaller(place - 1)) return;
     for (--place; place > 0 && smaller(place - 1); --place) {
-      __builtin_memcpy(result(w.probabilities, row, place), result(w.probabilities, row, place - 1), sizeof(T));
+      __builtin_memcpy(result(w.probabilities, row, place), result(w.probabilities, row, place - 1),
+                       sizeof(T));
       __builtin_memcpy(result(w.indices, row, place), result(w.indices, row, place - 1), sizeof(Index));
     }
     __builtin_memcpy(result(w.probabilities, row, place), &p, sizeof p);

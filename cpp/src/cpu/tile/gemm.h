@@ -1,9 +1,10 @@
-// Matrix products of tiles: C (rows, columns) from A (rows, depth), row by row, and a packed B (depth, columns).
+// Matrix products of tiles: C (rows, columns) from A (rows, depth), row by row, and a packed B (depth,
+// columns).
 //
-// B is packed in strips of kColumns registers (panel.h), so that a product streams memory.  A block of C of kRows rows
-// and one strip stays in registers for the whole depth: kRows · kColumns multiply-adds for kRows + kColumns loads.
-// Every element of C is one chain of multiply-adds over the depth whatever block it falls in: bits do not depend on the
-// number of rows.  A matrix-unit ISA specialises Panel and gemm together.
+// B is packed in strips of kColumns registers (panel.h), so that a product streams memory.  A block of C of
+// kRows rows and one strip stays in registers for the whole depth: kRows · kColumns multiply-adds for kRows +
+// kColumns loads. Every element of C is one chain of multiply-adds over the depth whatever block it falls in:
+// bits do not depend on the number of rows.  A matrix-unit ISA specialises Panel and gemm together.
 #pragma once
 
 #include "panel.h"
@@ -17,7 +18,11 @@ struct Scaled {
   template <class V>
   ATTN_INLINE V operator()(const T* c, V sum, Index row) const noexcept {
     (void)c, (void)row;
-    return sum * scale;
+    T factor = scale;
+    asm volatile(
+        ""
+        : "+m"(factor));  // read after the loop: kept in a register, it would push a sum to the stack
+    return sum * factor;
   }
 };
 
@@ -75,8 +80,8 @@ ATTN_INLINE void multiply_block(Matrix<T> c, Matrix<const T> a, const T* strip, 
 
 /// The last rows, fewer than Isa::kRows: one block of exactly as many.
 template <class Isa, class T, int kRows, int kColumns, class Finish>
-ATTN_INLINE void multiply_rest(Matrix<T> c, Matrix<const T> a, const T* strip, Index depth, Index row, Index rows,
-                               Finish finish) noexcept {
+ATTN_INLINE void multiply_rest(Matrix<T> c, Matrix<const T> a, const T* strip, Index depth, Index row,
+                               Index rows, Finish finish) noexcept {
   if constexpr (kRows > 0) {
     if (rows == kRows) return multiply_block<Isa, T, kRows, kColumns>(c, a, strip, depth, row, finish);
     multiply_rest<Isa, T, kRows - 1, kColumns>(c, a, strip, depth, row, rows, finish);
@@ -85,7 +90,8 @@ ATTN_INLINE void multiply_rest(Matrix<T> c, Matrix<const T> a, const T* strip, I
 
 /// All rows of a strip of kColumns registers.
 template <class Isa, class T, int kColumns, class Finish>
-void multiply_strip(Matrix<T> c, Matrix<const T> a, const T* strip, Index rows, Index depth, Finish finish) noexcept {
+void multiply_strip(Matrix<T> c, Matrix<const T> a, const T* strip, Index rows, Index depth,
+                    Finish finish) noexcept {
   Index row = 0;
   for (; row + Isa::kRows <= rows; row += Isa::kRows) {
     multiply_block<Isa, T, Isa::kRows, kColumns>(c, a, strip, depth, row, finish);
@@ -95,27 +101,29 @@ void multiply_strip(Matrix<T> c, Matrix<const T> a, const T* strip, Index rows, 
 
 /// A strip of `registers` ≤ kColumns registers.
 template <class Isa, class T, int kColumns, class Finish>
-ATTN_INLINE void multiply_any_strip(Index registers, Matrix<T> c, Matrix<const T> a, const T* strip, Index rows,
-                                    Index depth, Finish finish) noexcept {
+ATTN_INLINE void multiply_any_strip(Index registers, Matrix<T> c, Matrix<const T> a, const T* strip,
+                                    Index rows, Index depth, Finish finish) noexcept {
   if (registers == kColumns) return multiply_strip<Isa, T, kColumns>(c, a, strip, rows, depth, finish);
   if constexpr (kColumns > 1) {
     multiply_any_strip<Isa, T, kColumns - 1>(registers, c, a, strip, rows, depth, finish);
   }
 }
 
-/// C (rows, columns) from A (rows, depth) and the first `depth` rows of the panel; whole strips are computed, so that C
-/// needs room for the panel's columns and their padding.
+/// C (rows, columns) from A (rows, depth) and the first `depth` rows of the panel; whole strips are computed,
+/// so that C needs room for the panel's columns and their padding.
 template <class Isa, class T, class Finish>
 void gemm(Matrix<T> c, Matrix<const T> a, Panel<const T> b, Index rows, Index columns, Index depth,
           Finish finish) noexcept {
   for (Index strip = 0; strip < columns; strip += Isa::kColumns * kWidth<Isa, T>) {
-    multiply_any_strip<Isa, T, Isa::kColumns>(strip_registers<Isa, T>(b.columns, strip), {c.data + strip, c.stride}, a,
-                                              b.data + strip * b.depth, rows, depth, finish);
+    multiply_any_strip<Isa, T, Isa::kColumns>(strip_registers<Isa, T>(b.columns, strip),
+                                              {c.data + strip, c.stride}, a, b.data + strip * b.depth, rows,
+                                              depth, finish);
   }
 }
 
-/// C = keep[row] · C + A·B without the terms of hidden keys, whose weight is −0: for a B that holds Inf or NaN, since in
-/// any multiply-add 0 · NaN is NaN.  The same sums in the same order as gemm: what is left out is ± 0 there.
+/// C = keep[row] · C + A·B without the terms of hidden keys, whose weight is −0: for a B that holds Inf or
+/// NaN, since in any multiply-add 0 · NaN is NaN.  The same sums in the same order as gemm: what is left out
+/// is ± 0 there.
 template <class Isa, class T>
 void gemm_of_visible(Matrix<T> c, Matrix<const T> a, Panel<const T> b, Index rows, Index depth,
                      Accumulated<T> finish) noexcept {

@@ -5,14 +5,15 @@
 
 namespace attncore {
 
-// exp(r) − 1 = r + r² p(r) on |r| ≤ ln2 / 2.  p is a minimax fit of the error relative to exp(r) (Lawson's algorithm at
-// 40 digits): 3.1e-9 for float, 3.7e-18 for double, so that what remains is rounding.
+// exp(r) − 1 = r + r² p(r) on |r| ≤ ln2 / 2.  p is a minimax fit of the error relative to exp(r) (Lawson's
+// algorithm at 40 digits): 3.1e-9 for float, 3.7e-18 for double, so that what remains is rounding.
 template <class T>
 struct ExpConstants;
 
 template <>
 struct ExpConstants<float> {
-  static constexpr float kRound = 0x1.8p23F;  // x + kRound is rounded to an integer, which stands in the low bits
+  static constexpr float kRound =
+      0x1.8p23F;  // x + kRound is rounded to an integer, which stands in the low bits
   static constexpr float kLog2e = 0x1.715476p+0F;
   static constexpr float kLn2High = 0x1.62e4p-1F, kLn2Low = 0x1.7f7d1cp-20F;  // n · kLn2High is exact
   static constexpr float kSmallest = -87.0F;                                  // exp of less is flushed to 0
@@ -29,8 +30,9 @@ struct ExpConstants<double> {
   static constexpr double kSmallest = -708.0;
   static constexpr int kFractionBits = 52, kBias = 1023;
   static constexpr double kPolynomial[] = {
-      0.500000000000001074,    0.166666666666664103,    0.0416666666665290133,    0.00833333333349548181,   0.00138888889439648436,
-      0.000198412695052165229, 2.48014927224628228e-5, 2.75575868529325945e-6, 2.76303919925196474e-7, 2.50001395690073253e-8};
+      0.500000000000001074,   0.166666666666664103,    0.0416666666665290133,  0.00833333333349548181,
+      0.00138888889439648436, 0.000198412695052165229, 2.48014927224628228e-5, 2.75575868529325945e-6,
+      2.76303919925196474e-7, 2.50001395690073253e-8};
 };
 
 /// x = n ln2 + r: power = 2ⁿ and minus_one = exp(r) − 1, for kSmallest ≤ x ≤ −kSmallest (NaN gives NaN).
@@ -54,7 +56,8 @@ ATTN_INLINE ExpParts<Vec<Isa, T>> exp_parts(Vec<Isa, T> x) noexcept {
   return {bit_cast<V>(exponent), r * r * p + r};
 }
 
-/// exp(x) for x ≤ −kSmallest: relative error ≤ 2e-7 (double: 4 ulp); less than kSmallest gives 0, NaN gives NaN.
+/// exp(x) for x ≤ −kSmallest: relative error ≤ 2e-7 (double: 4 ulp); less than kSmallest gives 0, NaN gives
+/// NaN.
 template <class Isa, class T>
 ATTN_INLINE Vec<Isa, T> exp(Vec<Isa, T> x) noexcept {
   const auto parts = exp_parts<Isa, T>(x);

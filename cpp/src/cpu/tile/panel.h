@@ -1,9 +1,11 @@
-// Packed operands: the B of a product (depth, columns) as strips of Isa::kColumns registers, each strip contiguous:
+// Packed operands: the B of a product (depth, columns) as strips of Isa::kColumns registers, each strip
+// contiguous:
 //
 //     strip 0: row 0 of its columns, row 1, …, row depth − 1;  strip 1: …;  the last strip may be narrower.
 //
-// K is packed transposed (depth = dim, columns = keys), V as it is (depth = keys, columns = value_dim).  Columns are
-// padded with zeros to whole registers; items become the accumulation type here, so that products know one type only.
+// K is packed transposed (depth = dim, columns = keys), V as it is (depth = keys, columns = value_dim).
+// Columns are padded with zeros to whole registers; items become the accumulation type here, so that products
+// know one type only.
 #pragma once
 
 #include "../dtype.h"
@@ -27,7 +29,8 @@ ATTN_INLINE Index strip_registers(Index columns, Index column) noexcept {
   return min(Isa::kColumns, ceil_div(columns - column, kWidth<Isa, T>));
 }
 
-/// Packs keys first … first + columns − 1 transposed: squares of registers are loaded along dim and transposed.
+/// Packs keys first … first + columns − 1 transposed: squares of registers are loaded along dim and
+/// transposed.
 template <class Isa, class T, DType kStorage>
 void pack_transposed(Panel<T> panel, const KeySource& source, Index first) noexcept {
   constexpr Index n = kWidth<Isa, T>;
@@ -43,7 +46,10 @@ void pack_transposed(Panel<T> panel, const KeySource& source, Index first) noexc
       Vec<Isa, T> block[n]{};
       if (dims == n && keys == n && source.dim_stride == kItem) {
         for (Index key = 0; key < n; ++key) {
-          block[key] = Widen<Isa, T, kStorage>::load(in + key * source.token_stride + dim * kItem);
+          const std::byte* const p = in + key * source.token_stride + dim * kItem;
+          __builtin_prefetch(p +
+                             n * source.token_stride);  // of the next square down: tokens may lie far apart
+          block[key] = Widen<Isa, T, kStorage>::load(p);
         }
       } else {
         for (Index key = 0; key < keys; ++key) {
@@ -57,6 +63,8 @@ void pack_transposed(Panel<T> panel, const KeySource& source, Index first) noexc
   }
 }
 
+constexpr Index kPrefetchTokens = 16;
+
 /// Packs keys first … first + depth − 1 of V.  Returns whether all items are finite.
 template <class Isa, class T, DType kStorage>
 bool pack_rows(Panel<T> panel, const KeySource& source, Index first) noexcept {
@@ -66,10 +74,13 @@ bool pack_rows(Panel<T> panel, const KeySource& source, Index first) noexcept {
     const Index registers = strip_registers<Isa, T>(panel.columns, strip);
     T* out = panel.data + strip * panel.depth;
     for (Index key = 0; key < panel.depth; ++key) {
-      const std::byte* const in = source.data + (first + key) * source.token_stride + strip * source.dim_stride;
+      const std::byte* const in =
+          source.data + (first + key) * source.token_stride + strip * source.dim_stride;
       for (Index j = 0; j < registers; ++j, out += n) {
+        __builtin_prefetch(in + kPrefetchTokens * source.token_stride + j * n * source.dim_stride);
         const Index dims = min(n, panel.columns - strip - j * n);
-        const auto items = load_items<Isa, T, kStorage>(in + j * n * source.dim_stride, source.dim_stride, dims);
+        const auto items =
+            load_items<Isa, T, kStorage>(in + j * n * source.dim_stride, source.dim_stride, dims);
         poison = items * T{0} + poison;
         store(out, items);
       }

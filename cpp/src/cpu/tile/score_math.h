@@ -30,7 +30,8 @@ struct ScoreMath {
     return ((lane >= from) & (lane <= to)) ? s : hidden();
   }
 
-  static ATTN_INLINE Scores hide_where_zero(Scores s, const std::byte* mask, Index stride, const Keys& keys) noexcept {
+  static ATTN_INLINE Scores hide_where_zero(Scores s, const std::byte* mask, Index stride,
+                                            const Keys& keys) noexcept {
     constexpr int n = kWidth<Isa, T>;
     using Bytes = typename Register<std::uint8_t, n>::type;
     using Int = typename Register<typename IntOf<T>::type, n>::type;
@@ -43,26 +44,30 @@ struct ScoreMath {
     return __builtin_convertvector(bytes, Int) != 0 ? s : hidden();
   }
 
-  static ATTN_INLINE Scores hide_where_unequal(Scores s, const std::byte* segments, const Tensor& like, Index segment,
-                                               const Keys& keys) noexcept {
+  static ATTN_INLINE Scores hide_where_unequal(Scores s, const std::byte* segments, const Tensor& like,
+                                               Index segment, const Keys& keys) noexcept {
     for (Index i = 0; i < keys.count; ++i) {
-      if (read_int(segments + i * like.stride[2], like.dtype) != segment) s[i] = -static_cast<T>(__builtin_inf());
+      if (read_int(segments + i * like.stride[2], like.dtype) != segment)
+        s[i] = -static_cast<T>(__builtin_inf());
     }
     return s;
   }
 
   /// s + bias; a bias of −inf hides the key even where s is NaN.
-  static ATTN_INLINE Scores add_or_hide(Scores s, Scores bias) noexcept { return bias == hidden() ? bias : s + bias; }
+  static ATTN_INLINE Scores add_or_hide(Scores s, Scores bias) noexcept {
+    return bias == hidden() ? bias : s + bias;
+  }
 
   static ATTN_INLINE Scores load(const std::byte* p, const Tensor& like, const Keys& keys) noexcept {
     const Index stride = like.stride[3];
     if (stride == 0) return broadcast<Scores>(load_one(p, like.dtype));
-    return with_storage<T>(like.dtype, [&]<DType kStorage>() {
-      return load_items<Isa, T, kStorage>(p, stride, keys.count);
-    });
+    return with_storage<T>(
+        like.dtype, [&]<DType kStorage>() { return load_items<Isa, T, kStorage>(p, stride, keys.count); });
   }
 
-  static ATTN_INLINE T load_one(const std::byte* p, DType dtype) noexcept { return load_scalar<Isa, T>(p, dtype); }
+  static ATTN_INLINE T load_one(const std::byte* p, DType dtype) noexcept {
+    return load_scalar<Isa, T>(p, dtype);
+  }
 
   /// |position − key|
   static ATTN_INLINE Scores distance(Index position, const Keys& keys) noexcept {

@@ -1,7 +1,7 @@
 // The vector vocabulary: the compiler's vector extension, as wide as an ISA's registers.
 //
-// An ISA is a tag: struct Isa { static constexpr int kBytes (of a register), kRows, kColumns (of a product's block) }.
-// Everything here is inlined by force (inline.h says why).
+// An ISA is a tag: struct Isa { static constexpr int kBytes (of a register), kRows, kColumns (of a product's
+// block) }. Everything here is inlined by force (inline.h says why).
 #pragma once
 
 #include <cstdint>

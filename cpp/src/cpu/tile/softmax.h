@@ -1,9 +1,10 @@
 // The online softmax (Milakov & Gimelshein 2018; Dao et al. 2022): rows see their keys tile by tile and keep
 //
-//     maximum = max of the scores so far,  sum = Σ exp(score − maximum),  output = Σ exp(score − maximum) · value
+//     maximum = max of the scores so far,  sum = Σ exp(score − maximum),  output = Σ exp(score − maximum) ·
+//     value
 //
-// so that a tile with a larger maximum only rescales what is there, and states of disjoint keys merge exactly.
-// Maxima are kept in natural units: in base 2 a score of finfo.min would overflow.
+// so that a tile with a larger maximum only rescales what is there, and states of disjoint keys merge
+// exactly. Maxima are kept in natural units: in base 2 a score of finfo.min would overflow.
 #pragma once
 
 #include "gemm.h"
@@ -17,7 +18,9 @@ struct OnlineSoftmax {
   T* maximum;        // (rows), −inf: nothing seen yet
   T* sum;            // (rows)
 
-  static ATTN_INLINE Index padded(Index items) noexcept { return round_up(items, Isa::kBytes / Index{sizeof(T)}); }
+  static ATTN_INLINE Index padded(Index items) noexcept {
+    return round_up(items, Isa::kBytes / Index{sizeof(T)});
+  }
 
   static ATTN_INLINE Index bytes(Index rows, Index value_dim) noexcept {
     return (padded(value_dim) * rows + 2 * padded(rows)) * Index{sizeof(T)};
@@ -40,8 +43,8 @@ struct OnlineSoftmax {
   /// exp(score − base) would be NaN for −inf − (−inf): rows that have seen nothing are measured from 0.
   static ATTN_INLINE T base(T maximum) noexcept { return maximum == -infinity() ? T{0} : maximum; }
 
-  /// Scores of one row → weights, in place; keep = the factor of what the row has summed so far.  A hidden key's weight
-  /// is 0; with `mark` it is −0, as gemm_of_visible needs.
+  /// Scores of one row → weights, in place; keep = the factor of what the row has summed so far.  A hidden
+  /// key's weight is 0; with `mark` it is −0, as gemm_of_visible needs.
   ATTN_INLINE void update(Index row, T* scores, Index columns, bool mark, T* keep) const noexcept {
     using V = Vec<Isa, T>;
     constexpr Index n = kWidth<Isa, T>;
@@ -102,7 +105,9 @@ struct OnlineSoftmax {
 
  private:
   static ATTN_INLINE constexpr T infinity() noexcept { return static_cast<T>(__builtin_inf()); }
-  static ATTN_INLINE Vec<Isa, T> maximum_of(Vec<Isa, T> a, Vec<Isa, T> b) noexcept { return attncore::maximum(a, b); }
+  static ATTN_INLINE Vec<Isa, T> maximum_of(Vec<Isa, T> a, Vec<Isa, T> b) noexcept {
+    return attncore::maximum(a, b);
+  }
   static ATTN_INLINE T exp_of(T x) noexcept { return attncore::exp<Isa, T>(broadcast<Vec<Isa, T>>(x))[0]; }
 };
 

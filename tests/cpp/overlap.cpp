@@ -1,0 +1,133 @@
+// may_overlap and may_overlap_itself against the bytes of small tensors: false is certain, and common layouts get it.
+#include <random>
+#include <set>
+
+#include "check.h"
+#include "tensor.h"
+
+namespace {
+
+using namespace attncore;
+
+/// The address of every item, in the order of its indices.
+std::vector<std::uintptr_t> addresses(const Tensor& t) {
+  std::vector<std::uintptr_t> list;
+  for (Index a = 0; a < t.shape[0]; ++a) {
+    for (Index b = 0; b < t.shape[1]; ++b) {
+      for (Index c = 0; c < t.shape[2]; ++c) {
+        for (Index d = 0; d < t.shape[3]; ++d) list.push_back(reinterpret_cast<std::uintptr_t>(at(t, a, b, c, d)));
+      }
+    }
+  }
+  return list;
+}
+
+std::set<std::uintptr_t> bytes(const Tensor& t) {
+  std::set<std::uintptr_t> set;
+  for (const std::uintptr_t item : addresses(t)) {
+    for (Index i = 0; i < item_size(t.dtype); ++i) set.insert(item + static_cast<std::uintptr_t>(i));
+  }
+  return set;
+}
+
+bool overlap(const Tensor& a, const Tensor& b) {
+  const auto in_b = bytes(b);
+  for (const std::uintptr_t byte : bytes(a)) {
+    if (in_b.contains(byte)) return true;
+  }
+  return false;
+}
+
+bool overlaps_itself(const Tensor& t) {
+  return bytes(t).size() != addresses(t).size() * static_cast<std::size_t>(item_size(t.dtype));
+}
+
+/// No memory lies there: only addresses are asked for.
+void* address(Index at) { return reinterpret_cast<void*>(Index{1} << 40U | at); }
+
+void any_tensors() {
+  std::mt19937 random(1);
+  const auto below = [&](Index limit) { return static_cast<Index>(random() % static_cast<std::uint64_t>(limit)); };
+  const auto any = [&] {
+    constexpr DType kDTypes[] = {DType::boolean, DType::f16, DType::f32, DType::f64};
+    Tensor t{address(below(160)), kDTypes[below(4)], {}, {}};
+    const Index step = below(2) == 0 ? item_size(t.dtype) : 1;  // unaligned half of the time
+    for (std::size_t axis = 0; axis < 4; ++axis) {
+      t.shape[axis] = below(20) == 0 ? 0 : 1 + below(4);
+      t.stride[axis] = (below(61) - 30) * step;
+      if (below(3) == 0) t.stride[axis] = below(2) == 0 ? 8 * (below(9) - 4) : 0;
+    }
+    return t;
+  };
+  int overlaps = 0, proven = 0, self_overlaps = 0, self_proven = 0;
+  for (int repeat = 0; repeat < 10000; ++repeat) {
+    const Tensor a = any(), b = any();
+    const bool apart = !may_overlap(a, b), simple = !may_overlap_itself(a);
+    CHECK(apart == !may_overlap(b, a));
+    const bool together = overlap(a, b), folded = overlaps_itself(a);
+    CHECK(!(apart && together));
+    CHECK(!(simple && folded));
+    overlaps += together, proven += apart, self_overlaps += folded, self_proven += simple;
+  }
+  std::printf("apart: %d proven, %d overlap; simple: %d proven, %d fold\n", proven, overlaps, self_proven, self_overlaps);
+  for (const int count : {overlaps, proven, self_overlaps, self_proven}) CHECK(count > 500);  // all cases were met
+}
+
+/// A view (batch, heads, tokens, dim) of a buffer of f32 items, `offset` and strides in items.
+Tensor view(Index offset, const std::array<Index, 4>& shape, std::array<Index, 4> stride) {
+  for (Index& s : stride) s *= 4;
+  return {address(offset * 4), DType::f32, shape, stride};
+}
+
+void apart(const std::vector<Tensor>& views) {
+  for (std::size_t i = 0; i < views.size(); ++i) {
+    CHECK(!may_overlap_itself(views[i]));
+    CHECK(may_overlap(views[i], views[i]));
+    for (std::size_t j = 0; j < i; ++j) CHECK(!may_overlap(views[i], views[j]));
+  }
+}
+
+/// What one buffer often holds.
+void common_layouts() {
+  constexpr Index b = 2, h = 4, s = 33, d = 16;
+  const std::array<Index, 4> shape{b, h, s, d};
+  std::vector<Tensor> blocks, packed, by_head, grouped, columns, heads, halves;
+  for (Index i = 0; i < 4; ++i) {
+    blocks.push_back(view(i * b * h * s * d, shape, {h * s * d, s * d, d, 1}));              // (4, b, h, s, d)
+    packed.push_back(view(i * h * d, shape, {s * 4 * h * d, d, 4 * h * d, 1}));              // (b, s, 4, h, d)
+    by_head.push_back(view(i * d, shape, {s * h * 4 * d, 4 * d, h * 4 * d, 1}));             // (b, s, h, 4, d)
+    columns.push_back(view(i, shape, {s * h * d * 4, d * 4, h * d * 4, 4}));                 // (b, s, h, d, 4)
+    heads.push_back(view(i * d, {b, 1, s, d}, {s * h * d, d, h * d, 1}));                    // heads of (b, s, h, d)
+    halves.push_back(view(i * s * d, {b, h, s, d}, {4 * h * s * d, 4 * s * d, d, 1}));       // (b, h, 4, s, d)
+  }
+  // Grouped queries: (b, s, (h + 2) d), and its output in a buffer of its own, reversed.
+  grouped.push_back(view(0, shape, {s * (h + 2) * d, d, (h + 2) * d, 1}));
+  grouped.push_back(view(h * d, {b, 1, s, d}, {s * (h + 2) * d, d, (h + 2) * d, 1}));
+  grouped.push_back(view((h + 1) * d, {b, 1, s, d}, {s * (h + 2) * d, d, (h + 2) * d, 1}));
+  const Index end = 2 * b * s * (h + 2) * d;
+  grouped.push_back(view(end - 1, shape, {-s * h * d, -d, -h * d, -1}));
+  for (const auto& views : {blocks, packed, by_head, grouped, columns, heads, halves}) apart(views);
+  // Even and odd tokens; a transposed output.
+  apart({view(0, shape, {h * s * 2 * d, s * 2 * d, 2 * d, 1}), view(d, shape, {h * s * 2 * d, s * 2 * d, 2 * d, 1})});
+  apart({view(0, {1, 1, s, d}, {0, 0, 1, s}), view(s * d, {1, 1, s, d}, {0, 0, d, 1})});
+}
+
+/// Reads of a broadcast array fold; an empty array meets nothing.
+void edges() {
+  CHECK(may_overlap_itself(view(0, {2, 1, 5, 4}, {0, 0, 4, 1})));
+  CHECK(!may_overlap_itself(view(0, {1, 1, 5, 4}, {0, 0, 4, 1})));
+  const Tensor full = view(0, {2, 3, 5, 4}, {60, 20, 4, 1});
+  CHECK(!may_overlap(full, view(7, {2, 0, 5, 4}, {60, 20, 4, 1})));
+  CHECK(!may_overlap(full, view(120, {2, 3, 5, 4}, {60, 20, 4, 1})));
+  CHECK(may_overlap(full, view(119, {2, 3, 5, 4}, {60, 20, 4, 1})));
+  CHECK(may_overlap(full, view(119, {1, 1, 1, 1}, {0, 0, 0, 0})));
+}
+
+}  // namespace
+
+int main() {
+  any_tensors();
+  common_layouts();
+  edges();
+  return finish();
+}

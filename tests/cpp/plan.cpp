@@ -1,0 +1,257 @@
+// What every plan must be, over many random calls: all rows meet all their keys once, nothing waits for what is claimed
+// later, the splits of keys depend on the sequence alone, and memory is bounded.
+#include "plan.h"
+
+#include <algorithm>
+#include <random>
+
+#include "check.h"
+#include "cpu/dispatch.h"
+
+namespace {
+
+using namespace attncore;
+
+/// A call without arrays: only lengths and offsets are read by plans.
+struct Given {
+  std::array<Index, 4> query, key;
+  DType dtype = DType::f32;
+  Index value_dim = 1;
+  Score score;
+  std::vector<Index> query_lengths, key_lengths, offsets;
+
+  explicit Given(std::mt19937& random) {
+    const auto below = [&](Index limit) { return static_cast<Index>(random() % static_cast<std::uint64_t>(limit)); };
+    const auto pick = [&](std::initializer_list<Index> of) { return of.begin()[below(static_cast<Index>(of.size()))]; };
+    const Index batch = below(20) == 0 ? 0 : 1 + below(4), kv_heads = 1 + below(3);
+    const Index queries = pick({0, 1, 1, 2, 7, 31, 33, 100, 513, 3000}), keys = pick({0, 1, 100, 128, 129, 1000, 5000, 40000});
+    const auto dim = [&] { return below(2) == 0 ? 1 + below(256) : pick({16, 64, 64, 128, 256, 576, 4096}); };
+    query = {batch, kv_heads * pick({1, 1, 2, 4, 8, 32}), queries, dim()};
+    key = {batch, kv_heads, keys, query[3]};
+    value_dim = below(2) == 0 ? query[3] : dim();
+    constexpr DType kDTypes[] = {DType::f32, DType::f64, DType::f16, DType::bf16};
+    dtype = kDTypes[below(4)];
+    score.causal = below(2) == 0;
+    if (below(3) == 0) score.left = pick({0, 1, 100, 2000, Index{1} << 50});
+    if (below(3) == 0) score.right = pick({0, 1, 100, 2000, Index{1} << 50});
+    for (Index entry = 0; entry < batch; ++entry) {
+      query_lengths.push_back(below(queries + 1));
+      key_lengths.push_back(below(keys + 1));
+      offsets.push_back(pick({0, keys - queries, below(2 * keys + 1) - keys, Index{1} << 60, -(Index{1} << 60)}));
+    }
+    if (below(2) == 0) query_lengths.clear();
+    if (below(2) == 0) key_lengths.clear();
+    if (below(2) == 0) offsets.clear();
+  }
+
+  /// The call of batch entries first … first + count − 1.
+  [[nodiscard]] Call call(Index first, Index count) const {
+    Index number = 0;
+    const auto tensor = [&](DType type, std::array<Index, 4> shape) {
+      shape[0] = count;
+      return Tensor::contiguous(reinterpret_cast<const void*>(++number << 44), type, shape);
+    };
+    const auto ints = [&](const std::vector<Index>& values) {
+      return values.empty() ? Tensor{} : Tensor::contiguous(values.data() + first, DType::i64, {count, 1, 1, 1});
+    };
+    Problem p;
+    p.score = score;
+    p.query = tensor(dtype, query);
+    p.key = tensor(dtype, key);
+    p.value = tensor(dtype, {0, key[1], key[2], value_dim});
+    p.out = tensor(dtype, {0, query[1], query[2], value_dim});
+    p.score.query_lengths = ints(query_lengths);
+    p.score.key_lengths = ints(key_lengths);
+    p.score.query_offset = ints(offsets);
+    return validate(p);
+  }
+  [[nodiscard]] Call call() const { return call(0, query[0]); }
+
+  void print() const {
+    std::printf("  query %s, key %s, value_dim %lld, %s, causal %d, left %lld, right %lld, lengths %d %d, offsets %d\n",
+                text(query).c_str(), text(key).c_str(), static_cast<long long>(value_dim), name(dtype), int{score.causal},
+                static_cast<long long>(score.left), static_cast<long long>(score.right), int{!query_lengths.empty()},
+                int{!key_lengths.empty()}, int{!offsets.empty()});
+  }
+  static std::string text(const std::array<Index, 4>& shape) {
+    std::string text;
+    for (const Index extent : shape) text += (text.empty() ? "" : "x") + std::to_string(extent);
+    return text;
+  }
+};
+
+/// The keys that a row sees, from the definition.
+Range visible(const Call& call, const Sequence& sequence, Index query) {
+  if (query >= sequence.queries) return {0, 0};
+  const Index position = query + sequence.offset;
+  const Index first = call.score.left == kUnbounded ? 0 : max(0, position - call.score.left);
+  const Index last = call.score.right == kUnbounded ? sequence.keys - 1 : min(sequence.keys - 1, position + call.score.right);
+  return {first, last + 1};
+}
+
+class Check {
+ public:
+  Check(const Call& call, const Plan& plan, int threads) : call_(call), plan_(plan), kernels_(*plan.kernels) {
+    CHECK(plan.threads >= 1 && plan.threads <= threads && plan.threads <= max(1, plan.tasks));
+    rows();
+    batches();
+    order();
+    memory();
+  }
+
+ private:
+  [[nodiscard]] const Section& section(const Batch& batch) const {
+    return plan_.sections[static_cast<std::size_t>(batch.section)];
+  }
+
+  /// Each row stands in one tile of one section, whose keys hold all that it sees.
+  void rows() {
+    const Index of_head = call_.queries * call_.group;
+    std::vector<int> met(static_cast<std::size_t>(call_.batch * call_.kv_heads * of_head));
+    for (const Section& s : plan_.sections) {
+      const Sequence sequence = call_.sequence(s.sequence.batch);
+      CHECK(s.tiles >= 1 && s.tile_rows >= 1 && s.parts >= 1 && s.part_keys >= 1);
+      CHECK(s.keys.begin >= 0 && s.keys.end <= s.sequence.keys);
+      CHECK(s.keys.begin % kernels_.key_tile == 0);
+      CHECK(s.tile(0).begin == s.rows.begin && s.tile(s.tiles - 1).end == s.rows.end);
+      for (Index tile = 0; tile < s.tiles; ++tile) {
+        CHECK(!s.tile(tile).empty());
+        for (Index r = s.tile(tile).begin; r < s.tile(tile).end; ++r) {
+          ++met[static_cast<std::size_t>((s.sequence.batch * call_.kv_heads + s.kv_head) * of_head + r)];
+          const Range keys = visible(call_, sequence, r / call_.group);
+          CHECK(keys.empty() || (s.keys.begin <= keys.begin && keys.end <= s.keys.end));
+        }
+      }
+    }
+    CHECK(std::all_of(met.begin(), met.end(), [](int times) { return times == 1; }));
+  }
+
+  /// The batches of a section cut its keys into pieces without a gap, at multiples of the key tile.
+  void batches() {
+    std::vector<Index> next(plan_.sections.size(), -1);
+    Index tasks = 0;
+    for (const Batch& batch : plan_.batches) {
+      CHECK(batch.first_task == tasks);
+      const Section& s = section(batch);
+      if (batch.packs) {
+        tasks += ceil_div(batch.keys.size(), kernels_.key_tile);
+        continue;
+      }
+      tasks += s.shared ? s.tiles : s.parts;
+      Index& at = next[static_cast<std::size_t>(batch.section)];
+      if (s.shared) {
+        CHECK(batch.keys.begin == (at < 0 ? s.keys.begin : at) && batch.keys.begin % kernels_.key_tile == 0);
+        at = batch.keys.end;
+      } else {
+        CHECK(at < 0 && s.tiles == 1);
+        CHECK(s.parts == 1 || s.part_keys % kernels_.key_tile == 0);
+        CHECK((s.parts - 1) * s.part_keys <= s.keys.size() && s.keys.size() <= s.parts * s.part_keys);
+        at = s.keys.end;
+      }
+    }
+    CHECK(tasks == plan_.tasks);
+    for (std::size_t i = 0; i < next.size(); ++i) CHECK(next[i] == plan_.sections[i].keys.end);
+  }
+
+  /// Tasks wait for what was claimed before them only: packing for the last use of its slot, use for packing, a section's
+  /// first tasks for the section that had its memory.
+  void order() {
+    const auto count = static_cast<std::size_t>(plan_.blocks);
+    std::vector<int> packed(count), used(count);
+    Index ran = 0;  // sections with state that were claimed
+    for (const Batch& batch : plan_.batches) {
+      const auto block = static_cast<std::size_t>(batch.block);
+      if (batch.packs) {
+        CHECK(batch.block >= 0 && batch.block < plan_.blocks);
+        CHECK(batch.block < plan_.block_slots || used[block - static_cast<std::size_t>(plan_.block_slots)] == 1);
+        CHECK(packed[block]++ == 0);
+        CHECK(batch.keys.size() <= plan_.block_bytes / plan_.task.panel * kernels_.key_tile);
+      } else if (section(batch).shared) {
+        CHECK(packed[block] == 1 || batch.keys.empty());
+        CHECK(used[block]++ == 0);
+      }
+      const Index slot = batch.packs ? -1 : section(batch).state_slot;
+      if (slot >= 0) {
+        CHECK(slot == ran || (slot == ran - 1 && section(batch).shared));
+        ran = slot + 1;
+      }
+    }
+    CHECK(ran == plan_.states);
+    CHECK(std::all_of(used.begin(), used.end(), [](int times) { return times == 1; }));
+    CHECK((plan_.states == 0) == (plan_.state_slots == 0) && (plan_.blocks == 0) == (plan_.block_slots == 0));
+  }
+
+  void memory() {
+    Index tiles = 0;
+    for (const Section& s : plan_.sections) {
+      for (const Index rows : {s.tile(0).size(), s.tile(s.tiles - 1).size()}) {
+        const Sizes sizes = kernels_.sizes(call_, rows);
+        CHECK(sizes.scratch <= plan_.task.scratch && sizes.state <= plan_.task.state && sizes.panel == plan_.task.panel);
+      }
+      if (s.shared) CHECK(s.state_slot >= 0 || s.keys.size() <= s.part_keys);
+      if (!s.shared) CHECK(s.state_slot >= 0 || s.parts == 1);
+      if (s.state_slot < 0) continue;
+      CHECK(s.first_tile == tiles);
+      tiles += s.tiles;
+      CHECK((s.shared ? s.tiles : s.parts) * kernels_.sizes(call_, s.tile_rows).state <= plan_.state_bytes);
+    }
+    CHECK(tiles == plan_.state_tiles);
+    const Index thread = plan_.task.scratch + plan_.task.panel + plan_.task.state;
+    const Index counters = 4 * (2 * plan_.blocks + plan_.states + plan_.state_tiles);
+    const Index blocks = plan_.block_slots * plan_.block_bytes, states = plan_.state_slots * plan_.state_bytes;
+    CHECK(plan_.workspace_bytes >= plan_.threads * thread + blocks + states + counters);
+    for (const Index part : {plan_.task.scratch, plan_.task.panel, plan_.task.state, plan_.block_bytes, plan_.state_bytes}) {
+      CHECK(part % 64 == 0);
+    }
+    // The contract of memory.
+    if (call_.dim > 256 || call_.value_dim > 256) return;
+    CHECK(blocks <= Index{32} << 20);
+    CHECK(plan_.task.scratch + plan_.task.state <= Index{256} << 10);
+    CHECK(states <= plan_.threads * (Index{2} << 20));
+    CHECK(plan_.workspace_bytes - counters - 64 <= plan_.threads * (Index{256 + 2048} << 10) + (Index{32} << 20));
+  }
+
+  const Call& call_;
+  const Plan& plan_;
+  const Kernels& kernels_;
+};
+
+/// The parts of a batch entry's keys, which its bits depend on: rows, keys and size of each section that is split.
+std::vector<std::array<Index, 7>> splits(const Plan& plan, Index entry) {
+  std::vector<std::array<Index, 7>> list;
+  for (const Section& s : plan.sections) {
+    if (s.sequence.batch != entry || s.parts == 1) continue;
+    list.push_back({s.kv_head, s.rows.begin, s.rows.end, s.keys.begin, s.keys.end, s.parts, s.part_keys});
+  }
+  return list;
+}
+
+void check(const Given& given, const IsaTable& table) {
+  const Call call = given.call();
+  const Kernels& kernels = table.kernels(call.compute());
+  const Plan alone = make_plan(call, kernels, Machine{1});
+  for (const int threads : {1, 2, 3, 64}) {
+    const int before = failures;
+    const Plan plan = make_plan(call, kernels, Machine{threads});
+    Check(call, plan, threads);
+    for (Index entry = 0; entry < call.batch; ++entry) CHECK(splits(plan, entry) == splits(alone, entry));
+    if (failures == before || failures > 20) continue;
+    std::printf("  %s, %d threads:\n", table.name, threads);
+    given.print();
+  }
+  for (Index entry = 0; entry < call.batch; ++entry) {
+    const Call one = given.call(entry, 1);
+    CHECK(splits(make_plan(one, kernels, Machine{2}), 0) == splits(alone, entry));
+  }
+}
+
+}  // namespace
+
+int main() {
+  std::mt19937 random(1);
+  for (int repeat = 0; repeat < 300; ++repeat) {
+    const Given given(random);
+    for (const IsaTable* table : available_tables()) check(given, *table);
+  }
+  return finish();
+}
