@@ -16,8 +16,8 @@ std::atomic<int> chosen_threads{0};
 
 int default_threads() noexcept {
   const char* const variable = std::getenv("OMP_NUM_THREADS");
-  const long wanted =
-      variable != nullptr ? std::strtol(variable, nullptr, 10) : 0;  // "4,2": the outermost level
+  // "4,2" is a number a nesting level: the outermost counts.
+  const long wanted = variable != nullptr ? std::strtol(variable, nullptr, 10) : 0;
   return wanted > 0 ? static_cast<int>(wanted) : available_cores();
 }
 

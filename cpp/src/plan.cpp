@@ -9,19 +9,18 @@ namespace attncore {
 namespace {
 
 // Sizes that bits depend on: they may be functions of the sequence, head group, dims, dtype and ISA only.
-constexpr Index kSplitRows = 32;   // as many rows of a sequence and KV head, or fewer, have their keys split
+constexpr Index kSplitRows = 32;   // at most so many rows of a sequence and KV head: their keys are split
 constexpr Index kPartKeys = 1024;  // keys of a part, at least
 constexpr Index kMostParts = 32;
 
 // Sizes that bits do not depend on.
 constexpr Index kTileRows = 96;                // rows of a tile, at most
-constexpr Index kScratchBytes = 200 << 10;     // of a row tile: its queries, scores and output stay in L2
+constexpr Index kScratchBytes = 200 << 10;     // of a tile: its queries, scores and output stay in L2
 constexpr Index kBlockKeys = 512;              // keys of a super-block, unless they are few
 constexpr Index kBlockBytes = Index{8} << 20;  // of a super-block, at most
-constexpr Index kBlockSlots = 3;  // one in use, one being packed, one that a late thread still reads
-constexpr Index kStateBytes = Index{2}
-                              << 20;  // of rows whose state waits, a thread; two sections are alive or more
-constexpr double kThreadFlops = 1e6;  // work that is worth another thread: some 10 µs
+constexpr Index kBlockSlots = 3;               // in use, being packed, still read by a late thread
+constexpr Index kStateBytes = Index{2} << 20;  // of states that wait, a thread, in two sections or more
+constexpr double kThreadFlops = 1e6;           // work that is worth another thread: some 10 µs
 constexpr double kThreadBytes = 256 << 10;
 
 class Planner {
@@ -35,8 +34,7 @@ class Planner {
     measure();
     for (Index batch = 0; batch < call_.batch; ++batch) {
       const Sequence sequence = call_.sequence(batch);
-      Sequence padding =
-          sequence;  // rows past the query's length: a sequence without keys writes their zeros
+      Sequence padding = sequence;  // rows past the query's length, as if there were no keys: 0 is written
       padding.keys = 0;
       for (Index kv_head = 0; kv_head < call_.kv_heads; ++kv_head) {
         add_rows(sequence, kv_head, {0, sequence.queries * call_.group});

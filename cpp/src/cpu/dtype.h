@@ -82,8 +82,9 @@ ATTN_INLINE U32<Isa> narrow_f16(Vec<Isa, float> v) noexcept {
   const U32<Isa> magnitude = bits & 0x7fffffff;
   // Below 2⁻¹⁴ the result is subnormal: adding 0.5 leaves its 10 bits, rounded, at the end of the sum.
   const U32<Isa> subnormal = bit_cast<U32<Isa>>(bit_cast<Vec<Isa, float>>(magnitude) + 0.5F) - 0x3f000000;
-  const U32<Isa> normal =
-      (magnitude + 0xc8000fff + ((magnitude >> 13) & 1)) >> 13;  // 0xc8000000: −(127 − 15) << 23
+  // Else the exponent's bias changes by 127 − 15 (0xc8000000 is that, negative, << 23) and 13 bits are
+  // rounded away.
+  const U32<Isa> normal = (magnitude + 0xc8000fff + ((magnitude >> 13) & 1)) >> 13;
   const U32<Isa> finite = magnitude < 0x38800000 ? subnormal : normal;
   const U32<Isa> overflow = magnitude > 0x7f800000 ? U32<Isa>{} + 0x7e00U : U32<Isa>{} + 0x7c00U;
   return sign | (magnitude >= 0x477ff000 ? overflow : finite);  // 65520 and more round to infinity

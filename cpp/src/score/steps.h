@@ -63,7 +63,7 @@ struct Pipeline {
   }
 };
 
-using ScoreSteps =
-    Pipeline<SoftCap, Alibi, Bias, Mask, Segments, Window, Lengths>;  // in the order of application
+/// In the order of application.
+using ScoreSteps = Pipeline<SoftCap, Alibi, Bias, Mask, Segments, Window, Lengths>;
 
 }  // namespace attncore

@@ -20,10 +20,10 @@ struct Window : NoOp {
   }
 
   static ATTN_FN Touch touch(const Call& call, const Block& block, Range keys) noexcept {
-    const bool all_seen =
-        first_key(call, block.last_position()) <= keys.begin &&  // by the row that sees least
-        keys.end - 1 <= last_key(call, block.first_position());
-    return all_seen ? Touch::nothing : Touch::elements;
+    // The last row's band begins last, the first row's ends first.
+    const Index begin = first_key(call, block.last_position());
+    const Index last = last_key(call, block.first_position());
+    return begin <= keys.begin && keys.end - 1 <= last ? Touch::nothing : Touch::elements;
   }
 
   template <class M>

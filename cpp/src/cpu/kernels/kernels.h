@@ -12,12 +12,12 @@ struct Task {
   Sequence sequence;
   Index kv_head = 0;
   Range rows;
-  Range keys;                  // begins at a multiple of the key tile
-  bool first = true;           // the rows' first keys: begin with an empty state
-  bool last = true;            // their last keys: write out and lse
-  std::byte* state = nullptr;  // sizes().state bytes
-  const std::byte* packed =
-      nullptr;  // the panels of `keys`, sizes().panel bytes a key tile; none: pack them here
+  Range keys;         // begins at a multiple of the key tile
+  bool first = true;  // the rows' first keys: begin with an empty state
+  bool last = true;   // their last keys: write out and lse
+
+  std::byte* state = nullptr;         // Sizes::state bytes
+  const std::byte* packed = nullptr;  // the tiles of `keys`, Sizes::panel bytes each; none: pack them here
 };
 
 /// Bytes of memory that a task of so many rows needs.

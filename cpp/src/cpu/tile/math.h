@@ -12,8 +12,7 @@ struct ExpConstants;
 
 template <>
 struct ExpConstants<float> {
-  static constexpr float kRound =
-      0x1.8p23F;  // x + kRound is rounded to an integer, which stands in the low bits
+  static constexpr float kRound = 0x1.8p23F;  // x + kRound is x as an integer, in the low bits
   static constexpr float kLog2e = 0x1.715476p+0F;
   static constexpr float kLn2High = 0x1.62e4p-1F, kLn2Low = 0x1.7f7d1cp-20F;  // n · kLn2High is exact
   static constexpr float kSmallest = -87.0F;                                  // exp of less is flushed to 0
