@@ -89,8 +89,10 @@ def set_num_threads(num_threads: int) -> None:
 @overload
 def show_config(mode: Literal["stdout"] = ...) -> None: ...
 @overload
-def show_config(mode: Literal["dicts"]) -> dict[str, str]: ...
-def show_config(mode: Literal["stdout", "dicts"] = "stdout") -> dict[str, str] | None:
+def show_config(mode: Literal["dicts"]) -> dict[str, str | int | list[str]]: ...
+def show_config(
+    mode: Literal["stdout", "dicts"] = "stdout",
+) -> dict[str, str | int | list[str]] | None:
     """Print what was built and what was found, or return it with mode="dicts".
 
     Example:
@@ -100,13 +102,19 @@ def show_config(mode: Literal["stdout", "dicts"] = "stdout") -> dict[str, str] |
     """
     config = dict(_core.config())
     if mode == "dicts":
-        return config
+        return {name: _typed(name, setting) for name, setting in config.items()}
     if mode != "stdout":
         raise ValueError(f"mode: is {mode!r}, must be 'stdout' or 'dicts'")
     width = max(map(len, config))
     for name, setting in config.items():
         print(f"{name:{width}}  {setting}")
     return None
+
+
+def _typed(name: str, setting: str) -> str | int | list[str]:
+    if name in ("available_isas", "cpu_features"):
+        return setting.split()
+    return int(setting) if name in ("cores", "num_threads") else setting
 
 
 def get_include() -> str:

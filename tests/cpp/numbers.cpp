@@ -65,7 +65,8 @@ T tanh_of(T x) {
 template <class T>
 void exp_at_special_values() {
   constexpr T kSmallest = ExpConstants<T>::kSmallest;
-  for (const T x : {-kInfinity<T>, std::numeric_limits<T>::lowest(), T(-1e6), std::nextafter(kSmallest, -kInfinity<T>)}) {
+  for (const T x :
+       {-kInfinity<T>, std::numeric_limits<T>::lowest(), T(-1e6), std::nextafter(kSmallest, -kInfinity<T>)}) {
     CHECK(exp_of(x) == 0);
     CHECK(!std::signbit(exp_of(x)));
   }
@@ -77,8 +78,10 @@ void exp_at_special_values() {
 void exponential() {
   const auto run_float = [](Vec<Isa, float> x) { return attncore::exp<Isa, float>(x); };
   const auto run_double = [](Vec<Isa, double> x) { return attncore::exp<Isa, double>(x); };
-  const Error f = largest_error<float>(0x1p-40F, 87.0F, 500000, run_float, [](double x) { return std::exp(x); });
-  const Error d = largest_error<double>(0x1p-60, 708.0, 50000, run_double, [](long double x) { return std::exp(x); });
+  const Error f =
+      largest_error<float>(0x1p-40F, 87.0F, 500000, run_float, [](double x) { return std::exp(x); });
+  const Error d =
+      largest_error<double>(0x1p-60, 708.0, 50000, run_double, [](long double x) { return std::exp(x); });
   // Evenly over −87 … 0 too, where magnitudes alone would leave most numbers near 0.
   double even = 0;
   for (int i = 0; i < 870000; ++i) {
@@ -112,8 +115,10 @@ void tanh_at_special_values() {
 void hyperbolic_tangent() {
   const auto run_float = [](Vec<Isa, float> x) { return attncore::tanh<Isa, float>(x); };
   const auto run_double = [](Vec<Isa, double> x) { return attncore::tanh<Isa, double>(x); };
-  const Error f = largest_error<float>(1e-8F, 100.0F, 500000, run_float, [](double x) { return std::tanh(x); });
-  const Error d = largest_error<double>(1e-8, 100.0, 50000, run_double, [](long double x) { return std::tanh(x); });
+  const Error f =
+      largest_error<float>(1e-8F, 100.0F, 500000, run_float, [](double x) { return std::tanh(x); });
+  const Error d =
+      largest_error<double>(1e-8, 100.0, 50000, run_double, [](long double x) { return std::tanh(x); });
   std::printf("tanh: float %.3g ulp, double %.3g ulp\n", f.ulps, d.ulps);
   CHECK(f.ulps <= 4);
   CHECK(d.ulps <= 4);
@@ -125,15 +130,16 @@ void hyperbolic_tangent() {
 template <DType kStorage>
 struct Format {
   static constexpr int kFraction = kStorage == DType::f16 ? 10 : 7;
-  static constexpr int kMost = (1 << (15 - kFraction)) - 1;                       // exponent field of Inf and NaN
+  static constexpr int kMost = (1 << (15 - kFraction)) - 1;  // exponent field of Inf and NaN
   static constexpr int kBias = kMost / 2;
-  static constexpr int kLowest = 1 - kBias;                                       // exponent of subnormals
+  static constexpr int kLowest = 1 - kBias;  // exponent of subnormals
 
   /// What a pattern means.
   static double value(unsigned pattern) {
     const int exponent = static_cast<int>(pattern >> kFraction) & kMost;
     const int fraction = static_cast<int>(pattern) & ((1 << kFraction) - 1);
-    double magnitude = std::ldexp(fraction + (exponent > 0 ? 1 << kFraction : 0), std::max(exponent, 1) - kBias - kFraction);
+    double magnitude =
+        std::ldexp(fraction + (exponent > 0 ? 1 << kFraction : 0), std::max(exponent, 1) - kBias - kFraction);
     if (exponent == kMost) magnitude = fraction == 0 ? kInfinity<double> : kNan<double>;
     return (pattern >> 15U) != 0 ? -magnitude : magnitude;
   }
@@ -143,7 +149,8 @@ struct Format {
     if (x == 0 || !std::isfinite(x)) return x;
     const double quantum = std::ldexp(1, std::max(std::ilogb(x), kLowest) - kFraction);
     const double rounded = std::nearbyint(x / quantum) * quantum;
-    return std::fabs(rounded) >= std::ldexp(1, kBias + 1) ? std::copysign(kInfinity<double>, rounded) : rounded;
+    return std::fabs(rounded) >= std::ldexp(1, kBias + 1) ? std::copysign(kInfinity<double>, rounded)
+                                                          : rounded;
   }
 };
 
@@ -201,14 +208,24 @@ void ties() {
 template <DType kStorage>
 void any_floats() {
   using Limits = std::numeric_limits<float>;
-  std::vector<float> numbers{0.0F,          -0.0F,         Limits::denorm_min(), Limits::min(), Limits::max(),
-                             Limits::lowest(), kInfinity<float>, -kInfinity<float>, kNan<float>, -kNan<float>};
+  std::vector<float> numbers{0.0F,
+                             -0.0F,
+                             Limits::denorm_min(),
+                             Limits::min(),
+                             Limits::max(),
+                             Limits::lowest(),
+                             kInfinity<float>,
+                             -kInfinity<float>,
+                             kNan<float>,
+                             -kNan<float>};
   for (const std::uint32_t nan : {0x7f800001U, 0xff800001U, 0x7fffffffU, 0xffffffffU, 0x7fbfffffU}) {
     numbers.push_back(std::bit_cast<float>(nan));
   }
   Random random;
-  while (numbers.size() % 64 != 0 || numbers.size() < 200000) numbers.push_back(std::bit_cast<float>(random.bits()));
-  for (int i = 0; i < 64000; ++i) numbers.push_back(std::ldexp(random.number(), random.below(46) - 28));  // in f16's range
+  while (numbers.size() % 64 != 0 || numbers.size() < 200000)
+    numbers.push_back(std::bit_cast<float>(random.bits()));
+  for (int i = 0; i < 64000; ++i)
+    numbers.push_back(std::ldexp(random.number(), random.below(46) - 28));  // in f16's range
   check_narrow<kStorage>(numbers);
 }
 

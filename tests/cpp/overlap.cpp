@@ -1,4 +1,5 @@
-// may_overlap and may_overlap_itself against the bytes of small tensors: false is certain, and common layouts get it.
+// may_overlap and may_overlap_itself against the bytes of small tensors: false is certain, and common layouts
+// get it.
 #include <random>
 #include <set>
 
@@ -15,7 +16,8 @@ std::vector<std::uintptr_t> addresses(const Tensor& t) {
   for (Index a = 0; a < t.shape[0]; ++a) {
     for (Index b = 0; b < t.shape[1]; ++b) {
       for (Index c = 0; c < t.shape[2]; ++c) {
-        for (Index d = 0; d < t.shape[3]; ++d) list.push_back(reinterpret_cast<std::uintptr_t>(at(t, a, b, c, d)));
+        for (Index d = 0; d < t.shape[3]; ++d)
+          list.push_back(reinterpret_cast<std::uintptr_t>(at(t, a, b, c, d)));
       }
     }
   }
@@ -47,7 +49,9 @@ void* address(Index at) { return reinterpret_cast<void*>(Index{1} << 40U | at); 
 
 void any_tensors() {
   std::mt19937 random(1);
-  const auto below = [&](Index limit) { return static_cast<Index>(random() % static_cast<std::uint64_t>(limit)); };
+  const auto below = [&](Index limit) {
+    return static_cast<Index>(random() % static_cast<std::uint64_t>(limit));
+  };
   const auto any = [&] {
     constexpr DType kDTypes[] = {DType::boolean, DType::f16, DType::f32, DType::f64};
     Tensor t{address(below(160)), kDTypes[below(4)], {}, {}};
@@ -69,8 +73,10 @@ void any_tensors() {
     CHECK(!(simple && folded));
     overlaps += together, proven += apart, self_overlaps += folded, self_proven += simple;
   }
-  std::printf("apart: %d proven, %d overlap; simple: %d proven, %d fold\n", proven, overlaps, self_proven, self_overlaps);
-  for (const int count : {overlaps, proven, self_overlaps, self_proven}) CHECK(count > 500);  // all cases were met
+  std::printf("apart: %d proven, %d overlap; simple: %d proven, %d fold\n", proven, overlaps, self_proven,
+              self_overlaps);
+  for (const int count : {overlaps, proven, self_overlaps, self_proven})
+    CHECK(count > 500);  // all cases were met
 }
 
 /// A view (batch, heads, tokens, dim) of a buffer of f32 items, `offset` and strides in items.
@@ -93,12 +99,12 @@ void common_layouts() {
   const std::array<Index, 4> shape{b, h, s, d};
   std::vector<Tensor> blocks, packed, by_head, grouped, columns, heads, halves;
   for (Index i = 0; i < 4; ++i) {
-    blocks.push_back(view(i * b * h * s * d, shape, {h * s * d, s * d, d, 1}));              // (4, b, h, s, d)
-    packed.push_back(view(i * h * d, shape, {s * 4 * h * d, d, 4 * h * d, 1}));              // (b, s, 4, h, d)
-    by_head.push_back(view(i * d, shape, {s * h * 4 * d, 4 * d, h * 4 * d, 1}));             // (b, s, h, 4, d)
-    columns.push_back(view(i, shape, {s * h * d * 4, d * 4, h * d * 4, 4}));                 // (b, s, h, d, 4)
-    heads.push_back(view(i * d, {b, 1, s, d}, {s * h * d, d, h * d, 1}));                    // heads of (b, s, h, d)
-    halves.push_back(view(i * s * d, {b, h, s, d}, {4 * h * s * d, 4 * s * d, d, 1}));       // (b, h, 4, s, d)
+    blocks.push_back(view(i * b * h * s * d, shape, {h * s * d, s * d, d, 1}));   // (4, b, h, s, d)
+    packed.push_back(view(i * h * d, shape, {s * 4 * h * d, d, 4 * h * d, 1}));   // (b, s, 4, h, d)
+    by_head.push_back(view(i * d, shape, {s * h * 4 * d, 4 * d, h * 4 * d, 1}));  // (b, s, h, 4, d)
+    columns.push_back(view(i, shape, {s * h * d * 4, d * 4, h * d * 4, 4}));      // (b, s, h, d, 4)
+    heads.push_back(view(i * d, {b, 1, s, d}, {s * h * d, d, h * d, 1}));         // heads of (b, s, h, d)
+    halves.push_back(view(i * s * d, {b, h, s, d}, {4 * h * s * d, 4 * s * d, d, 1}));  // (b, h, 4, s, d)
   }
   // Grouped queries: (b, s, (h + 2) d), and its output in a buffer of its own, reversed.
   grouped.push_back(view(0, shape, {s * (h + 2) * d, d, (h + 2) * d, 1}));
@@ -108,7 +114,8 @@ void common_layouts() {
   grouped.push_back(view(end - 1, shape, {-s * h * d, -d, -h * d, -1}));
   for (const auto& views : {blocks, packed, by_head, grouped, columns, heads, halves}) apart(views);
   // Even and odd tokens; a transposed output.
-  apart({view(0, shape, {h * s * 2 * d, s * 2 * d, 2 * d, 1}), view(d, shape, {h * s * 2 * d, s * 2 * d, 2 * d, 1})});
+  apart({view(0, shape, {h * s * 2 * d, s * 2 * d, 2 * d, 1}),
+         view(d, shape, {h * s * 2 * d, s * 2 * d, 2 * d, 1})});
   apart({view(0, {1, 1, s, d}, {0, 0, 1, s}), view(s * d, {1, 1, s, d}, {0, 0, d, 1})});
 }
 

@@ -1,5 +1,5 @@
-// What every plan must be, over many random calls: all rows meet all their keys once, nothing waits for what is claimed
-// later, the splits of keys depend on the sequence alone, and memory is bounded.
+// What every plan must be, over many random calls: all rows meet all their keys once, nothing waits for what
+// is claimed later, the splits of keys depend on the sequence alone, and memory is bounded.
 #include "plan.h"
 
 #include <algorithm>
@@ -21,10 +21,15 @@ struct Given {
   std::vector<Index> query_lengths, key_lengths, offsets;
 
   explicit Given(std::mt19937& random) {
-    const auto below = [&](Index limit) { return static_cast<Index>(random() % static_cast<std::uint64_t>(limit)); };
-    const auto pick = [&](std::initializer_list<Index> of) { return of.begin()[below(static_cast<Index>(of.size()))]; };
+    const auto below = [&](Index limit) {
+      return static_cast<Index>(random() % static_cast<std::uint64_t>(limit));
+    };
+    const auto pick = [&](std::initializer_list<Index> of) {
+      return of.begin()[below(static_cast<Index>(of.size()))];
+    };
     const Index batch = below(20) == 0 ? 0 : 1 + below(4), kv_heads = 1 + below(3);
-    const Index queries = pick({0, 1, 1, 2, 7, 31, 33, 100, 513, 3000}), keys = pick({0, 1, 100, 128, 129, 1000, 5000, 40000});
+    const Index queries = pick({0, 1, 1, 2, 7, 31, 33, 100, 513, 3000}),
+                keys = pick({0, 1, 100, 128, 129, 1000, 5000, 40000});
     const auto dim = [&] { return below(2) == 0 ? 1 + below(256) : pick({16, 64, 64, 128, 256, 576, 4096}); };
     query = {batch, kv_heads * pick({1, 1, 2, 4, 8, 32}), queries, dim()};
     key = {batch, kv_heads, keys, query[3]};
@@ -37,7 +42,8 @@ struct Given {
     for (Index entry = 0; entry < batch; ++entry) {
       query_lengths.push_back(below(queries + 1));
       key_lengths.push_back(below(keys + 1));
-      offsets.push_back(pick({0, keys - queries, below(2 * keys + 1) - keys, Index{1} << 60, -(Index{1} << 60)}));
+      offsets.push_back(
+          pick({0, keys - queries, below(2 * keys + 1) - keys, Index{1} << 60, -(Index{1} << 60)}));
     }
     if (below(2) == 0) query_lengths.clear();
     if (below(2) == 0) key_lengths.clear();
@@ -52,7 +58,8 @@ struct Given {
       return Tensor::contiguous(reinterpret_cast<const void*>(++number << 44), type, shape);
     };
     const auto ints = [&](const std::vector<Index>& values) {
-      return values.empty() ? Tensor{} : Tensor::contiguous(values.data() + first, DType::i64, {count, 1, 1, 1});
+      return values.empty() ? Tensor{}
+                            : Tensor::contiguous(values.data() + first, DType::i64, {count, 1, 1, 1});
     };
     Problem p;
     p.score = score;
@@ -68,10 +75,12 @@ struct Given {
   [[nodiscard]] Call call() const { return call(0, query[0]); }
 
   void print() const {
-    std::printf("  query %s, key %s, value_dim %lld, %s, causal %d, left %lld, right %lld, lengths %d %d, offsets %d\n",
-                text(query).c_str(), text(key).c_str(), static_cast<long long>(value_dim), name(dtype), int{score.causal},
-                static_cast<long long>(score.left), static_cast<long long>(score.right), int{!query_lengths.empty()},
-                int{!key_lengths.empty()}, int{!offsets.empty()});
+    std::printf(
+        "  query %s, key %s, value_dim %lld, %s, causal %d, left %lld, right %lld, lengths %d %d, offsets "
+        "%d\n",
+        text(query).c_str(), text(key).c_str(), static_cast<long long>(value_dim), name(dtype),
+        int{score.causal}, static_cast<long long>(score.left), static_cast<long long>(score.right),
+        int{!query_lengths.empty()}, int{!key_lengths.empty()}, int{!offsets.empty()});
   }
   static std::string text(const std::array<Index, 4>& shape) {
     std::string text;
@@ -85,7 +94,8 @@ Range visible(const Call& call, const Sequence& sequence, Index query) {
   if (query >= sequence.queries) return {0, 0};
   const Index position = query + sequence.offset;
   const Index first = call.score.left == kUnbounded ? 0 : max(0, position - call.score.left);
-  const Index last = call.score.right == kUnbounded ? sequence.keys - 1 : min(sequence.keys - 1, position + call.score.right);
+  const Index last = call.score.right == kUnbounded ? sequence.keys - 1
+                                                    : min(sequence.keys - 1, position + call.score.right);
   return {first, last + 1};
 }
 
@@ -153,8 +163,8 @@ class Check {
     for (std::size_t i = 0; i < next.size(); ++i) CHECK(next[i] == plan_.sections[i].keys.end);
   }
 
-  /// Tasks wait for what was claimed before them only: packing for the last use of its slot, use for packing, a section's
-  /// first tasks for the section that had its memory.
+  /// Tasks wait for what was claimed before them only: packing for the last use of its slot, use for packing,
+  /// a section's first tasks for the section that had its memory.
   void order() {
     const auto count = static_cast<std::size_t>(plan_.blocks);
     std::vector<int> packed(count), used(count);
@@ -163,7 +173,8 @@ class Check {
       const auto block = static_cast<std::size_t>(batch.block);
       if (batch.packs) {
         CHECK(batch.block >= 0 && batch.block < plan_.blocks);
-        CHECK(batch.block < plan_.block_slots || used[block - static_cast<std::size_t>(plan_.block_slots)] == 1);
+        CHECK(batch.block < plan_.block_slots ||
+              used[block - static_cast<std::size_t>(plan_.block_slots)] == 1);
         CHECK(packed[block]++ == 0);
         CHECK(batch.keys.size() <= plan_.block_bytes / plan_.task.panel * kernels_.key_tile);
       } else if (section(batch).shared) {
@@ -186,7 +197,8 @@ class Check {
     for (const Section& s : plan_.sections) {
       for (const Index rows : {s.tile(0).size(), s.tile(s.tiles - 1).size()}) {
         const Sizes sizes = kernels_.sizes(call_, rows);
-        CHECK(sizes.scratch <= plan_.task.scratch && sizes.state <= plan_.task.state && sizes.panel == plan_.task.panel);
+        CHECK(sizes.scratch <= plan_.task.scratch && sizes.state <= plan_.task.state &&
+              sizes.panel == plan_.task.panel);
       }
       if (s.shared) CHECK(s.state_slot >= 0 || s.keys.size() <= s.part_keys);
       if (!s.shared) CHECK(s.state_slot >= 0 || s.parts == 1);
@@ -198,9 +210,11 @@ class Check {
     CHECK(tiles == plan_.state_tiles);
     const Index thread = plan_.task.scratch + plan_.task.panel + plan_.task.state;
     const Index counters = 4 * (2 * plan_.blocks + plan_.states + plan_.state_tiles);
-    const Index blocks = plan_.block_slots * plan_.block_bytes, states = plan_.state_slots * plan_.state_bytes;
+    const Index blocks = plan_.block_slots * plan_.block_bytes,
+                states = plan_.state_slots * plan_.state_bytes;
     CHECK(plan_.workspace_bytes >= plan_.threads * thread + blocks + states + counters);
-    for (const Index part : {plan_.task.scratch, plan_.task.panel, plan_.task.state, plan_.block_bytes, plan_.state_bytes}) {
+    for (const Index part :
+         {plan_.task.scratch, plan_.task.panel, plan_.task.state, plan_.block_bytes, plan_.state_bytes}) {
       CHECK(part % 64 == 0);
     }
     // The contract of memory.
@@ -208,7 +222,8 @@ class Check {
     CHECK(blocks <= Index{32} << 20);
     CHECK(plan_.task.scratch + plan_.task.state <= Index{256} << 10);
     CHECK(states <= plan_.threads * (Index{2} << 20));
-    CHECK(plan_.workspace_bytes - counters - 64 <= plan_.threads * (Index{256 + 2048} << 10) + (Index{32} << 20));
+    CHECK(plan_.workspace_bytes - counters - 64 <=
+          plan_.threads * (Index{256 + 2048} << 10) + (Index{32} << 20));
   }
 
   const Call& call_;
@@ -216,7 +231,8 @@ class Check {
   const Kernels& kernels_;
 };
 
-/// The parts of a batch entry's keys, which its bits depend on: rows, keys and size of each section that is split.
+/// The parts of a batch entry's keys, which its bits depend on: rows, keys and size of each section that is
+/// split.
 std::vector<std::array<Index, 7>> splits(const Plan& plan, Index entry) {
   std::vector<std::array<Index, 7>> list;
   for (const Section& s : plan.sections) {

@@ -1,4 +1,4 @@
-// What kernels of one ISA are made of, against loops: registers, items in memory, packed panels, products.
+// What kernels of one ISA are made of, against loops: registers, items in memory, packed panels.
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -16,7 +16,8 @@ using namespace attncore;
 template <class T>
 constexpr T kInfinity = std::numeric_limits<T>::infinity();
 
-// ---- registers -------------------------------------------------------------------------------------------------------
+// ---- registers
+// -------------------------------------------------------------------------------------------------------
 
 template <class T>
 void registers() {
@@ -42,26 +43,30 @@ void registers() {
   }
 }
 
-// ---- items in memory ---------------------------------------------------------------------------------------------------
+// ---- items in memory
+// ---------------------------------------------------------------------------------------------------
 
 /// Memory between two pages that must not be touched.
 class Guarded {
  public:
   Guarded() {
     const Index page = sysconf(_SC_PAGESIZE);
-    memory_ = static_cast<std::byte*>(mmap(nullptr, static_cast<std::size_t>(bytes() + 2 * page), PROT_READ | PROT_WRITE,
-                                           MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    memory_ = static_cast<std::byte*>(mmap(nullptr, static_cast<std::size_t>(bytes() + 2 * page),
+                                           PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
     mprotect(memory_, static_cast<std::size_t>(page), PROT_NONE);
     mprotect(memory_ + page + bytes(), static_cast<std::size_t>(page), PROT_NONE);
     memory_ += page;
   }
   Guarded(const Guarded&) = delete;
   Guarded& operator=(const Guarded&) = delete;
-  ~Guarded() { munmap(memory_ - sysconf(_SC_PAGESIZE), static_cast<std::size_t>(bytes() + 2 * sysconf(_SC_PAGESIZE))); }
+  ~Guarded() {
+    munmap(memory_ - sysconf(_SC_PAGESIZE), static_cast<std::size_t>(bytes() + 2 * sysconf(_SC_PAGESIZE)));
+  }
 
   [[nodiscard]] static Index bytes() { return Index{1} << 18U; }
   [[nodiscard]] std::byte* begin() const { return memory_; }
-  /// Where an array with bytes at low … high − 1 of its origin lies, at the end of this memory or at its beginning.
+  /// Where an array with bytes at low … high − 1 of its origin lies, at the end of this memory or at its
+  /// beginning.
   [[nodiscard]] std::byte* place(Index low, Index high, bool at_end) const {
     return at_end ? memory_ + bytes() - high : memory_ - low;
   }
@@ -86,14 +91,16 @@ void items(const Guarded& memory) {
       const Index reach = std::max<Index>(count - 1, 0) * stride;
       for (const bool at_end : {true, false}) {
         memory.fill(random);
-        std::byte* const p = memory.place(std::min<Index>(reach, 0), std::max<Index>(reach, 0) + (count > 0 ? kItem : 0), at_end);
+        std::byte* const p = memory.place(std::min<Index>(reach, 0),
+                                          std::max<Index>(reach, 0) + (count > 0 ? kItem : 0), at_end);
         const Vec<Isa, T> v = load_items<Isa, T, kStorage>(p, stride, count);
         for (Index i = 0; i < n; ++i) {
           CHECK(v[i] == (i < count ? load_scalar<Isa, T>(p + i * stride, kStorage) : T(0)));
         }
         // Written back negated: each item changes in its sign, and nothing else does.
         std::vector<std::byte> want(memory.begin(), memory.begin() + Guarded::bytes());
-        for (Index i = 0; i < count; ++i) want[static_cast<std::size_t>(p - memory.begin() + i * stride + kItem - 1)] ^= std::byte{0x80};
+        for (Index i = 0; i < count; ++i)
+          want[static_cast<std::size_t>(p - memory.begin() + i * stride + kItem - 1)] ^= std::byte{0x80};
         if (stride * stride >= kItem * kItem) store_items<Isa, T, kStorage>(p, stride, count, -v);
         CHECK(std::equal(want.begin(), want.end(), memory.begin()));
       }
@@ -106,29 +113,13 @@ void items(const Guarded& memory) {
   }
 }
 
-// ---- panels ------------------------------------------------------------------------------------------------------------
-
-/// A panel of its own, in memory of the promised size and no more.
-template <class T>
-struct OwnPanel {
-  std::vector<T> memory;
-  Panel<T> panel;
-
-  OwnPanel(Index columns, Index depth)
-      : memory(static_cast<std::size_t>(panel_items<Isa, T>(columns, depth)), T(77)), panel{memory.data(), columns, depth} {}
-
-  T& operator()(Index row, Index column) {
-    constexpr Index n = kWidth<Isa, T>;
-    constexpr Index kStrip = Isa::kColumns * n;
-    const Index first = column / kStrip * kStrip;
-    const Index width = std::min(kStrip, round_up(panel.columns, n) - first);
-    return memory[static_cast<std::size_t>(first * panel.depth + row * width + column - first)];
-  }
-};
+// ---- panels
+// ------------------------------------------------------------------------------------------------------------
 
 /// Packs `keys` tokens of `dims` items from `first` on, both ways, and reads the panels.
 template <class T, DType kStorage>
-void check_packing(const Guarded& memory, Index keys, Index dims, Index first, Index token_stride, Index dim_stride) {
+void check_packing(const Guarded& memory, Index keys, Index dims, Index first, Index token_stride,
+                   Index dim_stride) {
   constexpr Index n = kWidth<Isa, T>;
   constexpr Index kItem = sizeof(typename Storage<kStorage>::Item);
   const Index tokens[] = {first * token_stride, (first + keys - 1) * token_stride};
@@ -183,113 +174,11 @@ void poison() {
       std::vector<T> values(dims * keys, std::numeric_limits<T>::max());
       values[place] = bad;
       OwnPanel<T> panel(dims, keys);
-      const KeySource source{reinterpret_cast<const std::byte*>(values.data()), dims * Index{sizeof(T)}, sizeof(T), kStorage};
+      const KeySource source{reinterpret_cast<const std::byte*>(values.data()), dims * Index{sizeof(T)},
+                             sizeof(T), kStorage};
       CHECK(!(pack_rows<Isa, T, kStorage>(panel.panel, source, 0)));
       values[place] = 0;
       CHECK((pack_rows<Isa, T, kStorage>(panel.panel, source, 0)));
-    }
-  }
-}
-
-// ---- products ----------------------------------------------------------------------------------------------------------
-
-template <class T>
-struct Product {
-  Index rows, columns, depth, stride;
-  std::vector<T> a, c, keep;
-  OwnPanel<T> b;
-
-  Product(Index r, Index n, Index d, Random& random) : rows(r), columns(n), depth(d), b(n, d + 2) {
-    stride = round_up(n, kWidth<Isa, T>) + 1;
-    const auto fill = [&](std::vector<T>& items, Index count) {
-      items.resize(static_cast<std::size_t>(count));
-      for (T& item : items) item = static_cast<T>(random.number());
-    };
-    fill(a, rows * (depth + 3));
-    fill(c, rows * stride);
-    fill(keep, rows);
-    fill(b.memory, static_cast<Index>(b.memory.size()));
-    b.panel.data = b.memory.data();
-  }
-
-  [[nodiscard]] T weight(Index row, Index k) const { return a[static_cast<std::size_t>(row * (depth + 3) + k)]; }
-  [[nodiscard]] Matrix<const T> left() const { return {a.data(), depth + 3}; }
-
-  template <class Finish>
-  [[nodiscard]] std::vector<T> multiply(Index of_rows, Finish finish) const {
-    std::vector<T> out = c;
-    gemm<Isa, T>(Matrix<T>{out.data(), stride}, left(), as_const(b.panel), of_rows, columns, depth, finish);
-    return out;
-  }
-
-  /// want(c, sum, row) is what the finish makes of the exact sum.
-  template <class Want>
-  void check(const std::vector<T>& out, Want want) {
-    for (Index row = 0; row < rows; ++row) {
-      for (Index column = 0; column < columns; ++column) {
-        double sum = 0, size = 1;
-        for (Index k = 0; k < depth; ++k) sum += double(weight(row, k)) * double(b(k, column)), size += std::fabs(double(weight(row, k)));
-        const auto i = static_cast<std::size_t>(row * stride + column);
-        const double error = std::fabs(want(double(c[i]), sum, row) - double(out[i]));
-        CHECK(error <= size * static_cast<double>(depth + 2) * std::numeric_limits<T>::epsilon());
-      }
-      // The rest of the row is not written.
-      CHECK(out[static_cast<std::size_t>((row + 1) * stride - 1)] == c[static_cast<std::size_t>((row + 1) * stride - 1)]);
-    }
-  }
-};
-
-template <class T>
-bool same_bits(const std::vector<T>& a, const std::vector<T>& b, Index count) {
-  return std::memcmp(a.data(), b.data(), static_cast<std::size_t>(count) * sizeof(T)) == 0;
-}
-
-template <class T>
-void products() {
-  constexpr Index n = kWidth<Isa, T>;
-  Random random;
-  for (Index rows = 1; rows <= 2 * Isa::kRows + 1; ++rows) {
-    for (const Index columns : {Index{1}, n - 1, n, n + 1, (Isa::kColumns - 1) * n, Isa::kColumns * n, 2 * Isa::kColumns * n + n + 3}) {
-      for (const Index depth : {0, 1, 2, 7, 64, 131}) {
-        Product<T> p(rows, columns, depth, random);
-        const auto scaled = p.multiply(rows, Scaled<T>{T(0.37)});
-        const auto accumulated = p.multiply(rows, Accumulated<T>{p.keep.data()});
-        p.check(scaled, [](double, double sum, Index) { return sum * double(T(0.37)); });
-        p.check(accumulated, [&](double c, double sum, Index row) { return c * double(p.keep[static_cast<std::size_t>(row)]) + sum; });
-        for (Index fewer = 1; fewer < rows; ++fewer) {
-          CHECK(same_bits(p.multiply(fewer, Scaled<T>{T(0.37)}), scaled, fewer * p.stride));
-          CHECK(same_bits(p.multiply(fewer, Accumulated<T>{p.keep.data()}), accumulated, fewer * p.stride));
-        }
-      }
-    }
-  }
-}
-
-/// gemm_of_visible is gemm, bit by bit, and what stands at keys of weight −0 does not matter to it.
-template <class T>
-void products_of_visible() {
-  Random random;
-  for (const Index columns : {1, 5, 16, 17, 64, 100, 131}) {
-    for (const Index depth : {1, 3, 50, 128}) {
-      Product<T> p(Isa::kRows + 3, columns, depth, random);
-      for (T& weight : p.a) weight = random.below(3) == 0 ? -T(0) : std::fabs(weight) * T(random.below(4) != 0);
-      for (Index row = 0; row < p.rows; ++row) {
-        for (Index k = 0; k < depth; k += 3) p.a[static_cast<std::size_t>(row * (depth + 3) + k)] = -T(0);
-      }
-      const auto visible = [&] {
-        std::vector<T> out = p.c;
-        gemm_of_visible<Isa, T>(Matrix<T>{out.data(), p.stride}, p.left(), as_const(p.b.panel), p.rows, depth,
-                                Accumulated<T>{p.keep.data()});
-        return out;
-      };
-      const auto want = p.multiply(p.rows, Accumulated<T>{p.keep.data()});
-      CHECK(same_bits(visible(), want, p.rows * p.stride));
-      for (Index k = 0; k < depth; k += 3) {
-        for (Index column = 0; column < columns; ++column) {
-          p.b(k, column) = column % 2 == 0 ? kInfinity<T> : std::numeric_limits<T>::quiet_NaN();
-        }
-      }
-      CHECK(same_bits(visible(), want, p.rows * p.stride));
     }
   }
 }
@@ -311,8 +200,4 @@ void test() {
   packing<double, DType::f64>(memory);
   poison<float>();
   poison<double>();
-  products<float>();
-  products<double>();
-  products_of_visible<float>();
-  products_of_visible<double>();
 }

@@ -1,5 +1,5 @@
-// The score steps that hide keys, against one (row, key) at a time: what a block may see, whether a tile has work, and
-// which scores are hidden once the steps are applied.
+// The score steps that hide keys, against one (row, key) at a time: what a block may see, whether a tile has
+// work, and which scores are hidden once the steps are applied.
 #include <random>
 
 #include "check.h"
@@ -26,7 +26,9 @@ struct Case {
   std::vector<std::int64_t> key_segments;
 
   explicit Case(std::mt19937& random) {
-    const auto below = [&](Index limit) { return static_cast<Index>(random() % static_cast<std::uint64_t>(limit)); };
+    const auto below = [&](Index limit) {
+      return static_cast<Index>(random() % static_cast<std::uint64_t>(limit));
+    };
     call.batch = 2, call.group = 1 + below(3), call.kv_heads = 1 + below(2);
     call.heads = call.group * call.kv_heads;
     call.queries = 1 + below(9), call.keys = 1 + below(24);
@@ -55,14 +57,21 @@ struct Case {
 
   void add_segments(std::mt19937& random) {
     const auto lengths = 1 + random() % 20;
-    const auto any = [&](std::size_t token) { return static_cast<int>(random() % 9 == 0 ? random() % 5 : token / lengths); };
-    for (std::size_t i = 0; i < static_cast<std::size_t>(call.batch * call.queries); ++i) query_segments.push_back(any(i));
-    for (std::size_t i = 0; i < static_cast<std::size_t>(call.batch * call.keys); ++i) key_segments.push_back(any(i));
-    call.score.query_segments = Tensor::contiguous(query_segments.data(), DType::i32, {call.batch, 1, call.queries, 1});
-    call.score.key_segments = Tensor::contiguous(key_segments.data(), DType::i64, {call.batch, 1, call.keys, 1});
+    const auto any = [&](std::size_t token) {
+      return static_cast<int>(random() % 9 == 0 ? random() % 5 : token / lengths);
+    };
+    for (std::size_t i = 0; i < static_cast<std::size_t>(call.batch * call.queries); ++i)
+      query_segments.push_back(any(i));
+    for (std::size_t i = 0; i < static_cast<std::size_t>(call.batch * call.keys); ++i)
+      key_segments.push_back(any(i));
+    call.score.query_segments =
+        Tensor::contiguous(query_segments.data(), DType::i32, {call.batch, 1, call.queries, 1});
+    call.score.key_segments =
+        Tensor::contiguous(key_segments.data(), DType::i64, {call.batch, 1, call.keys, 1});
   }
 
-  // ---- what each step says of one row and one key --------------------------------------------------------------------
+  // ---- what each step says of one row and one key
+  // --------------------------------------------------------------------
 
   [[nodiscard]] Row row(Index r) const {
     const Index query = r / call.group;
@@ -117,7 +126,8 @@ void check_steps(const Case& c, const Block& block, Range keys) {
   // A window that leaves all of a tile, and one document, have no element work.
   bool all = true;
   for (Index query = block.queries.begin; query < block.queries.end; ++query) {
-    for (const Index key : {keys.begin, keys.end - 1}) all &= c.window_sees({0, 0, query, query + c.sequence.offset}, key);
+    for (const Index key : {keys.begin, keys.end - 1})
+      all &= c.window_sees({0, 0, query, query + c.sequence.offset}, key);
   }
   if (all) CHECK(Window::touch(c.call, block, keys) == Touch::nothing);
 }
@@ -125,7 +135,8 @@ void check_steps(const Case& c, const Block& block, Range keys) {
 /// The scores of a tile, once the steps that say that they have work are applied.
 void check_apply(const Case& c, Range rows, Range keys) {
   const Block block = block_of(c.call, c.sequence, c.kv_head, rows);
-  const TileWork work = ScoreSteps::touch(c.call, block, {keys.begin, keys.begin + round_up(keys.size(), kLanes)});
+  const TileWork work =
+      ScoreSteps::touch(c.call, block, {keys.begin, keys.begin + round_up(keys.size(), kLanes)});
   for (Index r = rows.begin; r < rows.end; ++r) {
     const Row row = c.row(r);
     std::vector<float> scores(static_cast<std::size_t>(round_up(keys.size(), kLanes)), 0.5F);
@@ -140,7 +151,8 @@ void check_apply(const Case& c, Range rows, Range keys) {
       const Index key = keys.begin + i;
       const bool sees = key < c.sequence.keys && c.sees(row, key);
       if (work.hidden) CHECK(!sees);
-      if (!work.hidden) CHECK(scores[static_cast<std::size_t>(i)] == (sees ? 0.5F : -static_cast<float>(__builtin_inf())));
+      if (!work.hidden)
+        CHECK(scores[static_cast<std::size_t>(i)] == (sees ? 0.5F : -static_cast<float>(__builtin_inf())));
     }
   }
 }
@@ -148,7 +160,8 @@ void check_apply(const Case& c, Range rows, Range keys) {
 void check_case(const Case& c, std::mt19937& random) {
   const Index all_rows = c.sequence.queries * c.call.group;
   const Index first = static_cast<Index>(random() % static_cast<std::uint64_t>(all_rows));
-  const Range rows{first, first + 1 + static_cast<Index>(random() % static_cast<std::uint64_t>(all_rows - first))};
+  const Range rows{first,
+                   first + 1 + static_cast<Index>(random() % static_cast<std::uint64_t>(all_rows - first))};
   const Block block = block_of(c.call, c.sequence, c.kv_head, rows);
   CHECK(block.queries.begin == c.row(rows.begin).query && block.queries.end == c.row(rows.end - 1).query + 1);
 

@@ -1,5 +1,6 @@
-// Calls at once from several threads, and calls that are cancelled: the bits are those of a call alone on one thread,
-// whatever ran beside it or before it.  Sanitizers look for races and leaks here.
+// Calls at once from several threads, and calls that are cancelled: the bits are those of a call alone on one
+// thread, whatever ran beside it or before it.  Sanitizers look for races and leaks here.
+#include <algorithm>
 #include <attncore/attncore.hpp>
 #include <chrono>
 #include <cstring>
@@ -17,7 +18,8 @@ struct Case {
   std::vector<float> q, k, v, out, lse;
   Problem problem;
 
-  Case(Index batch, Index heads, Index kv_heads, Index queries, Index keys, Index dim, bool causal, unsigned seed) {
+  Case(Index batch, Index heads, Index kv_heads, Index queries, Index keys, Index dim, bool causal,
+       unsigned seed) {
     const auto fill = [&](std::vector<float>& items, Index count, bool noise) {
       items.resize(static_cast<std::size_t>(count));
       for (float& item : items) {
@@ -103,14 +105,16 @@ void callers_of_one_isa() {
       for (int repeat = 0; repeat < kKinds; ++repeat) {
         const int number = (caller + repeat) % kKinds;
         Case c = kind(number, 5);
-        const Options options{.num_threads = 1 + caller % 3, .workspace = caller % 2 == 0 ? &workspace : nullptr};
+        const Options options{.num_threads = 1 + caller % 3,
+                              .workspace = caller % 2 == 0 ? &workspace : nullptr};
         CHECK(same_bits(c.run(options), want[static_cast<std::size_t>(number)]));
       }
     });
   }
 }
 
-/// One thread changes the ISA of the process all the time: each call is of one ISA from its beginning to its end.
+/// One thread changes the ISA of the process all the time: each call is of one ISA from its beginning to its
+/// end.
 void callers_while_the_isa_changes() {
   std::atomic<int> calling{3};
   std::vector<std::vector<std::vector<float>>> want;
@@ -176,28 +180,34 @@ void cancelled_calls() {
   });
 }
 
-/// A long call ends soon after it is asked to, and polls on the caller's thread only.
+/// A long call asks often whether to end, on the caller's thread only, and ends at once.
 void a_long_call() {
   Case c(1, 4, 4, 6000, 6000, 64, false, 3);
   using Clock = std::chrono::steady_clock;
   for (const int threads : {1, 3}) {
-    Clock::time_point asked;
     const auto caller = std::this_thread::get_id();
-    bool ended = false;
     const auto start = Clock::now();
+    auto asked = start;
+    double longest = 0;  // wait for an answer, in seconds
+    const auto note = [&] {
+      const auto now = Clock::now();
+      longest = std::max(longest, std::chrono::duration<double>(now - asked).count());
+      asked = now;
+    };
+    bool ended = false;
     try {
       forward(c.problem, {.num_threads = threads, .cancelled = [&] {
                             CHECK(std::this_thread::get_id() == caller);
-                            asked = Clock::now();
-                            return asked - start > std::chrono::milliseconds(20);
+                            note();
+                            return asked - start > std::chrono::milliseconds(50);
                           }});
     } catch (const Cancelled&) {
       ended = true;
     }
+    note();
     CHECK(ended);
-    const std::chrono::duration<double> late = Clock::now() - asked;
-    std::printf("a call of %d threads ended %.3f s after it was cancelled\n", threads, late.count());
-    CHECK(late.count() < 10);  // sanitizers and busy machines; the contract is 0.2 s
+    std::printf("a call on %d threads: at most %.3f s from a cancellation to the end\n", threads, longest);
+    CHECK(longest < 10);  // sanitizers and busy machines; the contract is 0.2 s
   }
 }
 

@@ -87,8 +87,8 @@ void load_queries(const Call& call, const TaskRows& row_at, Matrix<T> queries, I
   const Tensor& q = call.query;
   with_storage<T>(q.dtype, [&]<DType kStorage>() {
     for (Index row = 0; row < rows; ++row) {
-      const Row at_row = row_at(row);
-      const std::byte* const in = at(q, at_row.batch, at_row.head, at_row.query);
+      const Row r = row_at(row);
+      const std::byte* const in = at(q, r.batch, r.head, r.query);
       for (Index dim = 0; dim < call.dim; dim += kWidth<Isa, T>) {
         const Index dims = min(kWidth<Isa, T>, call.dim - dim);
         store(queries.row(row) + dim,
@@ -96,6 +96,23 @@ void load_queries(const Call& call, const TaskRows& row_at, Matrix<T> queries, I
       }
     }
   });
+}
+
+/// The query rows of a task in the accumulation type: where they lie, if they lie so, else loaded into
+/// `room`.
+template <class Isa, class T>
+ATTN_INLINE Matrix<const T> query_rows(const Call& call, const TaskRows& row_at, Matrix<T> room, Index rows,
+                                       bool load) noexcept {
+  const Tensor& q = call.query;
+  constexpr Index kItem = sizeof(T);
+  const Row first = row_at(0);
+  const std::byte* const data = at(q, first.batch, first.head, first.query);
+  const bool aligned = q.stride[2] % kItem == 0 && reinterpret_cast<std::uintptr_t>(data) % alignof(T) == 0;
+  if (q.dtype == call.compute() && call.group == 1 && q.stride[3] == kItem && aligned) {
+    return {reinterpret_cast<const T*>(data), q.stride[2] / kItem};
+  }
+  if (load) load_queries<Isa, T>(call, row_at, room, rows);
+  return as_const(room);
 }
 
 /// Applies the score steps that have work in this tile to one row of it.
@@ -120,12 +137,12 @@ void finish_rows(const Call& call, const TaskRows& row_at, const OnlineSoftmax<I
   for (Index row = 0; row < rows; ++row) {
     const Row r = row_at(row);
     if (sinks.given()) softmax.add_sink(row, load_scalar<Isa, T>(at(sinks, 0, r.head), sinks.dtype));
-    const T sum = softmax.sum[row] == 0 ? T{1} : softmax.sum[row];  // nothing visible: 0
+    const T factor = softmax.sum[row] == 0 ? T{0} : 1 / softmax.sum[row];  // nothing visible: 0
     std::byte* const out = at(call.out, r.batch, r.head, r.query);
     const Index stride = call.out.stride[3];
     with_storage<T>(call.out.dtype, [&]<DType kStorage>() {
       for (Index dim = 0; dim < call.value_dim; dim += kWidth<Isa, T>) {
-        const auto items = load<Vec<Isa, T>>(softmax.output.row(row) + dim) / sum;
+        const auto items = load<Vec<Isa, T>>(softmax.output.row(row) + dim) * factor;
         store_items<Isa, T, kStorage>(out + dim * stride, stride, min(kWidth<Isa, T>, call.value_dim - dim),
                                       items);
       }
@@ -148,7 +165,8 @@ void forward_task(const Call& call, const Task& task, std::byte* scratch_memory)
   const Index key_tile = Isa::template kKeyTile<T>;
 
   if (task.first) softmax.clear(rows);
-  if (task.first || task.packed != nullptr) load_queries<Isa, T>(call, row_at, scratch.queries, rows);
+  const auto queries =
+      query_rows<Isa, T>(call, row_at, scratch.queries, rows, task.first || task.packed != nullptr);
 
   const Range seen = intersect(task.keys, ScoreSteps::visible(call, block));
   for (Index first = seen.begin - seen.begin % key_tile; first < seen.end; first += key_tile) {
@@ -168,7 +186,7 @@ void forward_task(const Call& call, const Task& task, std::byte* scratch_memory)
     const bool poison = *tile.poison != 0;
 
     // S (rows, keys) = scale · Q·Kᵀ
-    gemm<Isa, T>(scratch.scores, as_const(scratch.queries), as_const(tile.keys), rows, keys.size(), call.dim,
+    gemm<Isa, T>(scratch.scores, queries, as_const(tile.keys), rows, keys.size(), call.dim,
                  Scaled<T>{static_cast<T>(call.scale)});
     for (Index row = 0; row < rows; ++row) {
       T* const scores = scratch.scores.row(row);

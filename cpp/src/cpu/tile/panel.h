@@ -69,7 +69,8 @@ constexpr Index kPrefetchTokens = 16;
 template <class Isa, class T, DType kStorage>
 bool pack_rows(Panel<T> panel, const KeySource& source, Index first) noexcept {
   constexpr Index n = kWidth<Isa, T>;
-  Vec<Isa, T> poison{};  // stays 0 as long as 0 · item is 0
+  using Bits = typename Register<typename IntOf<T>::unsigned_type, kWidth<Isa, T>>::type;
+  Bits poison{};  // the bits of 0 · item: ± 0, or those of NaN
   for (Index strip = 0; strip < panel.columns; strip += Isa::kColumns * n) {
     const Index registers = strip_registers<Isa, T>(panel.columns, strip);
     T* out = panel.data + strip * panel.depth;
@@ -81,12 +82,12 @@ bool pack_rows(Panel<T> panel, const KeySource& source, Index first) noexcept {
         const Index dims = min(n, panel.columns - strip - j * n);
         const auto items =
             load_items<Isa, T, kStorage>(in + j * n * source.dim_stride, source.dim_stride, dims);
-        poison = items * T{0} + poison;
+        poison |= bit_cast<Bits>(items * T{0});
         store(out, items);
       }
     }
   }
-  return horizontal_sum<Isa, T>(poison) == 0;
+  return horizontal_sum<Isa, T>(bit_cast<Vec<Isa, T>>(poison)) == 0;
 }
 
 }  // namespace attncore

@@ -1,0 +1,83 @@
+// NumPy arrays as Tensors, without a copy, and the errors that name an argument.
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <array>
+#include <atomic>
+#include <attncore/attncore.hpp>
+
+namespace attncore::python {
+
+namespace py = pybind11;
+
+[[noreturn]] inline void reject_type(const char* argument, const std::string& what) {
+  throw py::type_error(std::string(argument) + ": " + what);
+}
+[[noreturn]] inline void reject_value(const char* argument, const std::string& what) {
+  throw py::value_error(std::string(argument) + ": " + what);
+}
+inline std::string type_name(py::handle object) { return Py_TYPE(object.ptr())->tp_name; }
+
+/// ml_dtypes' bfloat16 is a user-defined dtype: found by its name, then known by its number.
+inline bool is_bfloat16(const py::dtype& dtype) {
+  static std::atomic<int> number{-1};
+  if (dtype.num() == number.load(std::memory_order_relaxed)) return true;
+  if (dtype.itemsize() != 2 || py::str(dtype.attr("name")).cast<std::string>() != "bfloat16") return false;
+  number = dtype.num();
+  return true;
+}
+
+inline DType dtype_of(const char* argument, const py::array& array, const char* accepted) {
+  const py::dtype dtype = array.dtype();
+  const bool native = dtype.byteorder() == '=' || dtype.byteorder() == '|';
+  switch (native ? dtype.kind() : '?') {
+    case 'f':
+      if (dtype.itemsize() == 4) return DType::f32;
+      if (dtype.itemsize() == 8) return DType::f64;
+      if (dtype.itemsize() == 2) return DType::f16;
+      break;
+    case 'b':
+      return DType::boolean;
+    case 'i':
+      if (dtype.itemsize() == 4) return DType::i32;
+      if (dtype.itemsize() == 8) return DType::i64;
+      break;
+    default:
+      if (native && is_bfloat16(dtype)) return DType::bf16;
+  }
+  reject_type(argument,
+              "dtype is " + py::str(py::handle(dtype)).cast<std::string>() + ", accepted is " + accepted);
+}
+
+inline constexpr auto kFloats = "float32, float64, float16 or bfloat16 (in native byte order)";
+inline constexpr auto kInts = "an integer dtype";
+
+/// Axes of an array by where they stand in (batch, head, token, dim); −1: not there.
+using Axes = std::array<int, 4>;
+
+inline Tensor tensor(const char* argument, const py::array& array, const Axes& axes, const char* accepted) {
+  Tensor t{const_cast<void*>(array.data()), dtype_of(argument, array, accepted), {1, 1, 1, 1}, {}};
+  for (std::size_t axis = 0; axis < 4; ++axis) {
+    if (axes[axis] < 0) continue;
+    t.shape[axis] = array.shape(axes[axis]);
+    t.stride[axis] = array.strides(axes[axis]);
+  }
+  return t;
+}
+
+/// (batch, head, token, dim) and (batch, token, head, dim), with the axes that fewer dimensions leave.
+inline Axes axes_of(bool bshd, py::ssize_t rank) {
+  if (rank == 2) return {-1, -1, 0, 1};
+  if (rank == 3) return bshd ? Axes{-1, 1, 0, 2} : Axes{-1, 0, 1, 2};
+  return bshd ? Axes{0, 2, 1, 3} : Axes{0, 1, 2, 3};
+}
+
+inline py::array require_array(const char* argument, py::handle object) {
+  if (!py::isinstance<py::array>(object))
+    reject_type(argument, "must be a NumPy array, is " + type_name(object));
+  return py::reinterpret_borrow<py::array>(object);
+}
+
+}  // namespace attncore::python

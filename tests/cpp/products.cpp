@@ -1,0 +1,131 @@
+// Products of one ISA against sums in double, and against each other bit by bit.
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "isa_test.h"
+
+namespace {
+
+using namespace attncore;
+
+template <class T>
+constexpr T kInfinity = std::numeric_limits<T>::infinity();
+
+template <class T>
+struct Product {
+  Index rows, columns, depth, stride;
+  std::vector<T> a, c, keep;
+  OwnPanel<T> b;
+
+  Product(Index r, Index n, Index d, Random& random) : rows(r), columns(n), depth(d), b(n, d + 2) {
+    stride = round_up(n, kWidth<Isa, T>) + 1;
+    const auto fill = [&](std::vector<T>& items, Index count) {
+      items.resize(static_cast<std::size_t>(count));
+      for (T& item : items) item = static_cast<T>(random.number());
+    };
+    fill(a, rows * (depth + 3));
+    fill(c, rows * stride);
+    fill(keep, rows);
+    fill(b.memory, static_cast<Index>(b.memory.size()));
+    b.panel.data = b.memory.data();
+  }
+
+  [[nodiscard]] T weight(Index row, Index k) const {
+    return a[static_cast<std::size_t>(row * (depth + 3) + k)];
+  }
+  [[nodiscard]] Matrix<const T> left() const { return {a.data(), depth + 3}; }
+
+  template <class Finish>
+  [[nodiscard]] std::vector<T> multiply(Index of_rows, Finish finish) const {
+    std::vector<T> out = c;
+    gemm<Isa, T>(Matrix<T>{out.data(), stride}, left(), as_const(b.panel), of_rows, columns, depth, finish);
+    return out;
+  }
+
+  /// want(c, sum, row) is what the finish makes of the exact sum.
+  template <class Want>
+  void check(const std::vector<T>& out, Want want) {
+    for (Index row = 0; row < rows; ++row) {
+      for (Index column = 0; column < columns; ++column) {
+        double sum = 0, size = 1;
+        for (Index k = 0; k < depth; ++k)
+          sum += double(weight(row, k)) * double(b(k, column)), size += std::fabs(double(weight(row, k)));
+        const auto i = static_cast<std::size_t>(row * stride + column);
+        const double error = std::fabs(want(double(c[i]), sum, row) - double(out[i]));
+        CHECK(error <= size * static_cast<double>(depth + 2) * std::numeric_limits<T>::epsilon());
+      }
+      // The rest of the row is not written.
+      CHECK(out[static_cast<std::size_t>((row + 1) * stride - 1)] ==
+            c[static_cast<std::size_t>((row + 1) * stride - 1)]);
+    }
+  }
+};
+
+template <class T>
+bool same_bits(const std::vector<T>& a, const std::vector<T>& b, Index count) {
+  return std::memcmp(a.data(), b.data(), static_cast<std::size_t>(count) * sizeof(T)) == 0;
+}
+
+template <class T>
+void products() {
+  constexpr Index n = kWidth<Isa, T>;
+  Random random;
+  for (Index rows = 1; rows <= 2 * Isa::kRows + 1; ++rows) {
+    for (const Index columns : {Index{1}, n - 1, n, n + 1, (Isa::kColumns - 1) * n, Isa::kColumns * n,
+                                2 * Isa::kColumns * n + n + 3}) {
+      for (const Index depth : {0, 1, 2, 7, 64, 131}) {
+        Product<T> p(rows, columns, depth, random);
+        const auto scaled = p.multiply(rows, Scaled<T>{T(0.37)});
+        const auto accumulated = p.multiply(rows, Accumulated<T>{p.keep.data()});
+        p.check(scaled, [](double, double sum, Index) { return sum * double(T(0.37)); });
+        p.check(accumulated, [&](double c, double sum, Index row) {
+          return c * double(p.keep[static_cast<std::size_t>(row)]) + sum;
+        });
+        for (Index fewer = 1; fewer < rows; ++fewer) {
+          CHECK(same_bits(p.multiply(fewer, Scaled<T>{T(0.37)}), scaled, fewer * p.stride));
+          CHECK(same_bits(p.multiply(fewer, Accumulated<T>{p.keep.data()}), accumulated, fewer * p.stride));
+        }
+      }
+    }
+  }
+}
+
+/// gemm_of_visible is gemm, bit by bit, and what stands at keys of weight −0 does not matter to it.
+template <class T>
+void products_of_visible() {
+  Random random;
+  for (const Index columns : {1, 5, 16, 17, 64, 100, 131}) {
+    for (const Index depth : {1, 3, 50, 128}) {
+      Product<T> p(Isa::kRows + 3, columns, depth, random);
+      for (T& weight : p.a)
+        weight = random.below(3) == 0 ? -T(0) : std::fabs(weight) * T(random.below(4) != 0);
+      for (Index row = 0; row < p.rows; ++row) {
+        for (Index k = 0; k < depth; k += 3) p.a[static_cast<std::size_t>(row * (depth + 3) + k)] = -T(0);
+      }
+      const auto visible = [&] {
+        std::vector<T> out = p.c;
+        gemm_of_visible<Isa, T>(Matrix<T>{out.data(), p.stride}, p.left(), as_const(p.b.panel), p.rows, depth,
+                                Accumulated<T>{p.keep.data()});
+        return out;
+      };
+      const auto want = p.multiply(p.rows, Accumulated<T>{p.keep.data()});
+      CHECK(same_bits(visible(), want, p.rows * p.stride));
+      for (Index k = 0; k < depth; k += 3) {
+        for (Index column = 0; column < columns; ++column) {
+          p.b(k, column) = column % 2 == 0 ? kInfinity<T> : std::numeric_limits<T>::quiet_NaN();
+        }
+      }
+      CHECK(same_bits(visible(), want, p.rows * p.stride));
+    }
+  }
+}
+
+}  // namespace
+
+void test() {
+  products<float>();
+  products<double>();
+  products_of_visible<float>();
+  products_of_visible<double>();
+}
