@@ -23,7 +23,7 @@ int default_threads() noexcept {
 
 double measured_peak(const Kernels& kernels, int threads, Index rounds) {
   double best = 0;
-  for (int attempt = 0; attempt < 3; ++attempt) {
+  for (int attempt = 0; attempt < 10; ++attempt) {
     std::atomic<double> operations{0};
     const auto start = std::chrono::steady_clock::now();
     parallel(threads, [&](int) { operations += kernels.multiply_adds(rounds); });
@@ -74,7 +74,7 @@ void set_num_threads(int num_threads) {
 }
 
 double fma_peak(const std::string& isa, DType dtype, int num_threads) {
-  constexpr Index kRounds = 4'000'000;
+  constexpr Index kRounds = 1'000'000;
   const DType compute = dtype == DType::f64 ? DType::f64 : DType::f32;
   return measured_peak(table_named(isa).kernels(compute), num_threads > 0 ? num_threads : get_num_threads(),
                        kRounds) /
@@ -97,7 +97,7 @@ Explanation explain(const Problem& problem, const Options& options) {
   e.workspace_bytes = plan.workspace_bytes;
   e.flops = plan.flops;
   e.bytes = plan.bytes;
-  constexpr Index kRounds = 100'000;  // a fraction of a millisecond
+  constexpr Index kRounds = 50'000;  // a fraction of a millisecond: the best of several is undisturbed
   e.estimated_seconds = std::max(plan.flops / measured_peak(*plan.kernels, plan.threads, kRounds),
                                  plan.bytes / read_bandwidth(plan.threads));
   e.text = text(e, plan);

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "check.h"
+#include "random.h"
 
 using attncore::Index;
 using Isa = attncore::ATTN_ISA_TAG;
@@ -26,21 +27,6 @@ int main() {
   test();
   return finish();
 }
-
-/// The same numbers on every machine.
-class Random {
- public:
-  std::uint32_t bits() {
-    state_ = state_ * 6364136223846793005U + 1442695040888963407U;
-    return static_cast<std::uint32_t>(state_ >> 32U);
-  }
-  /// −1 … 1
-  float number() { return static_cast<float>(bits() >> 8U) / 8388608.0F - 1.0F; }
-  int below(int limit) { return static_cast<int>(bits() % static_cast<std::uint32_t>(limit)); }
-
- private:
-  std::uint64_t state_ = 1;
-};
 
 /// A panel of its own, in memory of the promised size and no more.
 template <class T>

@@ -1,9 +1,10 @@
 // may_overlap and may_overlap_itself against the bytes of small tensors: false is certain, and common layouts
 // get it.
-#include <random>
+#include <algorithm>
 #include <set>
 
 #include "check.h"
+#include "random.h"
 #include "tensor.h"
 
 namespace {
@@ -33,11 +34,8 @@ std::set<std::uintptr_t> bytes(const Tensor& t) {
 }
 
 bool overlap(const Tensor& a, const Tensor& b) {
-  const auto in_b = bytes(b);
-  for (const std::uintptr_t byte : bytes(a)) {
-    if (in_b.contains(byte)) return true;
-  }
-  return false;
+  const auto in_a = bytes(a), in_b = bytes(b);
+  return std::any_of(in_a.begin(), in_a.end(), [&](std::uintptr_t byte) { return in_b.contains(byte); });
 }
 
 bool overlaps_itself(const Tensor& t) {
@@ -48,18 +46,15 @@ bool overlaps_itself(const Tensor& t) {
 void* address(Index at) { return reinterpret_cast<void*>(Index{1} << 40U | at); }
 
 void any_tensors() {
-  std::mt19937 random(1);
-  const auto below = [&](Index limit) {
-    return static_cast<Index>(random() % static_cast<std::uint64_t>(limit));
-  };
+  Random random;
   const auto any = [&] {
     constexpr DType kDTypes[] = {DType::boolean, DType::f16, DType::f32, DType::f64};
-    Tensor t{address(below(160)), kDTypes[below(4)], {}, {}};
-    const Index step = below(2) == 0 ? item_size(t.dtype) : 1;  // unaligned half of the time
+    Tensor t{address(random.below(160)), kDTypes[random.below(4)], {}, {}};
+    const Index step = random.one_of(2) ? item_size(t.dtype) : 1;  // unaligned half of the time
     for (std::size_t axis = 0; axis < 4; ++axis) {
-      t.shape[axis] = below(20) == 0 ? 0 : 1 + below(4);
-      t.stride[axis] = (below(61) - 30) * step;
-      if (below(3) == 0) t.stride[axis] = below(2) == 0 ? 8 * (below(9) - 4) : 0;
+      t.shape[axis] = random.one_of(20) ? 0 : 1 + random.below(4);
+      t.stride[axis] = (random.below(61) - 30) * step;
+      if (random.one_of(3)) t.stride[axis] = random.one_of(2) ? 8 * (random.below(9) - 4) : 0;
     }
     return t;
   };

@@ -49,35 +49,35 @@ void registers() {
 /// Memory between two pages that must not be touched.
 class Guarded {
  public:
-  Guarded() {
-    const Index page = sysconf(_SC_PAGESIZE);
-    memory_ = static_cast<std::byte*>(mmap(nullptr, static_cast<std::size_t>(bytes() + 2 * page),
-                                           PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
-    mprotect(memory_, static_cast<std::size_t>(page), PROT_NONE);
-    mprotect(memory_ + page + bytes(), static_cast<std::size_t>(page), PROT_NONE);
-    memory_ += page;
+  explicit Guarded(Index bytes) : page_(sysconf(_SC_PAGESIZE)), bytes_(round_up(bytes, page_)) {
+    memory_ = static_cast<std::byte*>(
+        mmap(nullptr, mapped(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    mprotect(memory_, static_cast<std::size_t>(page_), PROT_NONE);
+    mprotect(memory_ + page_ + bytes_, static_cast<std::size_t>(page_), PROT_NONE);
+    memory_ += page_;
   }
   Guarded(const Guarded&) = delete;
   Guarded& operator=(const Guarded&) = delete;
-  ~Guarded() {
-    munmap(memory_ - sysconf(_SC_PAGESIZE), static_cast<std::size_t>(bytes() + 2 * sysconf(_SC_PAGESIZE)));
-  }
+  ~Guarded() { munmap(memory_ - page_, mapped()); }
 
-  [[nodiscard]] static Index bytes() { return Index{1} << 18U; }
+  [[nodiscard]] Index bytes() const { return bytes_; }
   [[nodiscard]] std::byte* begin() const { return memory_; }
   /// Where an array with bytes at low … high − 1 of its origin lies, at the end of this memory or at its
   /// beginning.
   [[nodiscard]] std::byte* place(Index low, Index high, bool at_end) const {
-    return at_end ? memory_ + bytes() - high : memory_ - low;
+    return at_end ? memory_ + bytes_ - high : memory_ - low;
   }
   void fill(Random& random) const {
-    for (Index i = 0; i < bytes(); i += 4) {
+    for (Index i = 0; i < bytes_; i += 4) {
       const std::uint32_t finite = random.bits() & 0xbfbfbfbfU;  // in every format, at any address
       std::memcpy(memory_ + i, &finite, 4);
     }
   }
 
  private:
+  [[nodiscard]] std::size_t mapped() const { return static_cast<std::size_t>(bytes_ + 2 * page_); }
+
+  Index page_, bytes_;
   std::byte* memory_;
 };
 
@@ -98,7 +98,7 @@ void items(const Guarded& memory) {
           CHECK(v[i] == (i < count ? load_scalar<Isa, T>(p + i * stride, kStorage) : T(0)));
         }
         // Written back negated: each item changes in its sign, and nothing else does.
-        std::vector<std::byte> want(memory.begin(), memory.begin() + Guarded::bytes());
+        std::vector<std::byte> want(memory.begin(), memory.begin() + memory.bytes());
         for (Index i = 0; i < count; ++i)
           want[static_cast<std::size_t>(p - memory.begin() + i * stride + kItem - 1)] ^= std::byte{0x80};
         if (stride * stride >= kItem * kItem) store_items<Isa, T, kStorage>(p, stride, count, -v);
@@ -168,14 +168,14 @@ void packing(const Guarded& memory) {
 template <class T>
 void poison() {
   constexpr DType kStorage = sizeof(T) == 8 ? DType::f64 : DType::f32;
-  constexpr Index dims = 2 * kWidth<Isa, T> + 3, keys = 5;
+  constexpr std::size_t dims = 2 * kWidth<Isa, T> + 3, keys = 5;
   for (const T bad : {kInfinity<T>, -kInfinity<T>, std::numeric_limits<T>::quiet_NaN()}) {
     for (std::size_t place = 0; place < dims * keys; ++place) {
       std::vector<T> values(dims * keys, std::numeric_limits<T>::max());
       values[place] = bad;
       OwnPanel<T> panel(dims, keys);
-      const KeySource source{reinterpret_cast<const std::byte*>(values.data()), dims * Index{sizeof(T)},
-                             sizeof(T), kStorage};
+      const KeySource source{reinterpret_cast<const std::byte*>(values.data()), dims * sizeof(T), sizeof(T),
+                             kStorage};
       CHECK(!(pack_rows<Isa, T, kStorage>(panel.panel, source, 0)));
       values[place] = 0;
       CHECK((pack_rows<Isa, T, kStorage>(panel.panel, source, 0)));
@@ -186,14 +186,14 @@ void poison() {
 }  // namespace
 
 void test() {
-  const Guarded memory;
+  const Guarded page(1), memory(Index{1} << 18);
   registers<float>();
   registers<double>();
-  items<float, DType::f32>(memory);
-  items<float, DType::f16>(memory);
-  items<float, DType::bf16>(memory);
-  items<double, DType::f64>(memory);
-  items<double, DType::f32>(memory);
+  items<float, DType::f32>(page);
+  items<float, DType::f16>(page);
+  items<float, DType::bf16>(page);
+  items<double, DType::f64>(page);
+  items<double, DType::f32>(page);
   packing<float, DType::f32>(memory);
   packing<float, DType::f16>(memory);
   packing<float, DType::bf16>(memory);

@@ -98,8 +98,7 @@ void products_of_visible() {
   for (const Index columns : {1, 5, 16, 17, 64, 100, 131}) {
     for (const Index depth : {1, 3, 50, 128}) {
       Product<T> p(Isa::kRows + 3, columns, depth, random);
-      for (T& weight : p.a)
-        weight = random.below(3) == 0 ? -T(0) : std::fabs(weight) * T(random.below(4) != 0);
+      for (T& weight : p.a) weight = random.one_of(3) ? -T(0) : std::fabs(weight) * T(random.below(4) != 0);
       for (Index row = 0; row < p.rows; ++row) {
         for (Index k = 0; k < depth; k += 3) p.a[static_cast<std::size_t>(row * (depth + 3) + k)] = -T(0);
       }

@@ -1,9 +1,9 @@
 // The score steps that hide keys, against one (row, key) at a time: what a block may see, whether a tile has
 // work, and which scores are hidden once the steps are applied.
-#include <random>
 
 #include "check.h"
 #include "cpu/tile/score_math.h"
+#include "random.h"
 #include "score/steps.h"
 
 namespace {
@@ -11,7 +11,7 @@ namespace {
 using namespace attncore;
 
 struct TestIsa {
-  static constexpr int kBytes = 16, kRows = 1, kColumns = 1;
+  static constexpr int kBytes = 16;
 };
 using Math = ScoreMath<TestIsa, float>;
 constexpr Index kLanes = kWidth<TestIsa, float>;
@@ -25,45 +25,39 @@ struct Case {
   std::vector<std::int32_t> query_segments;
   std::vector<std::int64_t> key_segments;
 
-  explicit Case(std::mt19937& random) {
-    const auto below = [&](Index limit) {
-      return static_cast<Index>(random() % static_cast<std::uint64_t>(limit));
-    };
-    call.batch = 2, call.group = 1 + below(3), call.kv_heads = 1 + below(2);
+  explicit Case(Random& random) {
+    call.batch = 2, call.group = 1 + random.below(3), call.kv_heads = 1 + random.below(2);
     call.heads = call.group * call.kv_heads;
-    call.queries = 1 + below(9), call.keys = 1 + below(24);
-    sequence = {below(2), 1 + below(call.queries), 1 + below(call.keys), below(40) - 20};
-    kv_head = below(call.kv_heads);
-    if (below(2) == 0) call.score.left = below(2) == 0 ? below(12) : Index{1} << 60;
-    if (below(2) == 0) call.score.right = below(2) == 0 ? below(12) : 0;
-    if (below(2) == 0) add_mask(random);
-    if (below(2) == 0) add_segments(random);
+    call.queries = 1 + random.below(9), call.keys = 1 + random.below(24);
+    sequence = {random.below(2), 1 + random.below(call.queries), 1 + random.below(call.keys),
+                random.below(40) - 20};
+    kv_head = random.below(call.kv_heads);
+    if (random.one_of(2)) call.score.left = random.one_of(2) ? random.below(12) : Index{1} << 60;
+    if (random.one_of(2)) call.score.right = random.one_of(2) ? random.below(12) : 0;
+    if (random.one_of(2)) add_mask(random);
+    if (random.one_of(2)) add_segments(random);
   }
   Case(const Case&) = delete;
   Case& operator=(const Case&) = delete;
   ~Case() = default;
 
-  void add_mask(std::mt19937& random) {
+  void add_mask(Random& random) {
     std::array<Index, 4> shape{call.batch, call.heads, call.queries, call.keys};
-    for (std::size_t axis = 0; axis < 4; ++axis) shape[axis] = random() % 3 == 0 ? 1 : shape[axis];
+    for (std::size_t axis = 0; axis < 4; ++axis) shape[axis] = random.one_of(3) ? 1 : shape[axis];
     mask.resize(static_cast<std::size_t>(shape[0] * shape[1] * shape[2] * shape[3]));
-    const unsigned seldom = 1 + random() % 40;
-    const bool otherwise = random() % 2 == 0;  // mostly True or mostly False, so that whole tiles are
-    for (std::uint8_t& item : mask) item = (random() % seldom == 0) != otherwise ? 1 : 0;
+    const Index seldom = 1 + random.below(40);
+    const bool otherwise = random.one_of(2);  // mostly True or mostly False, so that whole tiles are
+    for (std::uint8_t& item : mask) item = random.one_of(seldom) == otherwise ? 0 : 1;
     Tensor& t = call.score.mask = Tensor::contiguous(mask.data(), DType::boolean, shape);
     for (std::size_t axis = 0; axis < 4; ++axis) t.stride[axis] = shape[axis] == 1 ? 0 : t.stride[axis];
     t.shape = {call.batch, call.heads, call.queries, call.keys};
   }
 
-  void add_segments(std::mt19937& random) {
-    const auto lengths = 1 + random() % 20;
-    const auto any = [&](std::size_t token) {
-      return static_cast<int>(random() % 9 == 0 ? random() % 5 : token / lengths);
-    };
-    for (std::size_t i = 0; i < static_cast<std::size_t>(call.batch * call.queries); ++i)
-      query_segments.push_back(any(i));
-    for (std::size_t i = 0; i < static_cast<std::size_t>(call.batch * call.keys); ++i)
-      key_segments.push_back(any(i));
+  void add_segments(Random& random) {
+    const Index length = 1 + random.below(20);
+    const auto any = [&](Index token) { return random.one_of(9) ? random.below(5) : token / length; };
+    for (Index i = 0; i < call.batch * call.queries; ++i) query_segments.push_back(static_cast<int>(any(i)));
+    for (Index i = 0; i < call.batch * call.keys; ++i) key_segments.push_back(any(i));
     call.score.query_segments =
         Tensor::contiguous(query_segments.data(), DType::i32, {call.batch, 1, call.queries, 1});
     call.score.key_segments =
@@ -83,7 +77,7 @@ struct Case {
            (score.right == kUnbounded || key - row.position <= score.right);
   }
   [[nodiscard]] bool mask_sees(const Row& row, Index key) const {
-    return mask.empty() || *(at(call.score.mask, row.batch, row.head, row.query, key)) != std::byte{0};
+    return mask.empty() || *at(call.score.mask, row.batch, row.head, row.query, key) != std::byte{0};
   }
   [[nodiscard]] bool segment_sees(const Row& row, Index key) const {
     if (query_segments.empty()) return true;
@@ -135,11 +129,11 @@ void check_steps(const Case& c, const Block& block, Range keys) {
 /// The scores of a tile, once the steps that say that they have work are applied.
 void check_apply(const Case& c, Range rows, Range keys) {
   const Block block = block_of(c.call, c.sequence, c.kv_head, rows);
-  const TileWork work =
-      ScoreSteps::touch(c.call, block, {keys.begin, keys.begin + round_up(keys.size(), kLanes)});
+  const Index padded = round_up(keys.size(), kLanes);
+  const TileWork work = ScoreSteps::touch(c.call, block, {keys.begin, keys.begin + padded});
   for (Index r = rows.begin; r < rows.end; ++r) {
     const Row row = c.row(r);
-    std::vector<float> scores(static_cast<std::size_t>(round_up(keys.size(), kLanes)), 0.5F);
+    std::vector<float> scores(static_cast<std::size_t>(padded), 0.5F);
     ScoreSteps::apply<Math>(c.call, row, work.steps, [&](auto step) {
       for (Index i = 0; i < keys.size(); i += kLanes) {
         float* const in = scores.data() + i;
@@ -147,7 +141,7 @@ void check_apply(const Case& c, Range rows, Range keys) {
         store(in, step(load<Vec<TestIsa, float>>(in), at));
       }
     });
-    for (Index i = 0; i < static_cast<Index>(scores.size()); ++i) {
+    for (Index i = 0; i < padded; ++i) {
       const Index key = keys.begin + i;
       const bool sees = key < c.sequence.keys && c.sees(row, key);
       if (work.hidden) CHECK(!sees);
@@ -157,11 +151,10 @@ void check_apply(const Case& c, Range rows, Range keys) {
   }
 }
 
-void check_case(const Case& c, std::mt19937& random) {
+void check_case(const Case& c, Random& random) {
   const Index all_rows = c.sequence.queries * c.call.group;
-  const Index first = static_cast<Index>(random() % static_cast<std::uint64_t>(all_rows));
-  const Range rows{first,
-                   first + 1 + static_cast<Index>(random() % static_cast<std::uint64_t>(all_rows - first))};
+  const Index first = random.below(all_rows);
+  const Range rows{first, first + 1 + random.below(all_rows - first)};
   const Block block = block_of(c.call, c.sequence, c.kv_head, rows);
   CHECK(block.queries.begin == c.row(rows.begin).query && block.queries.end == c.row(rows.end - 1).query + 1);
 
@@ -189,7 +182,7 @@ void check_case(const Case& c, std::mt19937& random) {
 }  // namespace
 
 int main() {
-  std::mt19937 random(1);
+  Random random;
   for (int repeat = 0; repeat < 3000; ++repeat) check_case(Case(random), random);
   return finish();
 }

@@ -4,6 +4,7 @@
 #include <attncore/attncore.hpp>
 #include <chrono>
 #include <cstring>
+#include <exception>
 #include <thread>
 #include <vector>
 
@@ -62,9 +63,9 @@ constexpr int kKinds = 4;
 Case kind(int number, unsigned seed) {
   switch (number) {
     case 0:
-      return {1, 4, 2, 300, 1400, 40, true, seed};
+      return {1, 4, 2, 200, 1200, 24, true, seed};
     case 1:
-      return {2, 4, 1, 2, 5000, 32, false, seed};
+      return {2, 4, 1, 2, 3000, 24, false, seed};
     case 2:
       return {3, 2, 2, 20, 90, 16, true, seed};
     default:
@@ -143,8 +144,9 @@ void callers_while_the_isa_changes() {
   use_isa(available_isas().front());
 }
 
-struct Interrupt {
+struct Interrupt : std::exception {
   int number;
+  explicit Interrupt(int at) : number(at) {}
 };
 
 /// Ends a call at its poll number `at`, by true or by an exception, and says whether that is what came out.
@@ -152,7 +154,7 @@ bool ends(Case& c, int threads, int at, bool throws, Workspace* workspace) {
   int polls = 0;
   const auto cancelled = [&] {
     if (++polls < at) return false;
-    if (throws) throw Interrupt{at};
+    if (throws) throw Interrupt(at);
     return true;
   };
   try {

@@ -75,9 +75,10 @@ struct TaskRows {
   const Task& task;
   ATTN_INLINE Row operator()(Index row) const noexcept {
     const Index at = task.rows.begin + row;
-    const Index query = at / call.group;
-    return {task.sequence.batch, task.kv_head * call.group + at % call.group, query,
-            query + task.sequence.offset};
+    const Index query =
+        call.group == 1 ? at : at / call.group;  // a division costs as much as a register of exp
+    const Index head = task.kv_head * call.group + (at - query * call.group);
+    return {task.sequence.batch, head, query, query + task.sequence.offset};
   }
   ATTN_INLINE Block block() const noexcept { return block_of(call, task.sequence, task.kv_head, task.rows); }
 };

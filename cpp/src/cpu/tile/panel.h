@@ -43,7 +43,7 @@ void pack_transposed(Panel<T> panel, const KeySource& source, Index first) noexc
     const std::byte* const in = source.data + (first + column) * source.token_stride;
     for (Index dim = 0; dim < panel.depth; dim += n) {
       const Index dims = min(n, panel.depth - dim);
-      Vec<Isa, T> block[n]{};
+      Vec<Isa, T> block[n];
       if (dims == n && keys == n && source.dim_stride == kItem) {
         for (Index key = 0; key < n; ++key) {
           const std::byte* const p = in + key * source.token_stride + dim * kItem;
@@ -52,9 +52,9 @@ void pack_transposed(Panel<T> panel, const KeySource& source, Index first) noexc
           block[key] = Widen<Isa, T, kStorage>::load(p);
         }
       } else {
-        for (Index key = 0; key < keys; ++key) {
+        for (Index key = 0; key < n; ++key) {
           const std::byte* const p = in + key * source.token_stride + dim * source.dim_stride;
-          block[key] = load_items<Isa, T, kStorage>(p, source.dim_stride, dims);
+          block[key] = load_items<Isa, T, kStorage>(p, source.dim_stride, key < keys ? dims : 0);
         }
       }
       transpose<Isa, T>(block);
