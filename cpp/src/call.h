@@ -42,7 +42,9 @@ struct Call {
   Index queries = 0, keys = 0, dim = 0, value_dim = 0;
 
   /// The accumulation type: f64 for f64, else f32.
-  [[nodiscard]] ATTN_FN DType compute() const noexcept { return query.dtype == DType::f64 ? DType::f64 : DType::f32; }
+  [[nodiscard]] ATTN_FN DType compute() const noexcept {
+    return query.dtype == DType::f64 ? DType::f64 : DType::f32;
+  }
   [[nodiscard]] Sequence sequence(Index entry) const noexcept;  // entry: of the batch
 };
 

@@ -8,6 +8,7 @@
 #include "backend.h"
 #include "cpu/dispatch.h"
 #include "parallel.h"
+#include "text.h"
 
 namespace attncore {
 namespace {
@@ -105,11 +106,9 @@ Explanation explain(const Problem& problem, const Options& options) {
 }
 
 std::vector<std::pair<std::string, std::string>> config() {
-  std::string isas;
-  for (const std::string& name : available_isas()) isas += (isas.empty() ? "" : " ") + name;
   return {{"version", ATTNCORE_VERSION},
           {"isa", isa()},
-          {"available_isas", isas},
+          {"available_isas", joined(available_isas(), " ")},
           {"cpu", cpu_name()},
           {"cpu_features", cpu_features()},
           {"cores", std::to_string(available_cores())},

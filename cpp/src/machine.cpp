@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "parallel.h"
+#include "text.h"
 
 namespace attncore {
 
@@ -43,11 +44,11 @@ std::string cpu_features() {
                                                    {"avx512vl", __builtin_cpu_supports("avx512vl") != 0},
                                                    {"avx512vnni", __builtin_cpu_supports("avx512vnni") != 0},
                                                    {"avx512bf16", __builtin_cpu_supports("avx512bf16") != 0}};
-  std::string text;
+  std::vector<std::string> found;
   for (const auto& [name, present] : features) {
-    if (present) text += (text.empty() ? "" : " ") + std::string(name);
+    if (present) found.emplace_back(name);
   }
-  return text;
+  return joined(found, " ");
 #else
   return "the compiler's default";
 #endif

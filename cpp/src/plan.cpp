@@ -101,7 +101,8 @@ class Planner {
   }
 
   [[nodiscard]] Index part_keys(const Sequence& sequence) const {
-    return round_up(max(kPartKeys, ceil_div(sequence.keys, kMostParts)), kernels_.key_tile);
+    const Index parts = max(1, min(kMostParts, kStateBytes / kernels_.sizes(call_, kSplitRows).state));
+    return round_up(max(kPartKeys, ceil_div(sequence.keys, parts)), kernels_.key_tile);
   }
 
   [[nodiscard]] Index block_keys() const {
@@ -127,8 +128,8 @@ class Planner {
 
   void add_shared(Section section) {
     const Range all = section.rows;
-    const Index row_bytes = kernels_.sizes(call_, section.tile_rows).state / section.tile_rows;
-    const Index most_tiles = max(1, plan_.threads * kStateBytes / 2 / (row_bytes * section.tile_rows));
+    const Index tile_bytes = kernels_.sizes(call_, section.tile_rows).state;
+    const Index most_tiles = max(1, plan_.threads * kStateBytes / 2 / tile_bytes);
     for (Index begin = all.begin; begin < all.end; begin = section.rows.end) {
       section.rows = all;
       section.keys = visible(section);
@@ -153,7 +154,8 @@ class Planner {
     section.state_slot = plan_.states++;
     section.first_tile = plan_.state_tiles;
     plan_.state_tiles += section.tiles;
-    plan_.state_bytes = max(plan_.state_bytes, states * kernels_.sizes(call_, section.tile_rows).state);
+    plan_.state_bytes = max(
+        plan_.state_bytes, states * kernels_.sizes(call_, min(section.tile_rows, section.rows.size())).state);
   }
 
   /// Batches in the order of their sections; each batch of packing moves before the one that comes ahead of

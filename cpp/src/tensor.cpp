@@ -83,10 +83,11 @@ struct Runs {
     for (std::size_t axis = 0; axis < 4; ++axis) {
       if (t.shape[axis] == 1) continue;
       if (t.stride[axis] < 0) start -= static_cast<std::uintptr_t>(-t.stride[axis] * (t.shape[axis] - 1));
-      axes[count++] = {std::abs(t.stride[axis]), t.shape[axis]};
+      const Axis next{std::abs(t.stride[axis]), t.shape[axis]};
+      std::size_t place = count++;
+      for (; place > 0 && next.stride < axes[place - 1].stride; --place) axes[place] = axes[place - 1];
+      axes[place] = next;
     }
-    std::sort(axes.begin(), axes.begin() + static_cast<std::ptrdiff_t>(count),
-              [](const Axis& a, const Axis& b) { return a.stride < b.stride; });
     reach = run;
     std::size_t kept = 0;
     for (std::size_t i = 0; i < count; ++i) {

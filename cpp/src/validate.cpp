@@ -4,6 +4,7 @@
 
 #include "call.h"
 #include "tensor.h"
+#include "text.h"
 
 namespace attncore {
 namespace {
@@ -16,12 +17,13 @@ using std::to_string;
 }
 
 void require_dtype(const char* argument, const Tensor& t, std::initializer_list<DType> accepted) {
-  std::string names;
+  std::vector<std::string> names;
   for (const DType dtype : accepted) {
     if (t.dtype == dtype) return;
-    names += (names.empty() ? "" : " or ") + std::string(name(dtype));
+    names.emplace_back(name(dtype));
   }
-  throw DTypeError(std::string(argument) + ": dtype is " + name(t.dtype) + ", accepted is " + names);
+  throw DTypeError(std::string(argument) + ": dtype is " + name(t.dtype) + ", accepted is " +
+                   joined(names, " or "));
 }
 
 void require_shape(const char* argument, const Tensor& t, const Shape& shape, const char* axes) {

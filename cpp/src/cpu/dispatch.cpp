@@ -3,6 +3,8 @@
 #include <atomic>
 #include <cstdlib>
 
+#include "../text.h"
+
 namespace attncore {
 
 // The build writes one line for each ISA, the best first.
@@ -34,12 +36,11 @@ const std::vector<const IsaTable*>& available_tables() {
 }
 
 const IsaTable& table_named(const std::string& name) {
-  std::string names;
   for (const IsaTable* table : available_tables()) {
     if (name == table->name) return *table;
-    names += (names.empty() ? "" : ", ") + std::string(table->name);
   }
-  throw std::invalid_argument("isa: '" + name + "' is not available, this machine has " + names);
+  throw std::invalid_argument("isa: '" + name + "' is not available, this machine has " +
+                              joined(available_isas(), ", "));
 }
 
 const IsaTable& current_table() {

@@ -143,7 +143,8 @@ void finish_rows(const Call& call, const TaskRows& row_at, const OnlineSoftmax<I
     const Index stride = call.out.stride[3];
     with_storage<T>(call.out.dtype, [&]<DType kStorage>() {
       for (Index dim = 0; dim < call.value_dim; dim += kWidth<Isa, T>) {
-        const auto items = load<Vec<Isa, T>>(softmax.output.row(row) + dim) * factor;
+        // Whether −0 met a tile of hidden keys, and became 0, depends on the row's neighbours: + 0 hides it.
+        const auto items = load<Vec<Isa, T>>(softmax.output.row(row) + dim) * factor + T{0};
         store_items<Isa, T, kStorage>(out + dim * stride, stride, min(kWidth<Isa, T>, call.value_dim - dim),
                                       items);
       }
