@@ -1,87 +1,10 @@
-// Forward attention of one task: tiles of keys, an online softmax, no score matrix (Rabe & Staats 2021, Dao
-// et al. 2022).
+// Forward attention of one task: tiles of keys, an online softmax, no score matrix
+// (Rabe & Staats 2021; Dao et al. 2022).
 #pragma once
 
-#include "../../score/steps.h"
-#include "../tile/score_math.h"
-#include "../tile/softmax.h"
-#include "kernels.h"
+#include "task.h"
 
 namespace attncore {
-
-/// The panels of one key tile, in Sizes::panel bytes.
-template <class Isa, class T>
-struct KeyTile {
-  Panel<T> keys;    // (dim, keys): Kᵀ
-  Panel<T> values;  // (keys, value_dim)
-  T* poison;        // 0, or 1 if values hold Inf or NaN
-
-  static ATTN_INLINE KeyTile in(std::byte* memory, const Call& call, Index count) noexcept {
-    T* const keys = reinterpret_cast<T*>(memory);
-    T* const values = keys + panel_items<Isa, T>(count, call.dim);
-    return {{keys, count, call.dim},
-            {values, call.value_dim, count},
-            values + panel_items<Isa, T>(call.value_dim, count)};
-  }
-};
-
-template <class Isa, class T>
-void pack_key_tile(const Call& call, const Sequence& sequence, Index kv_head, Range keys,
-                   std::byte* memory) noexcept {
-  const auto tile = KeyTile<Isa, T>::in(memory, call, keys.size());
-  const KeySource k = key_source(call.key, sequence.batch, kv_head);
-  const KeySource v = key_source(call.value, sequence.batch, kv_head);
-  with_storage<T>(k.storage,
-                  [&]<DType kStorage>() { pack_transposed<Isa, T, kStorage>(tile.keys, k, keys.begin); });
-  const bool finite = with_storage<T>(
-      v.storage, [&]<DType kStorage>() { return pack_rows<Isa, T, kStorage>(tile.values, v, keys.begin); });
-  *tile.poison = finite ? 0 : 1;
-}
-
-/// What a task works in: its scratch, carved up.
-template <class Isa, class T>
-struct Scratch {
-  Matrix<T> queries;  // (rows, dim)
-  Matrix<T> scores;   // (rows, key tile)
-  T* keep;            // (rows)
-  std::byte* panel;   // one key tile, where panels are not shared
-
-  static ATTN_INLINE Index padded(Index items) noexcept { return OnlineSoftmax<Isa, T>::padded(items); }
-  // One register more than the tile: rows whose distance is a power of two would fall into the same cache
-  // sets.
-  static ATTN_INLINE Index score_stride() noexcept { return Isa::template kKeyTile<T> + kWidth<Isa, T>; }
-
-  static ATTN_INLINE Sizes sizes(const Call& call, Index rows) noexcept {
-    const Index panel = round_up((panel_items<Isa, T>(Isa::template kKeyTile<T>, call.dim) +
-                                  panel_items<Isa, T>(call.value_dim, Isa::template kKeyTile<T>) + 1) *
-                                     Index{sizeof(T)},
-                                 64);
-    const Index items = rows * (padded(call.dim) + score_stride()) + padded(rows);
-    return {round_up(items * Index{sizeof(T)}, 64),
-            round_up(OnlineSoftmax<Isa, T>::bytes(rows, call.value_dim), 64), panel};
-  }
-
-  static ATTN_INLINE Scratch in(std::byte* memory, const Call& call, Index rows) noexcept {
-    T* const queries = reinterpret_cast<T*>(memory);
-    T* const scores = queries + rows * padded(call.dim);
-    T* const keep = scores + rows * score_stride();
-    return {{queries, padded(call.dim)}, {scores, score_stride()}, keep, memory + sizes(call, rows).scratch};
-  }
-};
-
-/// The rows of a task.
-struct TaskRows {
-  const Call& call;
-  const Task& task;
-  ATTN_INLINE Row operator()(Index row) const noexcept {
-    const Index at = task.rows.begin + row;
-    const Index query =
-        call.group == 1 ? at : at / call.group;  // a division costs as much as a register of exp
-    const Index head = task.kv_head * call.group + (at - query * call.group);
-    return {task.sequence.batch, head, query, query + task.sequence.offset};
-  }
-  ATTN_INLINE Block block() const noexcept { return block_of(call, task.sequence, task.kv_head, task.rows); }
-};
 
 template <class Isa, class T>
 void load_queries(const Call& call, const TaskRows& row_at, Matrix<T> queries, Index rows) noexcept {
@@ -99,8 +22,7 @@ void load_queries(const Call& call, const TaskRows& row_at, Matrix<T> queries, I
   });
 }
 
-/// The query rows of a task in the accumulation type: where they lie, if they lie so, else loaded into
-/// `room`.
+/// The query rows of a task in the accumulation type: where they lie, if they lie so; else in `room`.
 template <class Isa, class T>
 ATTN_INLINE Matrix<const T> query_rows(const Call& call, const TaskRows& row_at, Matrix<T> room, Index rows,
                                        bool load) noexcept {
@@ -156,6 +78,19 @@ void finish_rows(const Call& call, const TaskRows& row_at, const OnlineSoftmax<I
   }
 }
 
+/// The panels of a key tile: packed before for all who share them, or packed here.
+template <class Isa, class T>
+ATTN_INLINE KeyTile<Isa, T> key_tile_of(const Call& call, const Task& task, Range keys, Index panel_bytes,
+                                        std::byte* room) noexcept {
+  if (task.packed == nullptr) {
+    pack_key_tile<Isa, T>(call, task.sequence, task.kv_head, keys, room);
+    return KeyTile<Isa, T>::in(room, call, keys.size());
+  }
+  const Index number = (keys.begin - task.keys.begin) / Isa::template kKeyTile<T>;
+  std::byte* const panel = const_cast<std::byte*>(task.packed) + number * panel_bytes;  // read only
+  return KeyTile<Isa, T>::in(panel, call, min(Isa::template kKeyTile<T>, task.keys.end - keys.begin));
+}
+
 template <class Isa, class T>
 void forward_task(const Call& call, const Task& task, std::byte* scratch_memory) noexcept {
   const Index rows = task.rows.size();
@@ -163,46 +98,41 @@ void forward_task(const Call& call, const Task& task, std::byte* scratch_memory)
   const Block block = row_at.block();
   const auto scratch = Scratch<Isa, T>::in(scratch_memory, call, rows);
   const auto softmax = OnlineSoftmax<Isa, T>::in(task.state, rows, call.value_dim);
+  const auto weights = as_const(scratch.scores);
+  const Accumulated<T> accumulated{scratch.keep};
   const Index panel_bytes = Scratch<Isa, T>::sizes(call, rows).panel;
   const Index key_tile = Isa::template kKeyTile<T>;
 
   if (task.first) softmax.clear(rows);
-  const auto queries =
-      query_rows<Isa, T>(call, row_at, scratch.queries, rows, task.first || task.packed != nullptr);
+  const bool load = task.first || task.packed != nullptr;  // else they are there from the keys before
+  const auto queries = query_rows<Isa, T>(call, row_at, scratch.queries, rows, load);  // (rows, dim)
 
   const Range seen = intersect(task.keys, ScoreSteps::visible(call, block));
   for (Index first = seen.begin - seen.begin % key_tile; first < seen.end; first += key_tile) {
     const Range keys{first, min(first + key_tile, seen.end)};
-    const TileWork work =
-        ScoreSteps::touch(call, block, {first, first + round_up(keys.size(), kWidth<Isa, T>)});
+    const Range padded{first, first + round_up(keys.size(), kWidth<Isa, T>)};
+    const TileWork work = ScoreSteps::touch(call, block, padded);
     if (work.hidden) continue;
-
-    const Range packed_keys{first, task.packed != nullptr ? min(first + key_tile, task.keys.end) : keys.end};
-    std::byte* panel = scratch.panel;
-    if (task.packed != nullptr) {
-      panel = const_cast<std::byte*>(task.packed) + (first - task.keys.begin) / key_tile * panel_bytes;
-    } else {
-      pack_key_tile<Isa, T>(call, task.sequence, task.kv_head, packed_keys, panel);
-    }
-    const auto tile = KeyTile<Isa, T>::in(panel, call, packed_keys.size());
+    const auto tile = key_tile_of<Isa, T>(call, task, keys, panel_bytes, scratch.panel);
     const bool poison = *tile.poison != 0;
 
     // S (rows, keys) = scale · Q·Kᵀ
     gemm<Isa, T>(scratch.scores, queries, as_const(tile.keys), rows, keys.size(), call.dim,
                  Scaled<T>{static_cast<T>(call.scale)});
+    // S → P: softcap, biases and masks where they have work, then the online softmax
     for (Index row = 0; row < rows; ++row) {
       T* const scores = scratch.scores.row(row);
-      if (work.steps != 0)
+      if (work.steps != 0) {
         apply_steps<Isa, T>(call, row_at(row), work.steps, keys, task.sequence.keys, scores);
-      softmax.update(row, scores, keys.size(), poison, scratch.keep);  // S → P
+      }
+      softmax.update(row, scores, keys.size(), poison, scratch.keep);
     }
     // O (rows, value_dim) = keep · O + P·V
+    const auto values = as_const(tile.values);
     if (poison) {
-      gemm_of_visible<Isa, T>(softmax.output, as_const(scratch.scores), as_const(tile.values), rows,
-                              keys.size(), Accumulated<T>{scratch.keep});
+      gemm_of_visible<Isa, T>(softmax.output, weights, values, rows, keys.size(), accumulated);
     } else {
-      gemm<Isa, T>(softmax.output, as_const(scratch.scores), as_const(tile.values), rows, call.value_dim,
-                   keys.size(), Accumulated<T>{scratch.keep});
+      gemm<Isa, T>(softmax.output, weights, values, rows, call.value_dim, keys.size(), accumulated);
     }
   }
   if (task.last) finish_rows<Isa, T>(call, row_at, softmax, rows);

@@ -1,0 +1,83 @@
+// What a task works with: packed key tiles, scratch memory, its rows.
+#pragma once
+
+#include "../../score/steps.h"
+#include "../tile/score_math.h"
+#include "../tile/softmax.h"
+#include "kernels.h"
+
+namespace attncore {
+
+/// The panels of one key tile, in Sizes::panel bytes.
+template <class Isa, class T>
+struct KeyTile {
+  Panel<T> keys;    // (dim, keys): Kᵀ
+  Panel<T> values;  // (keys, value_dim)
+  T* poison;        // 0, or 1 if values hold Inf or NaN
+
+  static ATTN_INLINE KeyTile in(std::byte* memory, const Call& call, Index count) noexcept {
+    T* const keys = reinterpret_cast<T*>(memory);
+    T* const values = keys + panel_items<Isa, T>(count, call.dim);
+    return {{keys, count, call.dim},
+            {values, call.value_dim, count},
+            values + panel_items<Isa, T>(call.value_dim, count)};
+  }
+};
+
+template <class Isa, class T>
+void pack_key_tile(const Call& call, const Sequence& sequence, Index kv_head, Range keys,
+                   std::byte* memory) noexcept {
+  const auto tile = KeyTile<Isa, T>::in(memory, call, keys.size());
+  const KeySource k = key_source(call.key, sequence.batch, kv_head);
+  const KeySource v = key_source(call.value, sequence.batch, kv_head);
+  with_storage<T>(k.storage,
+                  [&]<DType kStorage>() { pack_transposed<Isa, T, kStorage>(tile.keys, k, keys.begin); });
+  const bool finite = with_storage<T>(
+      v.storage, [&]<DType kStorage>() { return pack_rows<Isa, T, kStorage>(tile.values, v, keys.begin); });
+  *tile.poison = finite ? 0 : 1;
+}
+
+/// What a task works in: its scratch, carved up.
+template <class Isa, class T>
+struct Scratch {
+  Matrix<T> queries;  // (rows, dim)
+  Matrix<T> scores;   // (rows, key tile)
+  T* keep;            // (rows)
+  std::byte* panel;   // one key tile, where panels are not shared
+
+  static ATTN_INLINE Index padded(Index items) noexcept { return OnlineSoftmax<Isa, T>::padded(items); }
+  // A register more than the tile: rows at distances of a power of two would share a few cache sets.
+  static ATTN_INLINE Index score_stride() noexcept { return Isa::template kKeyTile<T> + kWidth<Isa, T>; }
+
+  static ATTN_INLINE Sizes sizes(const Call& call, Index rows) noexcept {
+    const Index panel = round_up((panel_items<Isa, T>(Isa::template kKeyTile<T>, call.dim) +
+                                  panel_items<Isa, T>(call.value_dim, Isa::template kKeyTile<T>) + 1) *
+                                     Index{sizeof(T)},
+                                 64);
+    const Index items = rows * (padded(call.dim) + score_stride()) + padded(rows);
+    return {round_up(items * Index{sizeof(T)}, 64),
+            round_up(OnlineSoftmax<Isa, T>::bytes(rows, call.value_dim), 64), panel};
+  }
+
+  static ATTN_INLINE Scratch in(std::byte* memory, const Call& call, Index rows) noexcept {
+    T* const queries = reinterpret_cast<T*>(memory);
+    T* const scores = queries + rows * padded(call.dim);
+    T* const keep = scores + rows * score_stride();
+    return {{queries, padded(call.dim)}, {scores, score_stride()}, keep, memory + sizes(call, rows).scratch};
+  }
+};
+
+/// The rows of a task.
+struct TaskRows {
+  const Call& call;
+  const Task& task;
+  ATTN_INLINE Row operator()(Index row) const noexcept {
+    const Index at = task.rows.begin + row;
+    const Index query = call.group == 1 ? at : at / call.group;  // a division costs as much as an exp
+    const Index head = task.kv_head * call.group + (at - query * call.group);
+    return {task.sequence.batch, head, query, query + task.sequence.offset};
+  }
+  ATTN_INLINE Block block() const noexcept { return block_of(call, task.sequence, task.kv_head, task.rows); }
+};
+
+}  // namespace attncore
