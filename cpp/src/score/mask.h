@@ -17,7 +17,10 @@ struct Mask : NoOp {
     for (Index head = heads.begin; head < heads.end; ++head) {
       for (Index query = queries.begin; query < queries.end; ++query) {
         look(at(mask, block.sequence.batch, head, query, keys.begin), mask.stride[3], count, any, all);
-        if (any && !all) return Touch::elements;
+        if (any && !all) {
+          fetch_ahead(mask, block, keys);
+          return Touch::elements;
+        }
       }
     }
     return all ? Touch::nothing : Touch::hides_all;

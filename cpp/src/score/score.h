@@ -34,6 +34,25 @@ ATTN_FN Block block_of(const Call& call, const Sequence& sequence, Index kv_head
 
 enum class Touch : std::uint8_t { nothing, elements, hides_all };
 
+/// Fetches what `apply` will read of an array over (batch, head, query, key) for a tile.  `touch` comes
+/// before the tile's products, which take long enough to hide the memory's latency.
+ATTN_FN void fetch_ahead(const Tensor& t, const Block& block, Range keys) noexcept {
+#ifdef __CUDA_ARCH__
+  (void)t, (void)block, (void)keys;
+#else
+  constexpr Index kLine = 64;
+  const Range heads = t.stride[1] == 0 ? Range{0, 1} : block.heads;
+  const Range queries = t.stride[2] == 0 ? Range{0, 1} : block.queries;
+  const Index bytes = (min(keys.end, block.sequence.keys) - keys.begin) * t.stride[3];
+  for (Index head = heads.begin; head < heads.end; ++head) {
+    for (Index query = queries.begin; query < queries.end; ++query) {
+      const std::byte* const row = at(t, block.sequence.batch, head, query, keys.begin);
+      for (Index byte = 0; byte < bytes; byte += kLine) __builtin_prefetch(row + byte);
+    }
+  }
+#endif
+}
+
 /// The defaults of a step.
 struct NoOp {
   static ATTN_FN Range visible(const Call& call, const Block& block) noexcept {

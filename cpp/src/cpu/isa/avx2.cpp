@@ -20,6 +20,20 @@ bool supported() noexcept {
 }  // namespace
 
 template <>
+struct ZeroExtend<Avx2, std::uint32_t, std::uint16_t> {
+  static ATTN_INLINE U32<Avx2> load(const void* p) noexcept {
+    return bit_cast<U32<Avx2>>(_mm256_cvtepu16_epi32(attncore::load<__m128i>(p)));
+  }
+};
+
+template <>
+struct ZeroExtend<Avx2, std::uint32_t, std::uint8_t> {
+  static ATTN_INLINE U32<Avx2> load(const void* p) noexcept {
+    return bit_cast<U32<Avx2>>(_mm256_cvtepu8_epi32(_mm_loadl_epi64(static_cast<const __m128i*>(p))));
+  }
+};
+
+template <>
 struct Widen<Avx2, float, DType::f16> {
   static ATTN_INLINE Vec<Avx2, float> load(const void* p) noexcept {
     return bit_cast<Vec<Avx2, float>>(_mm256_cvtph_ps(attncore::load<__m128i>(p)));

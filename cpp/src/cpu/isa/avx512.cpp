@@ -21,6 +21,20 @@ bool supported() noexcept {
 }  // namespace
 
 template <>
+struct ZeroExtend<Avx512, std::uint32_t, std::uint16_t> {
+  static ATTN_INLINE U32<Avx512> load(const void* p) noexcept {
+    return bit_cast<U32<Avx512>>(_mm512_maskz_cvtepu16_epi32(0xffff, attncore::load<__m256i>(p)));
+  }
+};
+
+template <>
+struct ZeroExtend<Avx512, std::uint32_t, std::uint8_t> {
+  static ATTN_INLINE U32<Avx512> load(const void* p) noexcept {
+    return bit_cast<U32<Avx512>>(_mm512_maskz_cvtepu8_epi32(0xffff, attncore::load<__m128i>(p)));
+  }
+};
+
+template <>
 struct Widen<Avx512, float, DType::f16> {
   static ATTN_INLINE Vec<Avx512, float> load(const void* p) noexcept {
     return bit_cast<Vec<Avx512, float>>(_mm512_maskz_cvtph_ps(0xffff, attncore::load<__m256i>(p)));

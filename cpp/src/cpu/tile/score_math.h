@@ -33,15 +33,11 @@ struct ScoreMath {
   static ATTN_INLINE Scores hide_where_zero(Scores s, const std::byte* mask, Index stride,
                                             const Keys& keys) noexcept {
     constexpr int n = kWidth<Isa, T>;
-    using Bytes = typename Register<std::uint8_t, n>::type;
-    using Int = typename Register<typename IntOf<T>::type, n>::type;
-    Bytes bytes{};
-    if (stride == 1 && keys.count == n) {
-      bytes = attncore::load<Bytes>(mask);
-    } else {
-      for (Index i = 0; i < keys.count; ++i) bytes[i] = static_cast<std::uint8_t>(mask[i * stride]);
-    }
-    return __builtin_convertvector(bytes, Int) != 0 ? s : hidden();
+    using Extend = ZeroExtend<Isa, typename IntOf<T>::unsigned_type, std::uint8_t>;
+    if (stride == 1 && keys.count == n) return Extend::load(mask) != 0 ? s : hidden();
+    std::byte bytes[n]{};
+    for (Index i = 0; i < keys.count; ++i) bytes[i] = mask[i * stride];
+    return Extend::load(bytes) != 0 ? s : hidden();
   }
 
   static ATTN_INLINE Scores hide_where_unequal(Scores s, const std::byte* segments, const Tensor& like,

@@ -36,6 +36,24 @@ struct IntOf<double> {
   using unsigned_type = std::uint64_t;
 };
 
+/// A register in memory that is aligned as its items are, and aliases nothing but them: a copy of bytes might
+/// alias whatever a loop reads, which then could not stay in registers.
+template <class T, int N>
+struct InMemory {
+  using type __attribute__((vector_size(N * sizeof(T)), aligned(alignof(T)))) = T;
+};
+
+template <class V, class T>
+ATTN_INLINE V load(const T* p) noexcept {
+  return *reinterpret_cast<const typename InMemory<T, sizeof(V) / sizeof(T)>::type*>(p);
+}
+
+template <class V, class T>
+ATTN_INLINE void store(T* p, V v) noexcept {
+  *reinterpret_cast<typename InMemory<T, sizeof(V) / sizeof(T)>::type*>(p) = v;
+}
+
+/// From and to memory of any alignment.
 template <class V>
 ATTN_INLINE V load(const void* p) noexcept {
   V v;
@@ -46,6 +64,11 @@ ATTN_INLINE V load(const void* p) noexcept {
 template <class V>
 ATTN_INLINE void store(void* p, V v) noexcept {
   __builtin_memcpy(p, &v, sizeof v);
+}
+
+template <class V>
+ATTN_INLINE V load(const std::byte* p) noexcept {
+  return load<V>(static_cast<const void*>(p));
 }
 
 template <class V, class T>
