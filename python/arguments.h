@@ -12,6 +12,7 @@ class Arguments {
  public:
   /// `options` are those of attncore.attention, from layout to num_threads, in the order in which they are
   /// read here.
+  /// Without a value (nullptr), for attention_weights.
   Arguments(py::handle query, py::handle key, py::handle value, const py::args& options) {
     std::size_t at = 0;
     const auto next = [&] { return options[at++]; };
@@ -20,7 +21,7 @@ class Arguments {
     problem.query = operand("query", query);
     dtype_ = py::reinterpret_borrow<py::array>(query).dtype();
     problem.key = operand("key", key);
-    if (!value.is_none()) problem.value = operand("value", value);
+    if (value.ptr() != nullptr) problem.value = operand("value", value);
     Score& score = problem.score;
     score.causal = boolean("causal", next());
     read_window(next());
@@ -78,6 +79,14 @@ class Arguments {
   Problem problem;
   Options options;
 
+  static bool boolean(const char* argument, const py::object& object) {
+    if (object.ptr() == Py_True || object.ptr() == Py_False) return object.ptr() == Py_True;
+    if (type_name(object) != "numpy.bool" && type_name(object) != "numpy.bool_") {
+      reject_type(argument, "must be a bool, is " + type_name(object));
+    }
+    return object.cast<bool>();
+  }
+
  private:
   static bool is_bshd(const py::object& layout) {
     if (!py::isinstance<py::str>(layout))
@@ -101,26 +110,27 @@ class Arguments {
     return tensor(argument, array, axes_of(bshd_, rank_), kFloats);
   }
 
-  static bool boolean(const char* argument, const py::object& object) {
-    if (object.ptr() == Py_True || object.ptr() == Py_False) return object.ptr() == Py_True;
-    if (type_name(object) != "numpy.bool" && type_name(object) != "numpy.bool_") {
-      reject_type(argument, "must be a bool, is " + type_name(object));
-    }
-    return object.cast<bool>();
+  /// Clears the current error if it is of a kind.
+  static bool clear(PyObject* kind) {
+    if (PyErr_ExceptionMatches(kind) == 0) return false;
+    PyErr_Clear();
+    return true;
   }
 
   static std::optional<double> number(const char* argument, const py::object& object) {
     if (object.is_none()) return std::nullopt;
     const double value = PyFloat_AsDouble(object.ptr());
     if (value == -1 && PyErr_Occurred() != nullptr) {
-      PyErr_Clear();
-      reject_type(argument, "must be a number or None, is " + type_name(object));
+      if (clear(PyExc_OverflowError)) reject_value(argument, "is beyond a float's range");
+      if (clear(PyExc_TypeError)) reject_type(argument, "must be a number or None, is " + type_name(object));
+      throw py::error_already_set();
     }
     return value;
   }
 
   static Index integer(const char* argument, const py::object& object) {
     const auto index = py::reinterpret_steal<py::object>(PyNumber_Index(object.ptr()));
+    if (!index && !PyErr_ExceptionMatches(PyExc_TypeError)) throw py::error_already_set();
     if (!index || PyBool_Check(object.ptr())) {
       PyErr_Clear();
       reject_type(argument, "must be an int, is " + type_name(object));
@@ -128,7 +138,7 @@ class Arguments {
     const Index value = PyLong_AsLongLong(index.ptr());
     if (value == -1 && PyErr_Occurred() != nullptr) {
       PyErr_Clear();
-      reject_value(argument, "is " + py::str(index).cast<std::string>() + ", which is too large");
+      reject_value(argument, "is " + py::str(index).cast<std::string>() + ", which is out of range");
     }
     return value;
   }
@@ -146,14 +156,21 @@ class Arguments {
     if (!right.is_none()) problem.score.right = integer("window", right);
   }
 
-  /// Anything that NumPy makes an array of; what it makes lives with the arguments.
+  /// Anything that NumPy makes an array of; Python floats become float32.  It lives as long as the arguments.
   py::array any_array(const char* argument, const py::object& object) {
-    if (py::isinstance<py::array>(object)) return py::reinterpret_borrow<py::array>(object);
-    const py::array array = py::array::ensure(object);
-    if (!array) {
-      PyErr_Clear();
-      reject_type(argument, "must be an array, is " + type_name(object));
+    if (py::isinstance<py::array>(object)) {
+      kept_.push_back(require_array(argument, object));
+      return kept_.back();
     }
+    auto array = py::reinterpret_steal<py::array>(
+        py::detail::npy_api::get().PyArray_FromAny_(object.ptr(), nullptr, 0, 0, 0, nullptr));
+    if (!array) {
+      if (clear(PyExc_TypeError) || clear(PyExc_ValueError)) {
+        reject_type(argument, "must be an array, is " + type_name(object));
+      }
+      throw py::error_already_set();
+    }
+    if (array.dtype().kind() == 'f') array = array.attr("astype")(py::dtype::of<float>());
     kept_.push_back(array);
     return array;
   }
@@ -204,13 +221,15 @@ class Arguments {
     if (object.is_none()) return {};
     py::array array = any_array(argument, object);
     require_rank(argument, array, most);
-    const char kind = array.dtype().kind();
+    const char kind = array.size() == 0 ? 'i' : array.dtype().kind();
     if (kind != 'i' && kind != 'u') {
-      reject_type(argument, "dtype is " + py::str(py::handle(array.dtype())).cast<std::string>() +
-                                ", accepted is " + kInts);
+      reject_type(argument, "dtype is " + dtype_name(array) + ", accepted is " + kInts);
     }
-    const bool native = array.dtype().byteorder() == '=' || array.dtype().byteorder() == '|';
-    if (kind == 'u' || array.itemsize() < 4 || !native) {
+    if (kind == 'u' && array.itemsize() == 8 && array.attr("max")().cast<std::uint64_t>() >> 63U != 0) {
+      reject_value(argument,
+                   "has " + py::str(array.attr("max")()).cast<std::string>() + ", which is out of range");
+    }
+    if (array.size() == 0 || kind == 'u' || array.itemsize() < 4 || !is_native(array.dtype())) {
       array = py::array(array.attr("astype")(py::dtype::of<std::int64_t>()));
       kept_.push_back(array);
     }
@@ -230,7 +249,7 @@ class Arguments {
   bool bshd_ = false;
   py::ssize_t rank_ = 0;  // of query, key and value
   py::dtype dtype_;
-  std::vector<py::object> kept_;
+  std::vector<py::array> kept_;
 };
 
 }  // namespace attncore::python

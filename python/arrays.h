@@ -7,6 +7,7 @@
 #include <array>
 #include <atomic>
 #include <attncore/attncore.hpp>
+#include <bit>
 
 namespace attncore::python {
 
@@ -29,9 +30,18 @@ inline bool is_bfloat16(const py::dtype& dtype) {
   return true;
 }
 
+inline std::string dtype_name(const py::array& array) {
+  return py::str(py::handle(array.dtype())).cast<std::string>();
+}
+
+inline bool is_native(const py::dtype& dtype) {
+  const char order = dtype.byteorder();
+  return order == '=' || order == '|' || order == (std::endian::native == std::endian::little ? '<' : '>');
+}
+
 inline DType dtype_of(const char* argument, const py::array& array, const char* accepted) {
   const py::dtype dtype = array.dtype();
-  const bool native = dtype.byteorder() == '=' || dtype.byteorder() == '|';
+  const bool native = is_native(dtype);
   switch (native ? dtype.kind() : '?') {
     case 'f':
       if (dtype.itemsize() == 4) return DType::f32;
@@ -47,8 +57,7 @@ inline DType dtype_of(const char* argument, const py::array& array, const char* 
     default:
       if (native && is_bfloat16(dtype)) return DType::bf16;
   }
-  reject_type(argument,
-              "dtype is " + py::str(py::handle(dtype)).cast<std::string>() + ", accepted is " + accepted);
+  reject_type(argument, "dtype is " + dtype_name(array) + ", accepted is " + accepted);
 }
 
 inline constexpr auto kFloats = "float32, float64, float16 or bfloat16 (in native byte order)";
@@ -74,9 +83,14 @@ inline Axes axes_of(bool bshd, py::ssize_t rank) {
   return bshd ? Axes{0, 2, 1, 3} : Axes{0, 1, 2, 3};
 }
 
+/// An ndarray.  A masked array's mask would be ignored without a word: it is refused.
 inline py::array require_array(const char* argument, py::handle object) {
-  if (!py::isinstance<py::array>(object))
+  if (!py::isinstance<py::array>(object)) {
     reject_type(argument, "must be a NumPy array, is " + type_name(object));
+  }
+  if (type_name(object) != "numpy.ndarray" && py::hasattr(object, "_sharedmask")) {
+    reject_type(argument, "is a masked array, must be a plain one (options mask and key_lengths hide keys)");
+  }
   return py::reinterpret_borrow<py::array>(object);
 }
 

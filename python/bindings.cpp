@@ -8,26 +8,36 @@
 namespace attncore::python {
 namespace {
 
-/// Runs without the GIL; a long call looks for signals (Ctrl-C) now and then, as an extension must do by
-/// itself.
+/// The thread that runs Python's signal handlers.
+bool on_main_thread() {
+  static const auto main_thread =
+      py::module_::import("threading").attr("main_thread")().attr("ident").cast<unsigned long>();
+  return PyThread_get_thread_ident() == main_thread;
+}
+
+/// Runs without the GIL.  On the main thread a long call looks for signals (Ctrl-C) now and then; elsewhere that would
+/// do nothing but wait for the GIL.
 template <class Run>
 void run_without_gil(Options& options, Run run) {
   using Clock = std::chrono::steady_clock;
   static constexpr auto kInterval = std::chrono::milliseconds(20);
-  options.cancelled = [last = Clock::now()]() mutable {
-    if (Clock::now() - last < kInterval) return false;
-    last = Clock::now();
-    const py::gil_scoped_acquire gil;
-    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
-    return false;
-  };
+  if (on_main_thread()) {
+    options.cancelled = [last = Clock::now()]() mutable {
+      if (Clock::now() - last < kInterval) return false;
+      last = Clock::now();
+      const py::gil_scoped_acquire gil;
+      if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+      return false;
+    };
+  }
   const py::gil_scoped_release no_gil;
   run();
 }
 
 py::object attention(py::handle query, py::handle key, py::handle value, const py::object& out_or_none,
-                     bool return_lse, const py::args& options) {
+                     const py::object& return_lse_or_not, const py::args& options) {
   Arguments arguments(query, key, value, options);
+  const bool return_lse = Arguments::boolean("return_lse", return_lse_or_not);
   py::array out = out_or_none.is_none() ? arguments.allocate_out() : require_array("out", out_or_none);
   arguments.problem.out = arguments.out_tensor(out);
   py::array lse;
@@ -43,7 +53,7 @@ py::object attention(py::handle query, py::handle key, py::handle value, const p
 /// rows: int64 indices in 0 … queries − 1, or None for all.
 py::object weights(py::handle query, py::handle key, const py::object& rows, std::optional<Index> top_k,
                    const py::args& options) {
-  Arguments arguments(query, key, py::none(), options);
+  Arguments arguments(query, key, py::handle(), options);
   const Problem& p = arguments.problem;
   Weights w;
   Index count = p.query.shape[2];
@@ -72,7 +82,8 @@ py::dict explain_call(py::handle query, py::handle key, py::handle value, const 
   Arguments arguments(query, key, value, options);
   const py::array out = arguments.allocate_out();
   arguments.problem.out = arguments.out_tensor(out);
-  const Explanation e = explain(arguments.problem, arguments.options);
+  Explanation e;
+  run_without_gil(arguments.options, [&] { e = explain(arguments.problem, arguments.options); });
   using py::operator""_a;
   return py::dict("text"_a = e.text, "isa"_a = e.isa, "kernel"_a = e.kernel, "threads"_a = e.threads,
                   "query_tile"_a = e.query_tile, "key_tile"_a = e.key_tile, "tasks"_a = e.tasks,

@@ -45,7 +45,12 @@ struct Call {
   [[nodiscard]] ATTN_FN DType compute() const noexcept {
     return query.dtype == DType::f64 ? DType::f64 : DType::f32;
   }
-  [[nodiscard]] Sequence sequence(Index entry) const noexcept;  // entry: of the batch
+  /// A batch entry's.  Lengths and offsets are read once, by validate(): the caller's memory may change meanwhile.
+  [[nodiscard]] Sequence sequence(Index entry) const noexcept {
+    if (!sequences.empty()) return sequences[static_cast<std::size_t>(entry)];
+    return {entry, queries, keys, keys - queries};
+  }
+  std::vector<Sequence> sequences;  // empty where no lengths nor offsets are given
 };
 
 ATTN_FN std::byte* at(const Tensor& t, Index batch, Index head, Index token = 0, Index dim = 0) noexcept {

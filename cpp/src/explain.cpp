@@ -19,44 +19,70 @@ int default_threads() noexcept {
   const char* const variable = std::getenv("OMP_NUM_THREADS");
   // "4,2" is a number a nesting level: the outermost counts.
   const long wanted = variable != nullptr ? std::strtol(variable, nullptr, 10) : 0;
-  return wanted > 0 ? static_cast<int>(wanted) : available_cores();
+  return wanted > 0 ? static_cast<int>(std::min(wanted, long{kMostThreads})) : available_cores();
 }
 
-double measured_peak(const Kernels& kernels, int threads, Index rounds) {
+/// Multiply-adds a second of so many threads: of one, the best of several short tries (a team's tries would measure
+/// how it wakes up), times their number.
+double estimated_peak(const Kernels& kernels, int threads) {
+  constexpr Index kRounds = 50'000;  // a fraction of a millisecond
   double best = 0;
   for (int attempt = 0; attempt < 10; ++attempt) {
+    const auto start = std::chrono::steady_clock::now();
+    const double operations = kernels.multiply_adds(kRounds);
+    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+    best = std::max(best, operations / seconds.count());
+  }
+  return best * threads;
+}
+
+double measured_peak(const Kernels& kernels, int threads) {
+  constexpr Index kRounds = 4'000'000;
+  double best = 0;
+  for (int attempt = 0; attempt < 5; ++attempt) {
     std::atomic<double> operations{0};
     const auto start = std::chrono::steady_clock::now();
-    parallel(threads, [&](int) { operations += kernels.multiply_adds(rounds); });
+    parallel(threads, [&](int) { operations += kernels.multiply_adds(kRounds); });
     const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
     best = std::max(best, operations / seconds.count());
   }
   return best;
 }
 
+std::string size_text(double bytes) {
+  char line[32];
+  std::snprintf(line, sizeof line, bytes < 1e6 ? "%.1f KB" : "%.1f MB", bytes / (bytes < 1e6 ? 1e3 : 1e6));
+  return line;
+}
+
 std::string text(const Explanation& e, const Plan& plan) {
   const auto count = [&](auto test) {
-    return std::count_if(plan.sections.begin(), plan.sections.end(), test);
+    return std::to_string(std::count_if(plan.sections.begin(), plan.sections.end(), test));
   };
-  const auto shared = count([](const Section& s) { return s.shared; });
-  const auto split = count([](const Section& s) { return s.parts > 1; });
-  char line[1024];
-  std::snprintf(
-      line, sizeof line,
-      "attncore plan\n"
-      "  isa          %s, kernel %s, %d thread%s\n"
-      "  tiles        %lld query rows x %lld keys\n"
-      "  sections     %zu: %lld share packed super-blocks (%lld), %lld split their keys (up to %lld parts)\n"
-      "  tasks        %lld\n"
-      "  workspace    %.1f KiB\n"
-      "  work         %.4g GFLOP of visible tiles, %.4g MB of operands\n"
-      "  floor        %.4g ms (multiply-add peak and read bandwidth, measured now)",
-      e.isa.c_str(), e.kernel.c_str(), e.threads, e.threads == 1 ? "" : "s",
-      static_cast<long long>(e.query_tile), static_cast<long long>(e.key_tile), plan.sections.size(),
-      static_cast<long long>(shared), static_cast<long long>(plan.blocks), static_cast<long long>(split),
-      static_cast<long long>(e.key_splits), static_cast<long long>(e.tasks),
-      static_cast<double>(e.workspace_bytes) / 1024, e.flops / 1e9, e.bytes / 1e6, e.estimated_seconds * 1e3);
-  return line;
+  std::string sections = std::to_string(plan.sections.size()) + " of (sequence, KV head, query rows)";
+  if (plan.blocks > 0) {
+    sections += "; " + count([](const Section& s) { return s.shared; }) + " share " +
+                std::to_string(plan.blocks) + " packed super-blocks of keys";
+  }
+  if (e.key_splits > 1) {
+    sections += "; " + count([](const Section& s) { return s.parts > 1; }) +
+                " split their keys, into up to " + std::to_string(e.key_splits) + " parts";
+  }
+  char floor[96];
+  std::snprintf(floor, sizeof floor, "%.4g ms, by the multiply-add peak and the read bandwidth, measured now",
+                e.estimated_seconds * 1e3);
+  char work[96];
+  std::snprintf(work, sizeof work, "%.4g GFLOP in tiles that can be seen; operands ", e.flops / 1e9);
+  const auto line = [](const char* title, const std::string& what) {
+    return "\n  " + std::string(title) + std::string(12 - std::char_traits<char>::length(title), ' ') + what;
+  };
+  return "attncore plan" + line("isa", e.isa + ", kernel " + e.kernel) +
+         line("threads", std::to_string(e.threads)) +
+         line("tiles", "at most " + std::to_string(e.query_tile) + " query rows × " +
+                           std::to_string(e.key_tile) + " keys") +
+         line("sections", sections) + line("tasks", std::to_string(e.tasks)) +
+         line("workspace", size_text(static_cast<double>(e.workspace_bytes))) +
+         line("work", work + size_text(e.bytes)) + line("floor", floor);
 }
 
 }  // namespace
@@ -71,15 +97,13 @@ void set_num_threads(int num_threads) {
   if (num_threads < 1) {
     throw std::invalid_argument("num_threads: is " + std::to_string(num_threads) + ", must be at least 1");
   }
-  chosen_threads = num_threads;
+  chosen_threads = std::min(num_threads, kMostThreads);
 }
 
 double fma_peak(const std::string& isa, DType dtype, int num_threads) {
-  constexpr Index kRounds = 1'000'000;
   const DType compute = dtype == DType::f64 ? DType::f64 : DType::f32;
-  return measured_peak(table_named(isa).kernels(compute), num_threads > 0 ? num_threads : get_num_threads(),
-                       kRounds) /
-         1e9;
+  const int threads = num_threads > 0 ? std::min(num_threads, kMostThreads) : get_num_threads();
+  return measured_peak(table_named(isa).kernels(compute), threads) / 1e9;
 }
 
 Explanation explain(const Problem& problem, const Options& options) {
@@ -98,8 +122,7 @@ Explanation explain(const Problem& problem, const Options& options) {
   e.workspace_bytes = plan.workspace_bytes;
   e.flops = plan.flops;
   e.bytes = plan.bytes;
-  constexpr Index kRounds = 50'000;  // a fraction of a millisecond: the best of several is undisturbed
-  e.estimated_seconds = std::max(plan.flops / measured_peak(*plan.kernels, plan.threads, kRounds),
+  e.estimated_seconds = std::max(plan.flops / estimated_peak(*plan.kernels, plan.threads),
                                  plan.bytes / read_bandwidth(plan.threads));
   e.text = text(e, plan);
   return e;

@@ -66,7 +66,7 @@ double read_bandwidth(int threads) {
   const std::vector<std::uint64_t> memory(kItems, 1);
   std::atomic<std::uint64_t> total{0};
   double best = 0;
-  for (int round = 0; round < 3; ++round) {
+  for (int round = 0; round < 5; ++round) {
     const auto start = std::chrono::steady_clock::now();
     parallel(threads, [&](int thread) {
       const std::size_t share = kItems / slot;

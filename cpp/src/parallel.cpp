@@ -3,7 +3,6 @@
 #include <pthread.h>
 
 #include <atomic>
-#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -15,7 +14,7 @@ void run_on_new_threads(int threads, const std::function<void(int)>& run) {
   team.reserve(static_cast<std::size_t>(threads));
   try {
     for (int thread = 1; thread < threads; ++thread) team.emplace_back(run, thread);
-  } catch (const std::system_error&) {
+  } catch (...) {
     // No more threads are to be had: those that began, and the caller, do all the work.
   }
   run(0);
@@ -27,8 +26,20 @@ void run_on_new_threads(int threads, const std::function<void(int)>& run) {
 std::atomic<bool> forked{false};
 [[maybe_unused]] const int kForkHandler = pthread_atfork(nullptr, nullptr, [] { forked = true; });
 
+/// Whether so many threads can be had: libgomp ends the process when it cannot start one.  Each calling thread has a
+/// team of its own there, and is asked when that team grows.
+bool team_may_be(int threads) {
+  thread_local int largest = 1;
+  if (threads <= largest) return true;
+  std::atomic<int> begun{1};
+  run_on_new_threads(threads, [&](int thread) { begun += thread > 0 ? 1 : 0; });
+  if (begun < threads) return false;
+  largest = threads;
+  return true;
+}
+
 void run_on_team(int threads, const std::function<void(int)>& run) {
-  if (forked) return run_on_new_threads(threads, run);
+  if (forked || !team_may_be(threads)) return run_on_new_threads(threads, run);
   std::atomic<int> next{1};
   const auto caller = std::this_thread::get_id();
 #pragma omp parallel num_threads(threads)

@@ -51,24 +51,26 @@ class Planner {
   void measure() {
     for (Index batch = 0; batch < call_.batch; ++batch) {
       const Sequence sequence = call_.sequence(batch);
-      plan_.flops += 2.0 * static_cast<double>(visible_pairs(sequence) * call_.heads) *
-                     static_cast<double>(call_.dim + call_.value_dim);
-      const double keys = static_cast<double>(sequence.keys * call_.kv_heads * (call_.dim + call_.value_dim));
-      const double rows = static_cast<double>(sequence.queries * call_.heads * (call_.dim + call_.value_dim));
-      plan_.bytes += (keys + rows) * static_cast<double>(item_size(call_.query.dtype));
+      const double heads = static_cast<double>(call_.heads), kv_heads = static_cast<double>(call_.kv_heads);
+      const double dims = static_cast<double>(call_.dim + call_.value_dim);
+      const double keys = static_cast<double>(sequence.keys), rows = static_cast<double>(sequence.queries);
+      plan_.flops += 2 * visible_pairs(sequence) * heads * dims;
+      plan_.bytes +=
+          (keys * kv_heads + rows * heads) * dims * static_cast<double>(item_size(call_.query.dtype));
     }
     const double worth = std::max(plan_.flops / kThreadFlops, plan_.bytes / kThreadBytes);
     plan_.threads = std::clamp(static_cast<int>(std::min(worth, 1e6)), 1, machine_.threads);
   }
 
   /// (query, key) pairs that the window and the lengths leave, to the accuracy of 64 bands of rows.
-  [[nodiscard]] Index visible_pairs(const Sequence& sequence) const {
+  [[nodiscard]] double visible_pairs(const Sequence& sequence) const {
     const Index band = max(1, ceil_div(sequence.queries, 64));
-    Index pairs = 0;
+    double pairs = 0;
     for (Index query = 0; query < sequence.queries; query += band) {
       const Index count = min(band, sequence.queries - query);
       const Index middle = query + count / 2;
-      pairs += count * ScoreSteps::visible(call_, {sequence, {0, 1}, {middle, middle + 1}}).size();
+      const Range seen = ScoreSteps::visible(call_, {sequence, {0, 1}, {middle, middle + 1}});
+      pairs += static_cast<double>(count) * static_cast<double>(seen.size());
     }
     return pairs;
   }
@@ -209,9 +211,11 @@ class Planner {
     plan_.block_bytes = block_keys() / kernels_.key_tile * plan_.task.panel;
     const Index slots = max(2, plan_.threads * kStateBytes / max(1, plan_.state_bytes));
     plan_.state_slots = min(plan_.states, plan_.threads > 1 ? slots : 1);
-    const Index thread = plan_.task.scratch + plan_.task.panel + plan_.task.state;
+    const bool packs_alone = std::any_of(plan_.sections.begin(), plan_.sections.end(),
+                                         [](const Section& section) { return !section.shared; });
+    plan_.thread_bytes = plan_.task.state + plan_.task.scratch + (packs_alone ? plan_.task.panel : 0);
     const Index counters = 2 * plan_.blocks + plan_.states + plan_.state_tiles + 1;
-    plan_.workspace_bytes = plan_.threads * thread + plan_.block_slots * plan_.block_bytes +
+    plan_.workspace_bytes = plan_.threads * plan_.thread_bytes + plan_.block_slots * plan_.block_bytes +
                             plan_.state_slots * plan_.state_bytes +
                             round_up(counters * Index{sizeof(std::int32_t)}, 64);
   }

@@ -1,18 +1,18 @@
-// A plan: which rows meet which keys, in what pieces and order.  A pure function of the call, the kernels'
-// tile sizes and the machine; what it decides by the machine (threads, rows of a tile, super-blocks,
-// sections) leaves the bits alone.
+// A plan: which rows meet which keys, in what pieces and order.  It is a pure function of the call, the kernels'
+// tile sizes and the machine.  What it decides by the machine (threads, rows of a tile, super-blocks, sections)
+// leaves the bits alone.
 //
-//   section     one (sequence, KV head) and a range of its query rows.  Sections run in their order.
-//     shared    several row tiles.  Keys come in super-blocks, packed once and used by all row tiles; the
-//     rows' state
-//               waits in the section's memory from one super-block to the next.
-//     split     one row tile of few rows (decoding).  Keys are split into parts of a size that depends on the
-//     sequence
-//               alone; each is a task of its own, packs for itself, and leaves a state that the last part
-//               merges.
-//   batch       tasks that are claimed one by one from a single counter: the packing of a super-block's key
-//   tiles, then
-//               the row tiles against it.  A batch of packing stands one super-block ahead of its use.
+// A *section* is one sequence, one KV head and a range of its query rows.  Sections run in their order.
+//
+// In a *shared* section there are several row tiles.  Keys come in super-blocks, each packed once and used by all
+// row tiles; the rows' state waits in the section's memory from one super-block to the next.
+//
+// In any other there is one row tile, which packs for itself.  If the rows are few (decoding), its keys are split
+// into parts of a size that depends on the sequence alone; each part leaves a state, and the last one to end
+// merges them.
+//
+// A *batch* is a run of tasks, claimed one by one from a single counter: the packing of a super-block's key tiles,
+// or the row tiles against it, or the parts of a split.  Packing stands one super-block ahead of its use.
 #pragma once
 
 #include <vector>
@@ -32,7 +32,7 @@ struct Section {
   Index parts = 1;        // split: parts of the keys
   Index part_keys = 0;    // split: keys of a part; shared: keys of a super-block
   Range keys;             // what any row sees, from a multiple of part_keys on
-  Index state_slot = -1;  // where state waits; −1: it need not, and lives in the thread's memory
+  Index state_slot = -1;  // number among the sections whose state waits (in slot number % state_slots), or −1
   Index first_tile = 0;   // among the row tiles of all sections with state: their progress is counted
 
   [[nodiscard]] Range tile(Index i) const noexcept {
@@ -63,6 +63,8 @@ struct Plan {
   Index states = 0;       // sections with state
   Index state_tiles = 0;  // their row tiles
   Sizes task{};           // of the largest row tile
+  Index thread_bytes =
+      0;  // a thread's own: state, scratch, and a key tile's panels if a section is not shared
   Index workspace_bytes = 0;
 
   double flops = 0, bytes = 0;  // of the visible tiles; of the operands

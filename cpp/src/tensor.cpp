@@ -53,8 +53,8 @@ Tensor Tensor::contiguous(const void* data, DType dtype, const std::array<Index,
   return t;
 }
 
-Index item_count(const Tensor& t) noexcept {
-  return std::accumulate(t.shape.begin(), t.shape.end(), Index{1}, std::multiplies<>());
+bool is_empty(const Tensor& t) noexcept {
+  return std::find(t.shape.begin(), t.shape.end(), Index{0}) != t.shape.end();
 }
 
 std::string shape_text(const std::array<Index, 4>& shape) {
@@ -106,7 +106,7 @@ struct Runs {
 }  // namespace
 
 bool may_overlap(const Tensor& a, const Tensor& b) noexcept {
-  if (item_count(a) == 0 || item_count(b) == 0) return false;
+  if (is_empty(a) || is_empty(b)) return false;
   const Runs x(a), y(b);
   const auto end = [](const Runs& r) { return r.start + static_cast<std::uintptr_t>(r.reach); };
   if (end(x) <= y.start || end(y) <= x.start) return false;
@@ -121,6 +121,6 @@ bool may_overlap(const Tensor& a, const Tensor& b) noexcept {
   return y_after_x < x.run || y_after_x + y.run > divisor;
 }
 
-bool may_overlap_itself(const Tensor& t) noexcept { return item_count(t) > 0 && Runs(t).overlaps_itself; }
+bool may_overlap_itself(const Tensor& t) noexcept { return !is_empty(t) && Runs(t).overlaps_itself; }
 
 }  // namespace attncore

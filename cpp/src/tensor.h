@@ -7,7 +7,7 @@
 
 namespace attncore {
 
-[[nodiscard]] Index item_count(const Tensor& t) noexcept;
+[[nodiscard]] bool is_empty(const Tensor& t) noexcept;
 
 /// "(2, 8, 16, 64)"
 [[nodiscard]] std::string shape_text(const std::array<Index, 4>& shape);

@@ -1,5 +1,7 @@
 // Every precondition, before any work.  Messages name the argument, what came and what is accepted.
 #include <cmath>
+#include <cstdio>
+#include <limits>
 #include <string>
 
 #include "call.h"
@@ -11,6 +13,9 @@ namespace {
 
 using Shape = std::array<Index, 4>;
 using std::to_string;
+
+constexpr Index kFarthest = Index{1} << 60;  // as far as positions reach: sums of two stay in range
+constexpr Index kMostDims = Index{1} << 24;
 
 [[noreturn]] void reject(const std::string& argument, const std::string& what) {
   throw std::invalid_argument(argument + ": " + what);
@@ -32,6 +37,12 @@ void require_shape(const char* argument, const Tensor& t, const Shape& shape, co
   }
 }
 
+void require_query_dtype(const char* argument, const Tensor& t, const Call& call) {
+  if (t.dtype == call.query.dtype) return;
+  throw DTypeError(std::string(argument) + ": dtype is " + name(t.dtype) + ", accepted is " +
+                   name(call.query.dtype) + ", as query's");
+}
+
 /// What is added to scores: float32, or query's dtype.
 void require_addend_dtype(const char* argument, const Tensor& t, const Call& call) {
   if (t.dtype == call.query.dtype) return;
@@ -40,7 +51,7 @@ void require_addend_dtype(const char* argument, const Tensor& t, const Call& cal
 }
 
 void require_data(const char* argument, const Tensor& t) {
-  if (item_count(t) > 0 && !t.given()) reject(argument, "is not given");
+  if (!is_empty(t) && !t.given()) reject(argument, "is not given");
   for (const Index extent : t.shape) {
     if (extent < 0) reject(argument, "shape is " + shape_text(t.shape) + ", extents must not be negative");
   }
@@ -48,14 +59,20 @@ void require_data(const char* argument, const Tensor& t) {
 
 /// Repeats axes of extent 1 by a stride of 0.
 void broadcast_to(const char* argument, Tensor& t, const Shape& shape, const char* axes) {
+  const Shape given = t.shape;
   for (std::size_t axis = 0; axis < 4; ++axis) {
-    if (t.shape[axis] != shape[axis] && t.shape[axis] != 1) {
+    if (given[axis] != shape[axis] && given[axis] != 1) {
       reject(argument,
-             "shape is " + shape_text(t.shape) + ", must broadcast to " + shape_text(shape) + " " + axes);
+             "shape is " + shape_text(given) + ", must broadcast to " + shape_text(shape) + " " + axes);
     }
-    if (t.shape[axis] == 1) t.stride[axis] = 0;
+    if (given[axis] == 1) t.stride[axis] = 0;
     t.shape[axis] = shape[axis];
   }
+}
+
+void require_dim(const char* argument, const Tensor& t) {
+  if (t.shape[3] >= 1 && t.shape[3] <= kMostDims) return;
+  reject(argument, "shape is " + shape_text(t.shape) + ", dim must be 1 … " + to_string(kMostDims));
 }
 
 void require_operands(Call& call, bool with_value) {
@@ -63,14 +80,14 @@ void require_operands(Call& call, bool with_value) {
   require_data("query", call.query);
   require_data("key", call.key);
   require_dtype("query", call.query, {DType::f32, DType::f64, DType::f16, DType::bf16});
-  require_dtype("key", call.key, {call.query.dtype});
+  require_query_dtype("key", call.key, call);
   call.batch = call.query.shape[0];
   call.heads = call.query.shape[1];
   call.queries = call.query.shape[2];
   call.dim = call.query.shape[3];
   call.kv_heads = call.key.shape[1];
   call.keys = call.key.shape[2];
-  if (call.dim < 1) reject("query", "shape is " + shape_text(call.query.shape) + ", dim must be at least 1");
+  require_dim("query", call.query);
   if (call.heads < 1)
     reject("query", "shape is " + shape_text(call.query.shape) + ", there must be at least 1 head");
   require_shape("key", call.key, {call.batch, call.kv_heads, call.keys, call.dim}, kAxes);
@@ -81,28 +98,38 @@ void require_operands(Call& call, bool with_value) {
   call.group = call.heads / call.kv_heads;
   if (!with_value) return;
   require_data("value", call.value);
-  require_dtype("value", call.value, {call.query.dtype});
+  require_query_dtype("value", call.value, call);
   call.value_dim = call.value.shape[3];
   require_shape("value", call.value, {call.batch, call.kv_heads, call.keys, call.value_dim}, kAxes);
-  if (call.value_dim < 1)
-    reject("value", "shape is " + shape_text(call.value.shape) + ", dim must be at least 1");
+  require_dim("value", call.value);
+}
+
+std::string number(double x) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%g", x);
+  return text;
 }
 
 void require_scalars(Call& call) {
   const Score& score = call.score;
+  const bool f64 = call.compute() == DType::f64;
+  const double largest = f64 ? std::numeric_limits<double>::max() : std::numeric_limits<float>::max();
+  const double smallest = f64 ? std::numeric_limits<double>::min() : std::numeric_limits<float>::min();
+  const std::string in = std::string(" in ") + name(call.compute());
   call.scale = score.scale.value_or(1 / std::sqrt(static_cast<double>(call.dim)));
-  if (!std::isfinite(call.scale)) reject("scale", "is " + to_string(call.scale) + ", must be finite");
+  if (!(std::abs(call.scale) <= largest))
+    reject("scale", "is " + number(call.scale) + ", must be finite" + in);
   call.softcap = score.softcap.value_or(0);
-  if (score.softcap && !(std::isfinite(call.softcap) && call.softcap > 0)) {
-    reject("softcap", "is " + to_string(call.softcap) + ", must be finite and greater than 0");
+  if (score.softcap && !(std::isfinite(call.softcap) && call.softcap >= smallest)) {
+    reject("softcap", "is " + number(call.softcap) + ", must be finite and greater than 0" + in);
   }
+  if (call.softcap > largest) call.softcap = 0;  // no score is near it
   for (const Index bound : {score.left, score.right}) {
     if (bound < 0) reject("window", "has the bound " + to_string(bound) + ", bounds must be at least 0");
   }
   if (score.causal) call.score.right = 0;
-  constexpr Index kFarthest = Index{1} << 60;  // as far as positions reach: sums with them stay in range
-  if (score.left > kFarthest) call.score.left = kUnbounded;
-  if (call.score.right > kFarthest) call.score.right = kUnbounded;
+  if (score.left > 2 * kFarthest) call.score.left = kUnbounded;
+  if (call.score.right > 2 * kFarthest) call.score.right = kUnbounded;
 }
 
 void require_mask_and_biases(Call& call) {
@@ -140,15 +167,39 @@ void require_ints(const char* argument, const Tensor& t, const Shape& shape, con
   require_shape(argument, t, shape, axes);
 }
 
-void require_lengths(const char* argument, const Tensor& lengths, Index batch, Index tokens) {
-  if (!lengths.given()) return;
-  require_ints(argument, lengths, {batch, 1, 1, 1}, "(batch)");
-  for (Index entry = 0; entry < batch; ++entry) {
-    const Index length = read_int(at(lengths, entry, 0), lengths.dtype);
-    if (length < 0 || length > tokens) {
-      reject(argument,
-             "entry " + to_string(entry) + " is " + to_string(length) + ", must be 0 … " + to_string(tokens));
+Index read_length(const char* argument, const Tensor& lengths, Index entry, Index tokens) {
+  if (!lengths.given()) return tokens;
+  const Index length = read_int(at(lengths, entry, 0), lengths.dtype);
+  if (length < 0 || length > tokens) {
+    reject(argument,
+           "entry " + to_string(entry) + " is " + to_string(length) + ", must be 0 … " + to_string(tokens));
+  }
+  return length;
+}
+
+/// Lengths and offsets, read once.
+void read_sequences(Call& call) {
+  Score& score = call.score;
+  for (const auto& [argument, lengths] :
+       {std::pair<const char*, const Tensor&>{"query_lengths", score.query_lengths},
+        {"key_lengths", score.key_lengths}}) {
+    if (lengths.given()) require_ints(argument, lengths, {call.batch, 1, 1, 1}, "(batch)");
+  }
+  Tensor& offset = score.query_offset;
+  if (offset.given()) {
+    require_dtype("query_offset", offset, {DType::i32, DType::i64});
+    broadcast_to("query_offset", offset, {call.batch, 1, 1, 1}, "(batch)");
+  }
+  if (!score.query_lengths.given() && !score.key_lengths.given() && !offset.given()) return;
+  call.sequences.reserve(static_cast<std::size_t>(call.batch));
+  for (Index entry = 0; entry < call.batch; ++entry) {
+    const Index queries = read_length("query_lengths", score.query_lengths, entry, call.queries);
+    const Index keys = read_length("key_lengths", score.key_lengths, entry, call.keys);
+    const Index first = offset.given() ? read_int(at(offset, entry, 0), offset.dtype) : keys - queries;
+    if (first < -kFarthest || first > kFarthest) {
+      reject("query_offset", "is " + to_string(first) + ", must be within ± 2**60");
     }
+    call.sequences.push_back({entry, queries, keys, first});
   }
 }
 
@@ -162,19 +213,7 @@ void require_token_parameters(Call& call) {
     require_ints("query_segments", score.query_segments, {call.batch, 1, call.queries, 1}, "(batch, token)");
     require_ints("key_segments", score.key_segments, {call.batch, 1, call.keys, 1}, "(batch, token)");
   }
-  require_lengths("query_lengths", score.query_lengths, call.batch, call.queries);
-  require_lengths("key_lengths", score.key_lengths, call.batch, call.keys);
-  if (Tensor& offset = score.query_offset; offset.given()) {
-    require_dtype("query_offset", offset, {DType::i32, DType::i64});
-    broadcast_to("query_offset", offset, {call.batch, 1, 1, 1}, "(batch)");
-    constexpr Index kFarthest = Index{1} << 60;
-    for (Index entry = 0; entry < call.batch; ++entry) {
-      const Index value = read_int(at(offset, entry, 0), offset.dtype);
-      if (value < -kFarthest || value > kFarthest) {
-        reject("query_offset", "is " + to_string(value) + ", must be within ± 2**60");
-      }
-    }
-  }
+  read_sequences(call);
 }
 
 /// An output: its shape, that it is memory of its own, apart from every input.
@@ -219,20 +258,11 @@ Call resolve(const Problem& problem, bool with_value) {
 
 }  // namespace
 
-Sequence Call::sequence(Index entry) const noexcept {
-  const auto read = [&](const Tensor& t, Index otherwise) {
-    return t.given() ? read_int(at(t, entry, 0), t.dtype) : otherwise;
-  };
-  const Index rows = read(score.query_lengths, queries);
-  const Index existing = read(score.key_lengths, keys);
-  return {entry, rows, existing, read(score.query_offset, existing - rows)};
-}
-
 Call validate(const Problem& problem) {
   Call call = resolve(problem, true);
   call.out = problem.out;
   call.lse = problem.lse;
-  require_dtype("out", call.out, {call.query.dtype});
+  require_query_dtype("out", call.out, call);
   require_shape("out", call.out, {call.batch, call.heads, call.queries, call.value_dim},
                 "(batch, head, token, dim)");
   require_output("out", call.out, call);
@@ -272,6 +302,11 @@ Call validate(const Problem& problem, const Weights& weights) {
     require_dtype("indices", weights.indices, {DType::i64});
     require_shape("indices", weights.indices, weights.probabilities.shape, kAxes);
     require_output("indices", weights.indices, call);
+    if (may_overlap(weights.indices, weights.probabilities)) reject("indices", "overlaps probabilities");
+  }
+  for (const Tensor& out : {weights.probabilities, weights.indices}) {
+    if (out.given() && weights.rows.given() && may_overlap(out, weights.rows))
+      reject("rows", "overlaps a result");
   }
   return call;
 }

@@ -54,6 +54,8 @@ def attention_weights(
     ordered = _ordered("attention_weights", options)
     if top_k is not None and (isinstance(top_k, bool) or not hasattr(top_k, "__index__")):
         raise TypeError(f"top_k: must be an int, is {type(top_k).__name__}")
+    if top_k is not None and not -(2**62) < top_k < 2**62:
+        raise ValueError(f"top_k: is {top_k}, which is out of range")
     indices = None if rows is None else _row_indices(rows, query, options.get("layout", "bhsd"))
     return _core.attention_weights(query, key, indices, top_k, *ordered)
 

@@ -83,7 +83,7 @@ def set_num_threads(num_threads: int) -> None:
     """
     if isinstance(num_threads, bool) or not hasattr(num_threads, "__index__"):
         raise TypeError(f"num_threads: must be an int, is {type(num_threads).__name__}")
-    _core.set_num_threads(min(num_threads, 2**16))
+    _core.set_num_threads(max(-(2**31), min(int(num_threads), 2**16)))
 
 
 @overload

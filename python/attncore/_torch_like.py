@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from attncore._api import attention
@@ -69,7 +71,7 @@ def scaled_dot_product_attention(
         lead = query.shape[:-3]
         if key.shape[:-3] != lead or value.shape[:-3] != lead:
             raise ValueError(f"key: shape is {key.shape}, its leading axes must be query's, {lead}")
-        query, key, value = (x.reshape(-1, *x.shape[-3:]) for x in (query, key, value))
+        query, key, value = (x.reshape(math.prod(lead), *x.shape[-3:]) for x in (query, key, value))
         mask, bias = (_flatten_lead(x, lead) for x in (mask, bias))
     out = attention(
         query, key, value, causal=is_causal, query_offset=0, mask=mask, bias=bias, scale=scale
@@ -105,4 +107,4 @@ def _flatten_lead(array: Array | None, lead: tuple[int, ...]) -> Array | None:
     if array is None or array.ndim <= 3:
         return array
     tail = array.shape[-3:]
-    return np.broadcast_to(array, (*lead, *tail)).reshape(-1, *tail)
+    return np.broadcast_to(array, (*lead, *tail)).reshape(math.prod(lead), *tail)

@@ -25,9 +25,9 @@ class ScoreOptions(TypedDict, total=False):
     query_offset: int | Ints | None
     mask: npt.NDArray[np.bool_] | None
     bias: Array | Sequence[Array] | None
-    alibi: Array | None
+    alibi: Array | Sequence[float] | None
     softcap: float | None
-    sinks: Array | None
+    sinks: Array | Sequence[float] | None
     scale: float | None
     query_segments: Ints | None
     key_segments: Ints | None

@@ -216,7 +216,11 @@ class Check {
       CHECK((s.shared ? s.tiles : s.parts) * state <= plan_.state_bytes);
     }
     CHECK(tiles == plan_.state_tiles);
-    const Index thread = plan_.task.scratch + plan_.task.panel + plan_.task.state;
+    const Index thread = plan_.thread_bytes;
+    CHECK(thread >= plan_.task.scratch + plan_.task.state);
+    for (const Section& s : plan_.sections) {
+      if (!s.shared) CHECK(thread >= plan_.task.scratch + plan_.task.state + plan_.task.panel);
+    }
     const Index counters = 4 * (2 * plan_.blocks + plan_.states + plan_.state_tiles);
     const Index blocks = plan_.block_slots * plan_.block_bytes,
                 states = plan_.state_slots * plan_.state_bytes;

@@ -13,19 +13,30 @@ namespace {
 
 constexpr std::size_t kKeptBytes = std::size_t{4} << 20U;  // of workspace, between calls
 
-/// The workspace of a call: the caller's, or the calling thread's own.
+/// The workspace of a call: the caller's, or the calling thread's own, or, where that is in use (Options::cancelled may
+/// call the library again), one for this call.
 class Memory {
  public:
-  Memory(const Options& options, Index bytes) : workspace_(options.workspace) {
+  Memory(const Options& options, Index bytes) {
     thread_local Workspace own;
-    if (workspace_ == nullptr) workspace_ = &own;
-    data_ = workspace_->reserve(static_cast<std::size_t>(bytes));
-    trims_ = options.workspace == nullptr;
+    thread_local bool own_in_use = false;
+    Workspace* workspace = options.workspace;
+    if (workspace == nullptr) {
+      workspace = own_in_use ? &spare_ : &own;
+      if (!own_in_use) in_use_ = &own_in_use;
+    }
+    data_ = workspace->reserve(static_cast<std::size_t>(bytes));
+    if (in_use_ != nullptr) {
+      *in_use_ = true;
+      trimmed_ = workspace;
+    }
   }
   Memory(const Memory&) = delete;
   Memory& operator=(const Memory&) = delete;
   ~Memory() {
-    if (trims_) workspace_->trim(kKeptBytes);
+    if (in_use_ == nullptr) return;
+    trimmed_->trim(kKeptBytes);
+    *in_use_ = false;
   }
   std::byte* take(Index bytes) noexcept {
     std::byte* const taken = data_;
@@ -34,16 +45,17 @@ class Memory {
   }
 
  private:
-  Workspace* workspace_;
+  Workspace spare_;
+  Workspace* trimmed_ = nullptr;
+  bool* in_use_ = nullptr;
   std::byte* data_;
-  bool trims_;
 };
 
 class ForwardRun {
  public:
   ForwardRun(const Call& call, const Plan& plan, const Options& options)
       : call_(call), plan_(plan), crew_(plan.threads, options), memory_(options, plan.workspace_bytes) {
-    threads_ = memory_.take(plan.threads * thread_bytes());
+    threads_ = memory_.take(plan.threads * plan.thread_bytes);
     blocks_ = memory_.take(plan.block_slots * plan.block_bytes);
     states_ = memory_.take(plan.state_slots * plan.state_bytes);
     unpacked_ = reinterpret_cast<std::int32_t*>(memory_.take(0));
@@ -58,13 +70,10 @@ class ForwardRun {
   }
 
  private:
-  [[nodiscard]] Index thread_bytes() const noexcept {
-    return plan_.task.scratch + plan_.task.panel + plan_.task.state;
-  }
-  [[nodiscard]] std::byte* scratch(int thread) const noexcept { return threads_ + thread * thread_bytes(); }
   [[nodiscard]] std::byte* own_state(int thread) const noexcept {
-    return scratch(thread) + plan_.task.scratch + plan_.task.panel;
+    return threads_ + thread * plan_.thread_bytes;
   }
+  [[nodiscard]] std::byte* scratch(int thread) const noexcept { return own_state(thread) + plan_.task.state; }
 
   void set_counters() noexcept {
     for (const Batch& batch : plan_.batches) {
@@ -127,7 +136,8 @@ class ForwardRun {
     Task task{.sequence = s.sequence, .kv_head = s.kv_head, .rows = s.tile(tile), .keys = batch.keys};
     const Range seen =
         intersect(s.keys, ScoreSteps::visible(call_, block_of(call_, s.sequence, s.kv_head, task.rows)));
-    const bool sees_nothing = seen.empty();
+    const bool sees_nothing =
+        seen.empty();  // then the section's first super-block is where zeros are written
     const bool begins_section = batch.keys.begin == s.keys.begin;
     task.first =
         sees_nothing ? begins_section : batch.keys.begin <= seen.begin && seen.begin < batch.keys.end;
@@ -178,12 +188,15 @@ class ForwardRun {
   void run_part(const Section& s, Index part, int thread) noexcept {
     Task task{.sequence = s.sequence, .kv_head = s.kv_head, .rows = s.rows, .state = own_state(thread)};
     const Index begin = s.keys.begin + part * s.part_keys;
-    const Range keys{begin, min(begin + s.part_keys, s.keys.end)};
+    const Range seen = ScoreSteps::visible(call_, block_of(call_, s.sequence, s.kv_head, s.rows));
+    const Index tile = plan_.kernels->key_tile;
+    Range keys = intersect({begin, begin + s.part_keys}, {seen.begin - seen.begin % tile, seen.end});
+    if (keys.empty()) keys = {begin, begin};
     if (s.state_slot >= 0) {
       if (!wait_for_slot(s, thread)) return;
       task.state = state(s) + part * plan_.kernels->sizes(call_, s.rows.size()).state;
     }
-    const Index stretch = 32 * plan_.kernels->key_tile;  // keys between two looks for a cancellation
+    const Index stretch = 32 * tile;  // keys between two looks for a cancellation
     for (Index key = keys.begin; key < keys.end || key == keys.begin; key += stretch) {
       task.keys = {key, min(key + stretch, keys.end)};
       task.first = key == keys.begin;
@@ -210,9 +223,12 @@ class ForwardRun {
   std::int32_t* progress_;    // by row tile with state: the super-block after the last one that it has seen
 };
 
+int threads_of(const Options& options) noexcept {
+  return options.num_threads > 0 ? std::min(options.num_threads, kMostThreads) : get_num_threads();
+}
+
 Plan plan(const Call& call, const Options& options) {
-  const int threads = options.num_threads > 0 ? options.num_threads : get_num_threads();
-  return make_plan(call, current_table().kernels(call.compute()), Machine{threads});
+  return make_plan(call, current_table().kernels(call.compute()), Machine{threads_of(options)});
 }
 
 void forward(const Call& call, const Plan& plan, const Options& options) {
@@ -229,20 +245,25 @@ void weights(const Call& call, const Weights& weights, const Options& options) {
   const Index tasks = call.batch * call.kv_heads * tiles;
   const Sizes sizes = kernels.sizes(call, tile);
   const Index bytes = sizes.scratch + sizes.panel + sizes.state;
-  const double flops = 4.0 * static_cast<double>(call.batch * call.heads * chosen * call.keys * call.dim);
-  const int most = options.num_threads > 0 ? options.num_threads : get_num_threads();
-  const int threads =
-      static_cast<int>(std::clamp(std::min(flops / 1e6, static_cast<double>(tasks)), 1.0, double(most)));
+  const double products = static_cast<double>(call.batch * call.heads) * static_cast<double>(chosen) *
+                          static_cast<double>(call.keys) * static_cast<double>(call.dim);
+  const double worth = std::min(4e-6 * products, static_cast<double>(tasks));
+  const int threads = std::clamp(static_cast<int>(std::min(worth, 1e6)), 1, threads_of(options));
 
   Memory memory(options, threads * bytes);
   std::byte* const scratch = memory.take(threads * bytes);
-  Crew(threads, options).run(tasks, [&](Index number, int thread) {
+  Crew crew(threads, options);
+  crew.run(tasks, [&](Index number, int thread) {
     const Index head = number / tiles;
     const Index first = number % tiles * tile;
+    const auto stopped = [](void* asked, int by) { return static_cast<Crew*>(asked)->poll(by); };
     const WeightsTask task{.sequence = call.sequence(head / call.kv_heads),
                            .kv_head = head % call.kv_heads,
                            .rows = {first, min(first + tile, rows)},
-                           .weights = &weights};
+                           .weights = &weights,
+                           .stopped = stopped,
+                           .crew = &crew,
+                           .thread = thread};
     kernels.weights(call, task, scratch + thread * bytes);
   });
 }

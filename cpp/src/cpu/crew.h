@@ -19,9 +19,13 @@ class Crew {
   /// Options::cancelled threw, or Cancelled if it said so.
   template <class Run>
   void run(Index tasks, Run run) {
-    std::atomic<Index> next{0};
+    std::atomic<Index> next{0}, done{0};
     parallel(threads_, [&](int thread) {
-      for (Index task = next++; task < tasks && !poll(thread); task = next++) run(task, thread);
+      for (Index task = next++; task < tasks && !poll(thread); task = next++) {
+        run(task, thread);
+        ++done;
+      }
+      if (thread == 0 && options_.cancelled) wait(thread, [&] { return done == tasks; });  // and go on asking
     });
     if (error_) std::rethrow_exception(error_);
     if (stopped_) throw Cancelled();

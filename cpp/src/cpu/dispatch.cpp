@@ -46,7 +46,8 @@ const IsaTable& table_named(const std::string& name) {
 const IsaTable& current_table() {
   if (const IsaTable* table = chosen.load(std::memory_order_relaxed)) return *table;
   const char* const forced = std::getenv("ATTNCORE_ISA");
-  const IsaTable& table = forced != nullptr ? table_named(forced) : *available_tables().front();
+  const IsaTable& table =
+      forced != nullptr && *forced != '\0' ? table_named(forced) : *available_tables().front();
   const IsaTable* unset = nullptr;
   chosen.compare_exchange_strong(unset, &table);
   return *chosen.load();

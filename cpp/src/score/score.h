@@ -1,11 +1,11 @@
-// What a score step is: one small struct that stands between Q·Kᵀ and the softmax.
+// A score step is one small struct that stands between Q·Kᵀ and the softmax.  It has
 //
-//   visible(call, block)          the keys that any row of the block may see: what lies outside is never
-//   touched touch(call, block, keys)      what it does to this tile: nothing, element work, or hides all of
-//   it apply<M>(call, row, s, keys)  a register of scores (a float on a GPU) of one row, keys.first + lane
+// - visible(call, block): the keys that any row of the block may see; what lies outside is never touched;
+// - touch(call, block, keys): what it does to this tile: nothing, element work, or hides all of it;
+// - apply<M>(call, row, s, keys): what becomes of a register of scores (a float on a GPU) of one row.
 //
-// M is the machine's vocabulary (cpu/tile/score_math.h): M::Scores, M::Keys and the primitives that `apply`
-// uses. The text compiles for CPU and CUDA.  Every call in it is inlined by force.
+// M is the machine's vocabulary (cpu/tile/score_math.h): M::Scores, M::Keys and the primitives that `apply` uses.
+// The text compiles for CPU and CUDA.  Every call in it is inlined by force.
 #pragma once
 
 #include "../call.h"

@@ -8,10 +8,10 @@ namespace attncore {
 template <class Isa, class T>
 void combine_parts(const Call& call, const Task& task, Index parts) noexcept {
   const Index rows = task.rows.size();
-  const Index bytes = Scratch<Isa, T>::sizes(call, rows).state;
-  const auto whole = OnlineSoftmax<Isa, T>::in(task.state, rows, call.value_dim);
+  const Index bytes = RowState<Isa, T>::bytes(call, rows);
+  const auto whole = RowState<Isa, T>::in(task.state, call, rows).whole(rows);
   for (Index part = 1; part < parts; ++part) {
-    whole.merge(OnlineSoftmax<Isa, T>::in(task.state + part * bytes, rows, call.value_dim), rows);
+    whole.merge(RowState<Isa, T>::in(task.state + part * bytes, call, rows).whole(rows), rows);
   }
   finish_rows<Isa, T>(call, TaskRows{call, task}, whole, rows);
 }

@@ -97,18 +97,20 @@ void forward_task(const Call& call, const Task& task, std::byte* scratch_memory)
   const TaskRows row_at{call, task};
   const Block block = row_at.block();
   const auto scratch = Scratch<Isa, T>::in(scratch_memory, call, rows);
-  const auto softmax = OnlineSoftmax<Isa, T>::in(task.state, rows, call.value_dim);
+  const auto state = RowState<Isa, T>::in(task.state, call, rows);
+  const auto& softmax = state.recent;
   const auto weights = as_const(scratch.scores);
   const Accumulated<T> accumulated{scratch.keep};
   const Index panel_bytes = Scratch<Isa, T>::sizes(call, rows).panel;
   const Index key_tile = Isa::template kKeyTile<T>;
 
-  if (task.first) softmax.clear(rows);
+  if (task.first) state.clear(rows);
   const bool load = task.first || task.packed != nullptr;  // else they are there from the keys before
   const auto queries = query_rows<Isa, T>(call, row_at, scratch.queries, rows, load);  // (rows, dim)
 
   const Range seen = intersect(task.keys, ScoreSteps::visible(call, block));
   for (Index first = seen.begin - seen.begin % key_tile; first < seen.end; first += key_tile) {
+    if (first % kFoldKeys == 0 && first > 0) state.fold(rows);
     const Range keys{first, min(first + key_tile, seen.end)};
     const Range padded{first, first + round_up(keys.size(), kWidth<Isa, T>)};
     const TileWork work = ScoreSteps::touch(call, block, padded);
@@ -135,7 +137,7 @@ void forward_task(const Call& call, const Task& task, std::byte* scratch_memory)
       gemm<Isa, T>(softmax.output, weights, values, rows, call.value_dim, keys.size(), accumulated);
     }
   }
-  if (task.last) finish_rows<Isa, T>(call, row_at, softmax, rows);
+  if (task.last) finish_rows<Isa, T>(call, row_at, state.whole(rows), rows);
 }
 
 }  // namespace attncore

@@ -32,6 +32,11 @@ struct WeightsTask {
   Index kv_head = 0;
   Range rows;
   const Weights* weights = nullptr;
+
+  bool (*stopped)(void* crew, int thread) = nullptr;  // whether the call was cancelled: asked now and then
+  void* crew = nullptr;
+  int thread = 0;
+
   [[nodiscard]] ATTN_INLINE Index query(Index chosen) const noexcept {
     const Tensor& list = weights->rows;
     return list.given() ? read_int(at(list, 0, 0, chosen), list.dtype) : chosen;

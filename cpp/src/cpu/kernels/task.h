@@ -37,6 +37,42 @@ void pack_key_tile(const Call& call, const Sequence& sequence, Index kv_head, Ra
   *tile.poison = finite ? 0 : 1;
 }
 
+/// Sums over many keys are sums of sums: at each multiple of so many keys the softmax's state is merged into a second
+/// one and begins anew, so that rounding errors grow with the number of such stretches, not of key tiles.
+inline constexpr Index kFoldKeys = 2048;
+
+template <class Isa, class T>
+struct RowState {
+  OnlineSoftmax<Isa, T> recent;  // since the last multiple of kFoldKeys
+  OnlineSoftmax<Isa, T> before;
+  bool folds;  // whether there is a `before`
+
+  static ATTN_INLINE Index bytes(const Call& call, Index rows) noexcept {
+    const Index one = round_up(OnlineSoftmax<Isa, T>::bytes(rows, call.value_dim), 64);
+    return call.keys > kFoldKeys ? 2 * one : one;
+  }
+  static ATTN_INLINE RowState in(std::byte* memory, const Call& call, Index rows) noexcept {
+    const bool folds = call.keys > kFoldKeys;
+    std::byte* const second = folds ? memory + bytes(call, rows) / 2 : memory;
+    return {OnlineSoftmax<Isa, T>::in(memory, rows, call.value_dim),
+            OnlineSoftmax<Isa, T>::in(second, rows, call.value_dim), folds};
+  }
+  void clear(Index rows) const noexcept {
+    recent.clear(rows);
+    if (folds) before.clear(rows);
+  }
+  void fold(Index rows) const noexcept {
+    if (!folds) return;
+    before.merge(recent, rows);
+    recent.clear(rows);
+  }
+  /// The state of all keys, in `recent`.
+  ATTN_INLINE OnlineSoftmax<Isa, T> whole(Index rows) const noexcept {
+    if (folds) recent.merge(before, rows);
+    return recent;
+  }
+};
+
 /// What a task works in: its scratch, carved up.
 template <class Isa, class T>
 struct Scratch {
@@ -55,8 +91,7 @@ struct Scratch {
                                      Index{sizeof(T)},
                                  64);
     const Index items = rows * (padded(call.dim) + score_stride()) + padded(rows);
-    return {round_up(items * Index{sizeof(T)}, 64),
-            round_up(OnlineSoftmax<Isa, T>::bytes(rows, call.value_dim), 64), panel};
+    return {round_up(items * Index{sizeof(T)}, 64), RowState<Isa, T>::bytes(call, rows), panel};
   }
 
   static ATTN_INLINE Scratch in(std::byte* memory, const Call& call, Index rows) noexcept {

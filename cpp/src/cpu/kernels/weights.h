@@ -31,6 +31,7 @@ class WeightsKernel {
       softmax_.add_sink(row, load_scalar<Isa, T>(at(sinks, 0, row_at(row).head), sinks.dtype));
     }
     for_each_tile([&](Index row, T* scores, Range keys) { write(row, scores, keys); });
+    for (Index row = 0; task_.weights->indices.given() && row < rows_; ++row) sort(row);
   }
 
  private:
@@ -90,6 +91,7 @@ class WeightsKernel {
       const TileWork work =
           ScoreSteps::touch(call_, rows, {first, first + round_up(keys.size(), kWidth<Isa, T>)});
       if (work.hidden) continue;
+      if (task_.stopped(task_.crew, task_.thread)) return;
       const Panel<T> panel{reinterpret_cast<T*>(scratch_.panel), keys.size(), call_.dim};
       with_storage<T>(source.storage, [&]<DType kStorage>() {
         pack_transposed<Isa, T, kStorage>(panel, source, keys.begin);
@@ -117,7 +119,7 @@ class WeightsKernel {
       for (Index lane = 0; lane < min(kWidth<Isa, T>, keys.size() - i); ++lane) {
         const T p = probability[lane];
         if (w.indices.given()) {
-          if (score[lane] != -static_cast<T>(__builtin_inf())) insert(row, keys.begin + i + lane, p);
+          if (score[lane] != -static_cast<T>(__builtin_inf())) insert(row, {p, keys.begin + i + lane});
         } else {
           __builtin_memcpy(result(w.probabilities, row, keys.begin + i + lane), &p, sizeof p);
         }
@@ -125,22 +127,51 @@ class WeightsKernel {
     }
   }
 
-  /// Keeps the largest in falling order; of equal ones the lower key comes first.
-  void insert(Index row, Index key, T p) const noexcept {
-    const Weights& w = *task_.weights;
-    Index place = w.probabilities.shape[3];
-    const auto smaller = [&](Index i) {
-      return read_int(result(w.indices, row, i), DType::i64) < 0 ||
-             read<T>(result(w.probabilities, row, i)) < p;
-    };
-    if (!smaller(place - 1)) return;
-    for (--place; place > 0 && smaller(place - 1); --place) {
-      __builtin_memcpy(result(w.probabilities, row, place), result(w.probabilities, row, place - 1),
-                       sizeof(T));
-      __builtin_memcpy(result(w.indices, row, place), result(w.indices, row, place - 1), sizeof(Index));
+  // ---- the largest: the result's own memory is a heap whose root is the smallest of them, sorted at the end ----
+
+  struct Found {
+    T probability;
+    Index key;  // −1: none yet
+    /// Of equal ones the higher key comes later.
+    [[nodiscard]] bool after(const Found& other) const noexcept {
+      if (key < 0 || other.key < 0) return key < other.key;
+      return probability < other.probability || (probability == other.probability && key > other.key);
     }
-    __builtin_memcpy(result(w.probabilities, row, place), &p, sizeof p);
-    __builtin_memcpy(result(w.indices, row, place), &key, sizeof key);
+  };
+
+  [[nodiscard]] Found found(Index row, Index place) const noexcept {
+    const Weights& w = *task_.weights;
+    return {read<T>(result(w.probabilities, row, place)), read<Index>(result(w.indices, row, place))};
+  }
+
+  void put(Index row, Index place, const Found& item) const noexcept {
+    const Weights& w = *task_.weights;
+    __builtin_memcpy(result(w.probabilities, row, place), &item.probability, sizeof item.probability);
+    __builtin_memcpy(result(w.indices, row, place), &item.key, sizeof item.key);
+  }
+
+  /// Lets `item` sink from the root of a heap of `size` places.
+  void sink(Index row, Index size, const Found& item) const noexcept {
+    Index place = 0;
+    for (Index child = 1; child < size; child = 2 * place + 1) {
+      if (child + 1 < size && found(row, child + 1).after(found(row, child))) ++child;
+      if (!found(row, child).after(item)) break;
+      put(row, place, found(row, child));
+      place = child;
+    }
+    put(row, place, item);
+  }
+
+  void insert(Index row, const Found& item) const noexcept {
+    if (found(row, 0).after(item)) sink(row, task_.weights->probabilities.shape[3], item);
+  }
+
+  void sort(Index row) const noexcept {
+    for (Index last = task_.weights->probabilities.shape[3] - 1; last > 0; --last) {
+      const Found smallest = found(row, 0);
+      sink(row, last, found(row, last));
+      put(row, last, smallest);
+    }
   }
 
   template <class Item>

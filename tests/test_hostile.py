@@ -1,0 +1,136 @@
+"""What callers should not do, or do by accident: nothing of it may crash, hang or go unnoticed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+import attncore
+
+Array = npt.NDArray[Any]
+SMALL = np.ones((1, 1, 3, 8), np.float32)
+
+
+def normal(*shape: int) -> Array:
+    return np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+
+
+def test_signal_handler_calls_attention_during_a_call() -> None:
+    """The inner call must not use the outer call's workspace."""
+    inner = normal(1, 4, 700, 32)
+    want_inner = attncore.attention(inner, inner, inner)
+    seen: list[bool] = []
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        seen.append(np.array_equal(attncore.attention(inner, inner, inner), want_inner))
+
+    query = normal(1, 4, 3000, 64)
+    want = attncore.attention(query, query, query)
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.01, 0.05)
+        outs = [attncore.attention(query, query, query) for _ in range(5)]
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert all(np.array_equal(out, want) for out in outs)
+    assert all(seen)
+
+
+def test_bias_list_that_makes_its_arrays_as_it_is_read() -> None:
+    def fresh(self: Any, index: Any) -> Array:
+        return np.full((1, 1, 3, 3), 0.5, np.float32)
+
+    made: Any = type("Fresh", (list,), {"__getitem__": fresh})
+    out = attncore.attention(SMALL, SMALL, SMALL, bias=made([0, 0]))
+    np.testing.assert_array_equal(out, attncore.attention(SMALL, SMALL, SMALL))
+
+
+@pytest.mark.parametrize("threads", ["0", "-3", "4294967296", "99999999999999999999", "2,1", "x"])
+def test_any_omp_num_threads(threads: str) -> None:
+    code = "import attncore, numpy as n; x = n.ones((1, 2, 300, 8)); attncore.attention(x, x, x)"
+    environment = {**os.environ, "OMP_NUM_THREADS": threads, "ATTNCORE_ISA": ""}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, check=False)
+    assert done.returncode == 0
+
+
+def test_masked_array() -> None:
+    masked = np.ma.masked_array(SMALL, mask=SMALL > 0)
+    with pytest.raises(TypeError, match=r"key.*masked"):
+        attncore.attention(SMALL, masked, SMALL)  # a subclass: as far as types go, it is welcome
+
+
+def test_python_numbers() -> None:
+    """Lists of floats are float32, whatever query is."""
+    for dtype in (np.float32, np.float64):
+        x = SMALL.astype(dtype)
+        want = attncore.attention(x, x, x, sinks=np.array([0.5], np.float32))
+        np.testing.assert_array_equal(attncore.attention(x, x, x, sinks=[0.5]), want)
+
+
+def test_spelled_out_native_byte_order() -> None:
+    x = SMALL.view("<f4" if sys.byteorder == "little" else ">f4")
+    assert attncore.attention(x, x, x).shape == x.shape
+
+
+@pytest.mark.parametrize("option", ["query_offset", "key_lengths", "query_lengths"])
+def test_unsigned_beyond_int64(option: str) -> None:
+    options: dict[str, Any] = {option: np.array([2**63 + 3], np.uint64)}
+    with pytest.raises(ValueError, match=rf"{option}.*9223372036854775811"):
+        attncore.attention(SMALL, SMALL, SMALL, **options)
+
+
+def test_numbers_beyond_the_accumulation_type() -> None:
+    plain = attncore.attention(SMALL, SMALL, SMALL)
+    np.testing.assert_array_equal(attncore.attention(SMALL, SMALL, SMALL, softcap=1e300), plain)
+    for option, value in (("softcap", 1e-50), ("scale", 1e39), ("scale", 10**400)):
+        options: dict[str, Any] = {option: value}
+        with pytest.raises(ValueError, match=option):
+            attncore.attention(SMALL, SMALL, SMALL, **options)
+
+
+def test_torch_like_with_no_tokens_and_many_axes() -> None:
+    x = np.ones((2, 3, 4, 0, 8), np.float32)
+    assert attncore.scaled_dot_product_attention(x, x, x).shape == x.shape
+
+
+def test_huge_dim_without_memory() -> None:
+    x = np.lib.stride_tricks.as_strided(SMALL, (1, 1, 3, 2**50), (0, 0, 0, 0))
+    with pytest.raises(ValueError, match=r"query.*dim must be"):
+        attncore.attention(x, x, SMALL)
+
+
+def test_all_of_many_keys_as_top_k(isa: str) -> None:
+    """As many as there are: a sort, in no more than n log n steps."""
+    query, key = normal(1, 1, 2, 8), normal(1, 1, 20000, 8)
+    indices, probabilities = attncore.attention_weights(query, key, top_k=20000)
+    full = attncore.attention_weights(query, key)
+    order = np.argsort(-full, axis=-1, kind="stable")
+    np.testing.assert_array_equal(indices, order)
+    np.testing.assert_array_equal(probabilities, np.take_along_axis(full, order, -1))
+
+
+def test_sums_over_very_many_keys(isa: str) -> None:
+    """Nearly equal weights and values of one sign: rounding errors add up, but not along all keys."""
+    rng = np.random.default_rng(1)
+    query = (0.01 * rng.standard_normal((1, 1, 40, 8))).astype(np.float32)
+    key = rng.standard_normal((1, 1, 100_000, 8), dtype=np.float32)
+    value = 1 + rng.random((1, 1, 100_000, 8), dtype=np.float32)
+    scores = (query.astype(np.float64) @ key.swapaxes(-1, -2).astype(np.float64)) / np.sqrt(8)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    want = weights @ value.astype(np.float64) / weights.sum(-1, keepdims=True)
+
+    plain = (query @ key.swapaxes(-1, -2)) / np.float32(np.sqrt(8))
+    plain = np.exp(plain - plain.max(-1, keepdims=True))
+    plain = plain @ value / plain.sum(-1, keepdims=True)
+    error = np.abs(attncore.attention(query, key, value) - want).max()
+    ulp = np.spacing(np.float32(want.max()))
+    assert error <= 2 * np.abs(plain - want).max() + 2 * ulp
