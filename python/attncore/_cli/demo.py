@@ -19,7 +19,7 @@ from attncore._cli.encoder import Array, Encoder
 from attncore._cli.textbook import textbook_attention
 
 HELP = "a trained sentence encoder answers a question by ranking the README's paragraphs"
-QUESTION = "How do I use attncore from C++?"
+QUESTION = "Which instruction sets are supported?"
 LENGTHS = (2048, 4096, 8192)
 LAYER, HEAD = 2, 9  # in this head a word looks for the same word elsewhere
 BEST = 3
