@@ -2,40 +2,16 @@
 #include <cmath>
 #include <cstdio>
 #include <limits>
-#include <string>
 
-#include "call.h"
-#include "tensor.h"
-#include "text.h"
+#include "require.h"
 
 namespace attncore {
 namespace {
 
-using Shape = std::array<Index, 4>;
 using std::to_string;
 
 constexpr Index kFarthest = Index{1} << 60;  // as far as positions reach: sums of two stay in range
 constexpr Index kMostDims = Index{1} << 24;
-
-[[noreturn]] void reject(const std::string& argument, const std::string& what) {
-  throw std::invalid_argument(argument + ": " + what);
-}
-
-void require_dtype(const char* argument, const Tensor& t, std::initializer_list<DType> accepted) {
-  std::vector<std::string> names;
-  for (const DType dtype : accepted) {
-    if (t.dtype == dtype) return;
-    names.emplace_back(name(dtype));
-  }
-  throw DTypeError(std::string(argument) + ": dtype is " + name(t.dtype) + ", accepted is " +
-                   joined(names, " or "));
-}
-
-void require_shape(const char* argument, const Tensor& t, const Shape& shape, const char* axes) {
-  if (t.shape != shape) {
-    reject(argument, "shape is " + shape_text(t.shape) + ", must be " + shape_text(shape) + " " + axes);
-  }
-}
 
 void require_query_dtype(const char* argument, const Tensor& t, const Call& call) {
   if (t.dtype == call.query.dtype) return;
@@ -48,26 +24,6 @@ void require_addend_dtype(const char* argument, const Tensor& t, const Call& cal
   if (t.dtype == call.query.dtype) return;
   if (call.query.dtype == DType::f32) return require_dtype(argument, t, {DType::f32});
   require_dtype(argument, t, {DType::f32, call.query.dtype});
-}
-
-void require_data(const char* argument, const Tensor& t) {
-  if (!is_empty(t) && !t.given()) reject(argument, "is not given");
-  for (const Index extent : t.shape) {
-    if (extent < 0) reject(argument, "shape is " + shape_text(t.shape) + ", extents must not be negative");
-  }
-}
-
-/// Repeats axes of extent 1 by a stride of 0.
-void broadcast_to(const char* argument, Tensor& t, const Shape& shape, const char* axes) {
-  const Shape given = t.shape;
-  for (std::size_t axis = 0; axis < 4; ++axis) {
-    if (given[axis] != shape[axis] && given[axis] != 1) {
-      reject(argument,
-             "shape is " + shape_text(given) + ", must broadcast to " + shape_text(shape) + " " + axes);
-    }
-    if (given[axis] == 1) t.stride[axis] = 0;
-    t.shape[axis] = shape[axis];
-  }
 }
 
 void require_dim(const char* argument, const Tensor& t) {
@@ -160,11 +116,6 @@ void require_head_parameters(Call& call) {
     require_addend_dtype("sinks", sinks, call);
     require_shape("sinks", sinks, {1, call.heads, 1, 1}, "(1, head, 1, 1)");
   }
-}
-
-void require_ints(const char* argument, const Tensor& t, const Shape& shape, const char* axes) {
-  require_dtype(argument, t, {DType::i32, DType::i64});
-  require_shape(argument, t, shape, axes);
 }
 
 Index read_length(const char* argument, const Tensor& lengths, Index entry, Index tokens) {

@@ -1,0 +1,53 @@
+#include "require.h"
+
+#include <vector>
+
+#include "text.h"
+
+namespace attncore {
+
+void reject(const std::string& argument, const std::string& what) {
+  throw std::invalid_argument(argument + ": " + what);
+}
+
+void require_dtype(const char* argument, const Tensor& t, std::initializer_list<DType> accepted) {
+  std::vector<std::string> names;
+  for (const DType dtype : accepted) {
+    if (t.dtype == dtype) return;
+    names.emplace_back(name(dtype));
+  }
+  throw DTypeError(std::string(argument) + ": dtype is " + name(t.dtype) + ", accepted is " +
+                   joined(names, " or "));
+}
+
+void require_shape(const char* argument, const Tensor& t, const Shape& shape, const char* axes) {
+  if (t.shape != shape) {
+    reject(argument, "shape is " + shape_text(t.shape) + ", must be " + shape_text(shape) + " " + axes);
+  }
+}
+
+void require_data(const char* argument, const Tensor& t) {
+  if (!is_empty(t) && !t.given()) reject(argument, "is not given");
+  for (const Index extent : t.shape) {
+    if (extent < 0) reject(argument, "shape is " + shape_text(t.shape) + ", extents must not be negative");
+  }
+}
+
+void broadcast_to(const char* argument, Tensor& t, const Shape& shape, const char* axes) {
+  const Shape given = t.shape;
+  for (std::size_t axis = 0; axis < 4; ++axis) {
+    if (given[axis] != shape[axis] && given[axis] != 1) {
+      reject(argument,
+             "shape is " + shape_text(given) + ", must broadcast to " + shape_text(shape) + " " + axes);
+    }
+    if (given[axis] == 1) t.stride[axis] = 0;
+    t.shape[axis] = shape[axis];
+  }
+}
+
+void require_ints(const char* argument, const Tensor& t, const Shape& shape, const char* axes) {
+  require_dtype(argument, t, {DType::i32, DType::i64});
+  require_shape(argument, t, shape, axes);
+}
+
+}  // namespace attncore

@@ -1,0 +1,31 @@
+// The checks that validate.cpp is made of: each says what is wrong with one argument.
+#pragma once
+
+#include <initializer_list>
+#include <string>
+
+#include "tensor.h"
+
+namespace attncore {
+
+using Shape = std::array<Index, 4>;
+
+/// Throws std::invalid_argument, "argument: what".
+[[noreturn]] void reject(const std::string& argument, const std::string& what);
+
+/// Throws DTypeError, naming what is accepted.
+void require_dtype(const char* argument, const Tensor& t, std::initializer_list<DType> accepted);
+
+/// `axes` says what the shape's axes are.
+void require_shape(const char* argument, const Tensor& t, const Shape& shape, const char* axes);
+
+/// i32 or i64, of a shape.
+void require_ints(const char* argument, const Tensor& t, const Shape& shape, const char* axes);
+
+/// Memory, unless the tensor is empty; no negative extents.
+void require_data(const char* argument, const Tensor& t);
+
+/// Repeats axes of extent 1 by a stride of 0; rejects what does not broadcast.
+void broadcast_to(const char* argument, Tensor& t, const Shape& shape, const char* axes);
+
+}  // namespace attncore
