@@ -19,7 +19,8 @@ def save_attention(path: Path, weights: NDArray[Any], pieces: Sequence[str], tit
     size = min(max(5.0, 1.5 + 0.17 * tokens), 30.0)
     figure, axes = plot.subplots(figsize=(size + 1, size), layout="constrained")
     words = weights[:, 1:-1]  # [CLS] and [SEP] take what is left over, and would outshine them
-    norm = packages.load("matplotlib.colors").PowerNorm(0.5, 0, words.max())  # small ones are seen too
+    # On a linear scale only the largest would be seen.
+    norm = packages.load("matplotlib.colors").PowerNorm(0.5, 0, words.max())
     image = axes.imshow(weights, cmap="magma", norm=norm, interpolation="nearest")
     font = max(3.0, min(9.0, 62 * size / tokens * 0.8))
     axes.set_xticks(range(tokens), pieces, rotation=90, fontsize=font, parse_math=False)
