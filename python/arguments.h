@@ -11,8 +11,7 @@ namespace attncore::python {
 class Arguments {
  public:
   /// `options` are those of attncore.attention, from layout to num_threads, in the order in which they are
-  /// read here.
-  /// Without a value (nullptr), for attention_weights.
+  /// read here. Without a value (nullptr), for attention_weights.
   Arguments(py::handle query, py::handle key, py::handle value, const py::args& options) {
     std::size_t at = 0;
     const auto next = [&] { return options[at++]; };

@@ -7,9 +7,9 @@
 // In a *shared* section there are several row tiles.  Keys come in super-blocks, each packed once and used by all
 // row tiles; the rows' state waits in the section's memory from one super-block to the next.
 //
-// In any other there is one row tile, which packs for itself.  If the rows are few (decoding), its keys are split
-// into parts of a size that depends on the sequence alone; each part leaves a state, and the last one to end
-// merges them.
+// In any other there is one row tile, which packs for itself.  If the rows are few (decoding), its keys are
+// split into parts of a size that depends on the sequence alone; each part leaves a state, and the last one
+// to end merges them.
 //
 // A *batch* is a run of tasks, claimed one by one from a single counter: the packing of a super-block's key tiles,
 // or the row tiles against it, or the parts of a split.  Packing stands one super-block ahead of its use.

@@ -13,30 +13,25 @@ namespace {
 
 constexpr std::size_t kKeptBytes = std::size_t{4} << 20U;  // of workspace, between calls
 
-/// The workspace of a call: the caller's, or the calling thread's own, or, where that is in use (Options::cancelled may
-/// call the library again), one for this call.
+/// The workspace of a call: the caller's, else the calling thread's own, else (Options::cancelled may call the library
+/// while the thread's is in use) one for this call.
 class Memory {
  public:
   Memory(const Options& options, Index bytes) {
-    thread_local Workspace own;
-    thread_local bool own_in_use = false;
-    Workspace* workspace = options.workspace;
-    if (workspace == nullptr) {
-      workspace = own_in_use ? &spare_ : &own;
-      if (!own_in_use) in_use_ = &own_in_use;
-    }
-    data_ = workspace->reserve(static_cast<std::size_t>(bytes));
-    if (in_use_ != nullptr) {
-      *in_use_ = true;
-      trimmed_ = workspace;
-    }
+    thread_local Own own;
+    if (options.workspace == nullptr && !own.in_use) own_ = &own;
+    Workspace& workspace = own_ != nullptr                ? own_->workspace
+                           : options.workspace != nullptr ? *options.workspace
+                                                          : spare_;
+    data_ = workspace.reserve(static_cast<std::size_t>(bytes));
+    if (own_ != nullptr) own_->in_use = true;
   }
   Memory(const Memory&) = delete;
   Memory& operator=(const Memory&) = delete;
   ~Memory() {
-    if (in_use_ == nullptr) return;
-    trimmed_->trim(kKeptBytes);
-    *in_use_ = false;
+    if (own_ == nullptr) return;
+    own_->workspace.trim(kKeptBytes);
+    own_->in_use = false;
   }
   std::byte* take(Index bytes) noexcept {
     std::byte* const taken = data_;
@@ -45,9 +40,12 @@ class Memory {
   }
 
  private:
+  struct Own {
+    Workspace workspace;
+    bool in_use = false;
+  };
+  Own* own_ = nullptr;
   Workspace spare_;
-  Workspace* trimmed_ = nullptr;
-  bool* in_use_ = nullptr;
   std::byte* data_;
 };
 
