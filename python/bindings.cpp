@@ -107,6 +107,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.def("attention", attention);
   m.def("attention_weights", weights);
   m.def("explain", explain_call);
+  m.def("version", version);
   m.def("isa", isa);
   m.def("available_isas", available_isas);
   m.def("use_isa", use_isa);

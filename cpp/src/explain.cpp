@@ -128,8 +128,10 @@ Explanation explain(const Problem& problem, const Options& options) {
   return e;
 }
 
+const char* version() noexcept { return ATTNCORE_VERSION; }
+
 std::vector<std::pair<std::string, std::string>> config() {
-  return {{"version", ATTNCORE_VERSION},
+  return {{"version", version()},
           {"isa", isa()},
           {"available_isas", joined(available_isas(), " ")},
           {"cpu", cpu_name()},

@@ -26,7 +26,12 @@ constexpr double kThreadBytes = 256 << 10;
 class Planner {
  public:
   Planner(const Call& call, const Kernels& kernels, const Machine& machine)
-      : call_(call), kernels_(kernels), machine_(machine) {
+      : call_(call),
+        kernels_(kernels),
+        machine_(machine),
+        most_tile_rows_(tile_rows(call, kernels)),
+        block_keys_(block_keys(call, kernels)),
+        most_parts_(parts(call, kernels)) {
     plan_.kernels = &kernels;
   }
 
@@ -75,18 +80,29 @@ class Planner {
     return pairs;
   }
 
-  [[nodiscard]] Index most_tile_rows() const {
-    const Index row =
-        kernels_.sizes(call_, kernels_.row_block).scratch + kernels_.sizes(call_, kernels_.row_block).state;
-    const Index blocks = max(1, kScratchBytes / row);
-    return min(kTileRows / kernels_.row_block, blocks) * kernels_.row_block;
+  /// Rows of a tile, at most.
+  static Index tile_rows(const Call& call, const Kernels& kernels) {
+    const Sizes sizes = kernels.sizes(call, kernels.row_block);
+    const Index blocks = max(1, kScratchBytes / (sizes.scratch + sizes.state));
+    return min(kTileRows / kernels.row_block, blocks) * kernels.row_block;
+  }
+
+  /// Keys of a super-block.
+  static Index block_keys(const Call& call, const Kernels& kernels) {
+    const Index panels = kBlockBytes / kernels.sizes(call, 0).panel;
+    return max(1, min(panels, kBlockKeys / kernels.key_tile)) * kernels.key_tile;
+  }
+
+  /// Parts that a sequence's keys are split into, at most.
+  static Index parts(const Call& call, const Kernels& kernels) {
+    return max(1, min(kMostParts, kStateBytes / kernels.sizes(call, kSplitRows).state));
   }
 
   void add_rows(const Sequence& sequence, Index kv_head, Range rows) {
     if (rows.empty()) return;
     Section section{.sequence = sequence, .kv_head = kv_head, .rows = rows};
     const bool few = rows.size() <= kSplitRows;
-    Index tiles = ceil_div(rows.size(), most_tile_rows());
+    Index tiles = ceil_div(rows.size(), most_tile_rows_);
     if (!few && plan_.threads > 1) {  // short of tiles for the threads: smaller ones
       const Index wanted = ceil_div(4 * Index{plan_.threads}, call_.batch * call_.kv_heads);
       tiles = max(tiles, min(wanted, ceil_div(rows.size(), 4 * kernels_.row_block)));
@@ -94,7 +110,7 @@ class Planner {
     section.tile_rows = round_up(ceil_div(rows.size(), tiles), kernels_.row_block);
     section.tiles = ceil_div(rows.size(), section.tile_rows);
     section.shared = !few && section.tiles > 1;
-    section.part_keys = few ? part_keys(sequence) : section.shared ? block_keys() : max(1, sequence.keys);
+    section.part_keys = few ? part_keys(sequence) : section.shared ? block_keys_ : max(1, sequence.keys);
     if (section.shared) {
       add_shared(section);
     } else {
@@ -103,13 +119,7 @@ class Planner {
   }
 
   [[nodiscard]] Index part_keys(const Sequence& sequence) const {
-    const Index parts = max(1, min(kMostParts, kStateBytes / kernels_.sizes(call_, kSplitRows).state));
-    return round_up(max(kPartKeys, ceil_div(sequence.keys, parts)), kernels_.key_tile);
-  }
-
-  [[nodiscard]] Index block_keys() const {
-    const Index panels = kBlockBytes / kernels_.sizes(call_, 0).panel;
-    return max(1, min(panels, kBlockKeys / kernels_.key_tile)) * kernels_.key_tile;
+    return round_up(max(kPartKeys, ceil_div(sequence.keys, most_parts_)), kernels_.key_tile);
   }
 
   [[nodiscard]] Range visible(const Section& section) const {
@@ -122,6 +132,7 @@ class Planner {
   void add_split(Section section, Range rows) {
     section.rows = rows;
     section.tiles = 1;
+    section.shared = false;
     section.keys = visible(section);
     section.parts = max(1, ceil_div(section.keys.size(), section.part_keys));
     if (section.parts > 1) keep_state(section, section.parts);
@@ -132,19 +143,16 @@ class Planner {
     const Range all = section.rows;
     const Index tile_bytes = kernels_.sizes(call_, section.tile_rows).state;
     const Index most_tiles = max(1, plan_.threads * kStateBytes / 2 / tile_bytes);
+    // State waits from one super-block to the next, so that rows are bounded where there are several.
+    const bool waits = visible(section).size() > section.part_keys;
+    const Index most_rows = waits ? most_tiles * section.tile_rows : all.size();
     for (Index begin = all.begin; begin < all.end; begin = section.rows.end) {
-      section.rows = all;
+      section.rows = {begin, min(begin + most_rows, all.end)};
       section.keys = visible(section);
-      if (section.keys.size() > section.part_keys) {  // state waits between super-blocks: rows are bounded
-        section.rows = {begin, min(begin + most_tiles * section.tile_rows, all.end)};
-        section.keys = visible(section);
-      }
       section.tiles = ceil_div(section.rows.size(), section.tile_rows);
       section.state_slot = -1;
       if (section.keys.empty()) {  // nothing to share; a block that nobody packs would let its slot go early
-        Section alone = section;
-        alone.shared = false;
-        for (Index tile = 0; tile < section.tiles; ++tile) add_split(alone, section.tile(tile));
+        for (Index tile = 0; tile < section.tiles; ++tile) add_split(section, section.tile(tile));
         continue;
       }
       if (section.keys.size() > section.part_keys) keep_state(section, section.tiles);
@@ -208,7 +216,7 @@ class Planner {
     plan_.task = kernels_.sizes(call_, most_rows);
     plan_.threads = static_cast<int>(min(plan_.threads, max(1, plan_.tasks)));
     plan_.block_slots = min(plan_.blocks, kBlockSlots);
-    plan_.block_bytes = block_keys() / kernels_.key_tile * plan_.task.panel;
+    plan_.block_bytes = block_keys_ / kernels_.key_tile * plan_.task.panel;
     const Index slots = max(2, plan_.threads * kStateBytes / max(1, plan_.state_bytes));
     plan_.state_slots = min(plan_.states, plan_.threads > 1 ? slots : 1);
     const bool packs_alone = std::any_of(plan_.sections.begin(), plan_.sections.end(),
@@ -223,6 +231,7 @@ class Planner {
   const Call& call_;
   const Kernels& kernels_;
   const Machine& machine_;
+  const Index most_tile_rows_, block_keys_, most_parts_;
   Plan plan_;
 };
 

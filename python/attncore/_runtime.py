@@ -11,7 +11,7 @@ from attncore import _core
 
 def version() -> str:
     """The version of the C++ library."""
-    return dict(_core.config())["version"]
+    return _core.version()
 
 
 def isa() -> str:

@@ -167,6 +167,8 @@ void use_isa(const std::string& name);
 get_num_threads() noexcept;  ///< default: OMP_NUM_THREADS, else the cores that this process may use
 void set_num_threads(int num_threads);
 
+[[nodiscard]] const char* version() noexcept;  ///< "major.minor.patch"
+
 /// What was built and what was found: (name, value) pairs.
 [[nodiscard]] std::vector<std::pair<std::string, std::string>> config();
 

@@ -134,8 +134,8 @@ class ForwardRun {
     Task task{.sequence = s.sequence, .kv_head = s.kv_head, .rows = s.tile(tile), .keys = batch.keys};
     const Range seen =
         intersect(s.keys, ScoreSteps::visible(call_, block_of(call_, s.sequence, s.kv_head, task.rows)));
-    const bool sees_nothing =
-        seen.empty();  // then the section's first super-block is where zeros are written
+    // A tile that sees nothing writes its zeros with the section's first super-block.
+    const bool sees_nothing = seen.empty();
     const bool begins_section = batch.keys.begin == s.keys.begin;
     task.first =
         sees_nothing ? begins_section : batch.keys.begin <= seen.begin && seen.begin < batch.keys.end;
