@@ -29,7 +29,7 @@ $(STAMPS)/demo: $(STAMPS)/venv pyproject.toml
 	@touch $@ $(STAMPS)/attncore
 
 $(STAMPS)/test: $(STAMPS)/venv pyproject.toml
-	$(BIN)/pip install --quiet '.[test]' 'cmake>=3.25' ninja
+	$(BIN)/pip install --quiet '.[test,examples]' 'cmake>=3.25' ninja
 	@touch $@ $(STAMPS)/attncore
 
 $(STAMPS)/dev: $(STAMPS)/venv pyproject.toml

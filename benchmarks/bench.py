@@ -23,6 +23,7 @@ import numpy as np
 
 import attncore
 import peers
+import training
 from attncore._cli.bench import DTYPES
 from attncore._cli.case import Case, Inputs, dtype_named
 from attncore._cli.measure import (
@@ -114,14 +115,15 @@ def line_up(job: Job, inputs: Inputs) -> tuple[list[Contender], dict[str, str]]:
 
     A wrong output of attncore itself is an error: WrongOutput.
     """
-    line = [ours(inputs, isa, job.threads) for isa in job.isas]
+    make, test = (training.ours, training.verified) if job.case.training else (ours, verified)
+    line = [make(inputs, isa, job.threads) for isa in job.isas]
     for contender in line:
-        verified(job.case, inputs, contender)
+        test(job.case, inputs, contender)
     absent: dict[str, str] = {}
     for name in job.peers:
         try:
             contender = peers.contender(name, job.case, inputs, job.threads)
-            verified(job.case, inputs, contender)
+            test(job.case, inputs, contender)
             line.append(contender)
         except (peers.Unsupported, WrongOutput, RuntimeError, MemoryError) as reason:
             absent[name] = (str(reason).strip().splitlines() or [type(reason).__name__])[0]

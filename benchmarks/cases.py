@@ -32,11 +32,26 @@ CASES: tuple[Case, ...] = (
     Case("decode-16k", 1, 32, 8, 1, 16384, 128),
     Case("decode-32k", 1, 32, 8, 1, 32768, 128),
     Case("decode-64k", 1, 32, 8, 1, 65536, 128),
+    # training: forward and backward; the last has too few heads to fill many cores
+    Case("train-1k-d64", 1, 16, 16, 1024, 1024, 64, training=True),
+    Case("train-1k-d128-causal", 1, 16, 16, 1024, 1024, 128, causal=True, training=True),
+    Case("train-4k-d64-causal", 1, 16, 16, 4096, 4096, 64, causal=True, training=True),
+    Case("train-4k-d64-2-heads", 1, 2, 2, 4096, 4096, 64, training=True),
+    Case("train-1k-d64-dropout", 1, 16, 16, 1024, 1024, 64, training=True, dropout=0.1),
     # the ends
     Case("tiny-16", 1, 8, 8, 16, 16, 64),
     Case("tiny-1", 1, 1, 1, 1, 1, 64),
     Case("long", 1, 4, 4, 32768, 32768, 128, causal=True),
 )
+
+#: of linear.py: the columns are rows, in_features, out_features
+LINEAR_CASES: dict[str, tuple[int, int, int]] = {
+    "qkv-768": (2048, 768, 2304),
+    "square-4096": (2048, 4096, 4096),
+    "token-768": (1, 768, 2304),
+    "token-4096": (1, 4096, 4096),
+    "tokens-4096": (8, 4096, 4096),
+}
 
 
 def matching(patterns: list[str]) -> list[Case]:

@@ -12,15 +12,15 @@ from typing import Any
 
 import numpy as np
 
+import training
 from attncore._cli.case import Array, Case, Inputs
 from attncore._cli.measure import Contender
 from attncore._cli.memory import available_bytes
 from attncore._cli.packages import load, present
 from protobuf import Port, one_node
+from training import torch_tensor
 
-
-class Unsupported(Exception):
-    """The peer has no such attention, or no room for it; the message says which."""
+Unsupported = training.Unsupported
 
 
 def band(case: Case) -> Array:
@@ -49,12 +49,6 @@ def torch(case: Case, inputs: Inputs, threads: int) -> Contender:
     """torch.nn.functional.scaled_dot_product_attention."""
     library = load("torch")
     library.set_num_threads(threads)
-    library.set_grad_enabled(False)
-
-    def tensor(array: Array) -> Any:
-        if array.dtype.name == "bfloat16":
-            return library.from_numpy(array.view(np.int16)).view(library.bfloat16)
-        return library.from_numpy(array)
 
     def array(out: Any) -> Array:
         return np.asarray(out.float().numpy() if out.dtype == library.bfloat16 else out.numpy())
@@ -63,15 +57,15 @@ def torch(case: Case, inputs: Inputs, threads: int) -> Contender:
     if case.kv_heads != case.heads:
         options["enable_gqa"] = True
     if case.window:
-        dtype = tensor(inputs.query).dtype
+        dtype = torch_tensor(inputs.query).dtype
         options["attn_mask"] = library.from_numpy(additive(band(case))).to(dtype)
     elif case.causal:
         options["is_causal"] = True
     elif case.padding:
-        options["attn_mask"] = tensor(inputs.options["mask"])
+        options["attn_mask"] = torch_tensor(inputs.options["mask"])
     elif case.bias:
-        options["attn_mask"] = tensor(inputs.options["bias"])
-    query, key, value = (tensor(x) for x in (inputs.query, inputs.key, inputs.value))
+        options["attn_mask"] = torch_tensor(inputs.options["bias"])
+    query, key, value = (torch_tensor(x) for x in (inputs.query, inputs.key, inputs.value))
     sdpa = library.nn.functional.scaled_dot_product_attention
 
     return Contender("torch", lambda: sdpa(query, key, value, **options), array)
@@ -217,4 +211,8 @@ def contender(name: str, case: Case, inputs: Inputs, threads: int) -> Contender:
     """A peer, ready to run; Unsupported where it cannot run the case."""
     if case.causal and case.queries != case.keys:
         raise Unsupported("causal counts from the first key")
+    if case.training:
+        if name != "torch":
+            raise Unsupported("no gradients")
+        return training.torch(case, inputs, threads)
     return PEERS[name][1](case, inputs, threads)

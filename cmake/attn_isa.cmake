@@ -6,6 +6,9 @@ set(attncore_isas "")
 # GCC's AVX-512 intrinsics warn of a register that they leave undefined on purpose.
 # Kernels are optimised whatever the rest is built for, except that Debug builds (the sanitizers') keep their own level.
 function(attn_isa name)
+  if(ATTNCORE_ISAS AND NOT name STREQUAL baseline AND NOT name IN_LIST ATTNCORE_ISAS)
+    return()
+  endif()
   set(source ${PROJECT_SOURCE_DIR}/cpp/src/cpu/isa/${name}.cpp)
   target_sources(attncore PRIVATE ${source})
   set_source_files_properties(${source} PROPERTIES COMPILE_OPTIONS

@@ -1,9 +1,7 @@
 // Python's arguments as a Problem and Options.
 #pragma once
 
-#include <algorithm>
-
-#include "arrays.h"
+#include "convert.h"
 
 namespace attncore::python {
 
@@ -11,15 +9,17 @@ namespace attncore::python {
 class Arguments {
  public:
   /// `options` are those of attncore.attention, from layout to num_threads, in the order in which they are
-  /// read here. Without a value (nullptr), for attention_weights.
+  /// read here. Without a value (nullptr), for attention_weights; without all three, for the multi-head layer.
   Arguments(py::handle query, py::handle key, py::handle value, const py::args& options) {
     std::size_t at = 0;
     const auto next = [&] { return options[at++]; };
     const py::object layout = next();
     bshd_ = is_bshd(layout);
-    problem.query = operand("query", query);
-    dtype_ = py::reinterpret_borrow<py::array>(query).dtype();
-    problem.key = operand("key", key);
+    if (query.ptr() != nullptr) {
+      problem.query = operand("query", query);
+      dtype_ = py::reinterpret_borrow<py::array>(query).dtype();
+    }
+    if (key.ptr() != nullptr) problem.key = operand("key", key);
     if (value.ptr() != nullptr) problem.value = operand("value", value);
     Score& score = problem.score;
     score.causal = boolean("causal", next());
@@ -28,6 +28,7 @@ class Arguments {
     score.mask = scores("mask", next(), "bool");
     read_biases(next());
     score.alibi = by_head("alibi", next(), 2);
+    read_relative_bias(next());
     score.softcap = number("softcap", next());
     score.sinks = by_head("sinks", next(), 1);
     score.scale = number("scale", next());
@@ -35,7 +36,10 @@ class Arguments {
     score.key_segments = ints("key_segments", next(), 2);
     score.query_lengths = ints("query_lengths", next(), 1);
     score.key_lengths = ints("key_lengths", next(), 1);
-    read_threads(next());
+    this->options.num_threads = thread_count(next());
+    if (at == options.size()) return;  // weights and plans know no dropout
+    problem.dropout.probability = number("dropout_p", next()).value_or(0);
+    problem.dropout.seed = seed(next());
   }
 
   /// An array for a result: axes that the inputs lack, it lacks too.
@@ -56,20 +60,29 @@ class Arguments {
     return {dtype, shape};
   }
 
-  [[nodiscard]] Tensor rows_tensor(const py::array& array, bool with_keys) const {
+  [[nodiscard]] Tensor rows_tensor(const char* argument, const py::array& array, bool with_keys) const {
     const int lacking = static_cast<int>(4 - rank_);
-    return tensor("out", array, {0 - lacking, 1 - lacking, 2 - lacking, with_keys ? 3 - lacking : -1},
+    return tensor(argument, array, {0 - lacking, 1 - lacking, 2 - lacking, with_keys ? 3 - lacking : -1},
                   kFloats);
   }
 
-  [[nodiscard]] Tensor out_tensor(const py::array& array) const {
+  /// An array with query's axes.
+  [[nodiscard]] Tensor operand_tensor(const char* argument, const py::array& array) const {
     if (array.ndim() != rank_) {
-      reject_value("out",
+      reject_value(argument,
                    "has " + std::to_string(array.ndim()) + " dimensions, query has " + std::to_string(rank_));
     }
-    if (!array.writeable()) reject_value("out", "is read-only");
-    return tensor("out", array, axes_of(bshd_, rank_), kFloats);
+    return tensor(argument, array, axes_of(bshd_, rank_), kFloats);
   }
+
+  [[nodiscard]] Tensor out_tensor(const py::array& array) const {
+    if (!array.writeable()) reject_value("out", "is read-only");
+    return operand_tensor("out", array);
+  }
+
+  [[nodiscard]] py::ssize_t rank() const { return rank_; }
+
+  static constexpr Axes kTableAxes{-1, 0, -1, 1};  // of the relative bias's table
 
   [[nodiscard]] py::dtype compute_dtype() const {
     return problem.query.dtype == DType::f64 ? py::dtype::of<double>() : py::dtype::of<float>();
@@ -78,24 +91,18 @@ class Arguments {
   Problem problem;
   Options options;
 
-  static bool boolean(const char* argument, const py::object& object) {
-    if (object.ptr() == Py_True || object.ptr() == Py_False) return object.ptr() == Py_True;
-    if (type_name(object) != "numpy.bool" && type_name(object) != "numpy.bool_") {
-      reject_type(argument, "must be a bool, is " + type_name(object));
-    }
-    return object.cast<bool>();
+  /// (batch), or a scalar; most = 2: (batch, token), or (token)
+  Tensor ints(const char* argument, const py::object& object, py::ssize_t most) {
+    if (object.is_none()) return {};
+    const py::array array = kept(int_array(argument, object));
+    require_rank(argument, array, most);
+    const int rank = static_cast<int>(array.ndim());
+    if (most == 1) return tensor(argument, array, {rank - 1, -1, -1, -1}, kInts);
+    if (rank == 0) reject_value(argument, "is a scalar, must have a value a token");
+    return tensor(argument, array, {rank - 2, -1, rank - 1, -1}, kInts);
   }
 
  private:
-  static bool is_bshd(const py::object& layout) {
-    if (!py::isinstance<py::str>(layout))
-      reject_type("layout", "must be 'bhsd' or 'bshd', is " + type_name(layout));
-    const auto name = layout.cast<std::string>();
-    if (name != "bhsd" && name != "bshd")
-      reject_value("layout", "is '" + name + "', must be 'bhsd' or 'bshd'");
-    return name == "bshd";
-  }
-
   Tensor operand(const char* argument, py::handle object) {
     const py::array array = require_array(argument, object);
     if (array.ndim() < 2 || array.ndim() > 4) {
@@ -107,39 +114,6 @@ class Arguments {
     }
     rank_ = array.ndim();
     return tensor(argument, array, axes_of(bshd_, rank_), kFloats);
-  }
-
-  /// Clears the current error if it is of a kind.
-  static bool clear(PyObject* kind) {
-    if (PyErr_ExceptionMatches(kind) == 0) return false;
-    PyErr_Clear();
-    return true;
-  }
-
-  static std::optional<double> number(const char* argument, const py::object& object) {
-    if (object.is_none()) return std::nullopt;
-    const double value = PyFloat_AsDouble(object.ptr());
-    if (value == -1 && PyErr_Occurred() != nullptr) {
-      if (clear(PyExc_OverflowError)) reject_value(argument, "is beyond a float's range");
-      if (clear(PyExc_TypeError)) reject_type(argument, "must be a number or None, is " + type_name(object));
-      throw py::error_already_set();
-    }
-    return value;
-  }
-
-  static Index integer(const char* argument, const py::object& object) {
-    const auto index = py::reinterpret_steal<py::object>(PyNumber_Index(object.ptr()));
-    if (!index && !PyErr_ExceptionMatches(PyExc_TypeError)) throw py::error_already_set();
-    if (!index || PyBool_Check(object.ptr())) {
-      PyErr_Clear();
-      reject_type(argument, "must be an int, is " + type_name(object));
-    }
-    const Index value = PyLong_AsLongLong(index.ptr());
-    if (value == -1 && PyErr_Occurred() != nullptr) {
-      PyErr_Clear();
-      reject_value(argument, "is " + py::str(index).cast<std::string>() + ", which is out of range");
-    }
-    return value;
   }
 
   void read_window(const py::object& window) {
@@ -155,21 +129,8 @@ class Arguments {
     if (!right.is_none()) problem.score.right = integer("window", right);
   }
 
-  /// Anything that NumPy makes an array of; Python floats become float32.  It lives as long as the arguments.
-  py::array any_array(const char* argument, const py::object& object) {
-    if (py::isinstance<py::array>(object)) {
-      kept_.push_back(require_array(argument, object));
-      return kept_.back();
-    }
-    auto array = py::reinterpret_steal<py::array>(
-        py::detail::npy_api::get().PyArray_FromAny_(object.ptr(), nullptr, 0, 0, 0, nullptr));
-    if (!array) {
-      if (clear(PyExc_TypeError) || clear(PyExc_ValueError)) {
-        reject_type(argument, "must be an array, is " + type_name(object));
-      }
-      throw py::error_already_set();
-    }
-    if (array.dtype().kind() == 'f') array = array.attr("astype")(py::dtype::of<float>());
+  /// The array lives as long as the arguments.
+  py::array kept(const py::array& array) {
     kept_.push_back(array);
     return array;
   }
@@ -183,7 +144,7 @@ class Arguments {
   /// (batch, head, query, key), right-aligned.
   Tensor scores(const char* argument, const py::object& object, const char* accepted) {
     if (object.is_none()) return {};
-    const py::array array = any_array(argument, object);
+    const py::array array = kept(any_array(argument, object));
     require_rank(argument, array, 4);
     const int lacking = static_cast<int>(4 - array.ndim());
     return tensor(argument, array, {0 - lacking, 1 - lacking, 2 - lacking, 3 - lacking}, accepted);
@@ -206,43 +167,31 @@ class Arguments {
     }
   }
 
+  /// (table, bidirectional, max_distance)
+  void read_relative_bias(const py::object& bias) {
+    if (bias.is_none()) return;
+    if (!py::isinstance<py::tuple>(bias) || py::len(bias) != 3) {
+      reject_type("relative_bias", "must be an attncore.RelativeBias or None, is " + type_name(bias));
+    }
+    const auto fields = py::reinterpret_borrow<py::tuple>(bias);
+    const py::array table = kept(any_array("relative_bias", fields[0]));
+    if (table.ndim() != 2) {
+      reject_value("relative_bias", "has a table of " + std::to_string(table.ndim()) +
+                                        " dimensions, must have 2: (heads, buckets)");
+    }
+    RelativeBias& relative = problem.score.relative_bias;
+    relative.table = tensor("relative_bias", table, kTableAxes, kFloats);
+    relative.bidirectional = boolean("bidirectional", fields[1]);
+    relative.max_distance = integer("max_distance", fields[2]);
+  }
+
   /// (head) or (batch, head)
   Tensor by_head(const char* argument, const py::object& object, py::ssize_t most) {
     if (object.is_none()) return {};
-    const py::array array = any_array(argument, object);
+    const py::array array = kept(any_array(argument, object));
     if (array.ndim() == 0) reject_value(argument, "is a scalar, must have a value a head");
     require_rank(argument, array, most);
     return tensor(argument, array, array.ndim() == 2 ? Axes{0, 1, -1, -1} : Axes{-1, 0, -1, -1}, kFloats);
-  }
-
-  /// (batch), or a scalar; most = 2: (batch, token), or (token)
-  Tensor ints(const char* argument, const py::object& object, py::ssize_t most) {
-    if (object.is_none()) return {};
-    py::array array = any_array(argument, object);
-    require_rank(argument, array, most);
-    const char kind = array.size() == 0 ? 'i' : array.dtype().kind();
-    if (kind != 'i' && kind != 'u') {
-      reject_type(argument, "dtype is " + dtype_name(array) + ", accepted is " + kInts);
-    }
-    if (kind == 'u' && array.itemsize() == 8 && array.attr("max")().cast<std::uint64_t>() >> 63U != 0) {
-      reject_value(argument,
-                   "has " + py::str(array.attr("max")()).cast<std::string>() + ", which is out of range");
-    }
-    if (array.size() == 0 || kind == 'u' || array.itemsize() < 4 || !is_native(array.dtype())) {
-      array = py::array(array.attr("astype")(py::dtype::of<std::int64_t>()));
-      kept_.push_back(array);
-    }
-    const int rank = static_cast<int>(array.ndim());
-    if (most == 1) return tensor(argument, array, {rank - 1, -1, -1, -1}, kInts);
-    if (rank == 0) reject_value(argument, "is a scalar, must have a value a token");
-    return tensor(argument, array, {rank - 2, -1, rank - 1, -1}, kInts);
-  }
-
-  void read_threads(const py::object& threads) {
-    if (threads.is_none()) return;
-    const Index count = integer("num_threads", threads);
-    if (count < 1) reject_value("num_threads", "is " + std::to_string(count) + ", must be at least 1");
-    options.num_threads = static_cast<int>(std::min<Index>(count, 1 << 16));
   }
 
   bool bshd_ = false;

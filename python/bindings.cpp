@@ -1,49 +1,23 @@
 // The Python module attncore._core; arguments.h turns Python's arguments into a Problem.
 #include <pybind11/stl.h>
 
-#include <chrono>
-
 #include "arguments.h"
+#include "bind.h"
+#include "run.h"
 
 namespace attncore::python {
 namespace {
 
-/// The thread that runs Python's signal handlers.
-bool on_main_thread() {
-  static const auto main_thread =
-      py::module_::import("threading").attr("main_thread")().attr("ident").cast<unsigned long>();
-  return PyThread_get_thread_ident() == main_thread;
-}
-
-/// Runs without the GIL.  On the main thread a long call looks for signals (Ctrl-C) now and then; elsewhere that would
-/// do nothing but wait for the GIL.
-template <class Run>
-void run_without_gil(Options& options, Run run) {
-  using Clock = std::chrono::steady_clock;
-  static constexpr auto kInterval = std::chrono::milliseconds(20);
-  if (on_main_thread()) {
-    options.cancelled = [last = Clock::now()]() mutable {
-      if (Clock::now() - last < kInterval) return false;
-      last = Clock::now();
-      const py::gil_scoped_acquire gil;
-      if (PyErr_CheckSignals() != 0) throw py::error_already_set();
-      return false;
-    };
-  }
-  const py::gil_scoped_release no_gil;
-  run();
-}
-
 py::object attention(py::handle query, py::handle key, py::handle value, const py::object& out_or_none,
                      const py::object& return_lse_or_not, const py::args& options) {
   Arguments arguments(query, key, value, options);
-  const bool return_lse = Arguments::boolean("return_lse", return_lse_or_not);
+  const bool return_lse = boolean("return_lse", return_lse_or_not);
   py::array out = out_or_none.is_none() ? arguments.allocate_out() : require_array("out", out_or_none);
   arguments.problem.out = arguments.out_tensor(out);
   py::array lse;
   if (return_lse) {
     lse = arguments.allocate_rows(arguments.compute_dtype(), arguments.problem.query.shape[2], std::nullopt);
-    arguments.problem.lse = arguments.rows_tensor(lse, false);
+    arguments.problem.lse = arguments.rows_tensor("lse", lse, false);
   }
   run_without_gil(arguments.options, [&] { forward(arguments.problem, arguments.options); });
   if (return_lse) return py::make_tuple(out, lse);
@@ -67,11 +41,11 @@ py::object weights(py::handle query, py::handle key, const py::object& rows, std
   }
   const Index columns = top_k.value_or(p.key.shape[2]);
   const py::array probabilities = arguments.allocate_rows(arguments.compute_dtype(), count, columns);
-  w.probabilities = arguments.rows_tensor(probabilities, true);
+  w.probabilities = arguments.rows_tensor("probabilities", probabilities, true);
   py::array indices;
   if (top_k) {
     indices = arguments.allocate_rows(py::dtype::of<std::int64_t>(), count, columns);
-    w.indices = arguments.rows_tensor(indices, true);
+    w.indices = arguments.rows_tensor("indices", indices, true);
   }
   run_without_gil(arguments.options, [&] { attention_weights(p, w, arguments.options); });
   if (top_k) return py::make_tuple(indices, probabilities);
@@ -107,6 +81,9 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.def("attention", attention);
   m.def("attention_weights", weights);
   m.def("explain", explain_call);
+  bind_backward(m);
+  bind_layers(m);
+  bind_multi_head_attention(m);
   m.def("version", version);
   m.def("isa", isa);
   m.def("available_isas", available_isas);

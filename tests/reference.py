@@ -1,4 +1,4 @@
-"""The reference that every test compares with, and the rule that says how close is close.
+"""The reference that every test compares with; rule.py says how close is close.
 
 `reference` follows the contract (docs/semantics.md) with the whole score matrix, in float64 (for
 small float64 inputs in long double, which is wider on x86).
@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+from philox import keep_mask, kept_factor
 
-EPS = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
-TINY = {"float64": 2.0**-1074, "float32": 2.0**-149, "float16": 2.0**-24, "bfloat16": 2.0**-133}
+Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -37,9 +36,14 @@ def accumulation(dtype: npt.DTypeLike) -> np.dtype[Any]:
     return np.dtype(np.float64 if np.dtype(dtype) == np.float64 else np.float32)
 
 
+def widest(query: Array, key: Array) -> np.dtype[Any]:
+    """Long double for float64, but where it would take long: no BLAS knows it."""
+    wide = query.dtype.type in (np.float64, np.longdouble) and query.size * key.size < 2**28
+    return np.dtype(np.longdouble if wide else np.float64)
+
+
 def reference(query: Array, key: Array, value: Array, **options: Any) -> Result:
-    wider = query.dtype == np.float64 and query.size * key.size < 2**28  # slow, where it is long
-    exact = np.dtype(np.longdouble if wider else np.float64)
+    exact = widest(query, key)
     return _evaluate(query, key, value, exact, exact, **options)
 
 
@@ -70,12 +74,26 @@ def per_batch(given: Any, default: Array, batch: int) -> Array:
     return wide.reshape(batch, 1, 1, 1)
 
 
-def _evaluate(
+@dataclass(frozen=True)
+class Scored:
+    """A problem up to its scores: operands as (batch, head, token, dim), the heads of keys and values repeated."""
+
+    q: Array
+    k: Array
+    v: Array
+    scale: Any
+    products: Array  # scale · q · k
+    scores: Array  # after softcap and all that is added
+    exists: Array  # the row is within query_lengths, (batch, 1, row)
+    visible: Array  # (batch, head, row, key)
+    distance: Array  # key − position, (batch, 1, row, key)
+
+
+def score(
     query: Array,
     key: Array,
     value: Array,
     accumulate: np.dtype[Any],
-    operand: np.dtype[Any],
     *,
     causal: bool = False,
     window: tuple[int | None, int | None] | None = None,
@@ -83,15 +101,15 @@ def _evaluate(
     mask: Array | None = None,
     bias: Any = None,
     alibi: Array | None = None,
+    relative_bias: Any = None,
     softcap: float | None = None,
-    sinks: Array | None = None,
     scale: float | None = None,
     query_segments: Array | None = None,
     key_segments: Array | None = None,
     query_lengths: Any = None,
     key_lengths: Any = None,
     layout: str = "bhsd",
-) -> Result:
+) -> Scored:
     q, k, v = (to_bhsd(a, layout).astype(accumulate) for a in (query, key, value))
     batch, heads, rows, dim = q.shape
     keys = k.shape[2]
@@ -101,106 +119,131 @@ def _evaluate(
     key_length = per_batch(key_lengths, np.array(keys), batch)
     offset = per_batch(query_offset, (key_length - query_length).reshape(batch), batch)
     row, at = np.arange(rows)[:, None], np.arange(keys)
-    distance = at - (row + offset)  # (batch, 1, rows, keys): key - position
+    distance = at - (row + offset)
 
-    with np.errstate(all="ignore"):
-        factor = accumulate.type(1 / np.sqrt(accumulate.type(dim)) if scale is None else scale)
-        scores = (q @ k.swapaxes(2, 3)) * factor
-        sizes = np.abs(np.nan_to_num(q)) @ np.abs(np.nan_to_num(k)).swapaxes(2, 3)
-        if softcap is not None:
-            scores = accumulate.type(softcap) * np.tanh(scores / accumulate.type(softcap))
-        if alibi is not None:
-            slopes = np.atleast_2d(np.asarray(alibi).astype(accumulate))
-            scores = scores - slopes[:, :, None, None] * np.abs(distance).astype(accumulate)
-        added = np.zeros((1, 1, rows, keys), accumulate)
-        for one in bias if isinstance(bias, (tuple, list)) else () if bias is None else (bias,):
-            added = added + np.asarray(one).astype(accumulate)
-        scores = scores + added
+    factor = accumulate.type(1 / np.sqrt(accumulate.type(dim)) if scale is None else scale)
+    products = (q @ k.swapaxes(2, 3)) * factor
+    scores = products
+    if softcap is not None:
+        scores = accumulate.type(softcap) * np.tanh(scores / accumulate.type(softcap))
+    if alibi is not None:
+        slopes = np.atleast_2d(np.asarray(alibi).astype(accumulate))
+        scores = scores - slopes[:, :, None, None] * np.abs(distance).astype(accumulate)
+    added = np.zeros((1, 1, rows, keys), accumulate)
+    if relative_bias is not None:
+        table = np.asarray(relative_bias.table).astype(accumulate)
+        chosen = table[:, relative_buckets(relative_bias, distance[:, 0])]  # (head, batch, …)
+        added = added + chosen.swapaxes(0, 1)
+    for one in as_tuple(bias):
+        added = added + np.asarray(one).astype(accumulate)
+    scores = scores + added
 
-        visible = np.broadcast_to((row < query_length) & (at < key_length), scores.shape)
-        visible = visible & (added != -np.inf)
-        if causal:
-            visible = visible & (distance <= 0)
-        left, right = window if window is not None else (None, None)
-        if left is not None:
-            visible = visible & (distance >= -left)
-        if right is not None:
-            visible = visible & (distance <= right)
-        if mask is not None:
-            visible = visible & mask
-        if query_segments is not None and key_segments is not None:
-            ours, theirs = np.atleast_2d(query_segments), np.atleast_2d(key_segments)
-            visible = visible & (ours[:, None, :, None] == theirs[:, None, None, :])
-        result = _softmax(scores, visible, v, sinks, operand)
-    out = from_bhsd(result.out, query.ndim, layout)
-    lse, weights = (a[(0,) * (4 - query.ndim)] for a in (result.lse, result.weights))
-    size = float(np.max(sizes, initial=0) * abs(factor))
-    return Result(out, lse, weights, result.magnitude, size)
+    exists: Array = row < query_length
+    visible = np.broadcast_to(exists & (at < key_length), scores.shape)
+    visible = visible & (added != -np.inf)
+    if causal:
+        visible = visible & (distance <= 0)
+    left, right = window if window is not None else (None, None)
+    if left is not None:
+        visible = visible & (distance >= -left)
+    if right is not None:
+        visible = visible & (distance <= right)
+    if mask is not None:
+        visible = visible & mask
+    if query_segments is not None and key_segments is not None:
+        ours, theirs = np.atleast_2d(query_segments), np.atleast_2d(key_segments)
+        visible = visible & (ours[:, None, :, None] == theirs[:, None, None, :])
+    return Scored(q, k, v, factor, products, scores, exists[..., 0], visible, distance)
 
 
-def _softmax(
-    scores: Array, visible: Array, v: Array, sinks: Array | None, operand: np.dtype[Any]
-) -> Result:
-    scores = np.where(visible, scores, -np.inf)
-    sink = np.full((scores.shape[1], 1, 1), -np.inf, scores.dtype)
+def as_tuple(bias: Any) -> tuple[Array, ...]:
+    return tuple(bias) if isinstance(bias, (tuple, list)) else () if bias is None else (bias,)
+
+
+def relative_buckets(relative_bias: Any, distance: Array) -> Array:
+    """T5's bucket of key − position (Raffel et al. 2020), as Hugging Face's T5 computes it."""
+    count, first = np.asarray(relative_bias.table).shape[1], np.zeros_like(distance)
+    if relative_bias.bidirectional:
+        count //= 2
+        first = count * (distance > 0)
+        distance = np.abs(distance)
+    else:
+        distance = -np.minimum(distance, 0)
+    single = count // 2  # buckets of one distance each; the others grow exponentially
+    ratio = np.log(np.maximum(distance, single) / single) / np.log(
+        relative_bias.max_distance / single
+    )
+    large = np.minimum(single + (ratio * (count - single)).astype(int), count - 1)
+    buckets: Array = first + np.where(distance < single, distance, large)
+    return buckets
+
+
+@dataclass(frozen=True)
+class Softmaxed:
+    weights: Array
+    dropped: Array  # weights after dropout, rounded to the operand's dtype
+    keep: Any  # what dropout multiplies weights by: 0 or its factor
+    sink: Array  # the sink's weight, (batch, head, row)
+    out: Array
+    lse: Array
+
+
+def softmax(
+    scored: Scored,
+    sinks: Array | None,
+    operand: np.dtype[Any],
+    dropout_p: float = 0.0,
+    seed: int = 0,
+) -> Softmaxed:
+    visible, kind = scored.visible, scored.scores.dtype
+    scores = np.where(visible, scored.scores, -np.inf)
+    sink = np.full((scores.shape[1], 1, 1), -np.inf, kind)
     if sinks is not None:
-        sink = np.asarray(sinks).astype(scores.dtype).reshape(-1, 1, 1)
+        sink = np.asarray(sinks).astype(kind).reshape(-1, 1, 1)
     top = np.maximum(scores.max(axis=-1, keepdims=True, initial=-np.inf), sink)
     top = np.where(top == -np.inf, 0, top)
-    unnormalised = np.where(visible, np.exp(scores - top), 0)
-    total = unnormalised.sum(axis=-1, keepdims=True) + np.exp(sink - top)
-    weights = unnormalised / np.where(total == 0, 1, total)
-    p = weights.astype(operand).astype(scores.dtype)
-    if np.isfinite(v).all():
-        out = p @ v
-    else:  # 0 times NaN is NaN: only the visible keys may take part
-        terms = np.where(visible[..., None], p[..., None] * v[:, :, None], 0)
-        out = terms.sum(axis=3)
-    magnitude = float(np.max(p @ np.abs(np.nan_to_num(v)), initial=0.0))
+    unnormalised = np.exp(scores - top)
+    of_sink = np.exp(sink - top)
+    total = np.where(visible, unnormalised, 0).sum(axis=-1, keepdims=True) + of_sink
+    whole = np.where(total == 0, 1, total)
+    weights = np.where(visible, unnormalised / whole, 0)
+    keep: Any = kind.type(1)
+    if dropout_p > 0:
+        kept = keep_mask(seed, dropout_p, scores.shape)
+        keep = kind.type(kept_factor(dropout_p)) * kept
+    dropped = (weights * keep).astype(operand).astype(kind)
+    out = visible_product(dropped, scored.v, visible)
     lse = (top + np.log(total))[..., 0]
-    return Result(out.astype(operand), lse, weights, magnitude)
+    return Softmaxed(weights, dropped, keep, (of_sink / whole)[..., 0], out.astype(operand), lse)
 
 
-def assert_close_by_rule(
-    ours: Array, exact: Array, plainly: Array, magnitude: float = 0.0, what: str = "out"
-) -> None:
-    """error(ours) <= 2 * error(plain) + a few units in the last place.
-
-    error(plain) is the largest over the array, so that what low precision costs anybody is allowed
-    twice.  It can be near 0 by luck where an array is small; therefore one unit in the last place
-    of each element (the rounding of the output) and 16 of the accumulation's at the magnitude of
-    the sum that was rounded are allowed beside it.  NaN and the infinities must stand where they
-    stand in the reference.
-    """
-    assert ours.shape == exact.shape, f"{what}: shape {ours.shape}, not {exact.shape}"
-    if ours.size == 0:
-        return
-    name = str(ours.dtype)
-    got, other = ours.astype(exact.dtype), plainly.astype(exact.dtype)
-    representable = np.abs(exact) <= _largest(name)
-    with np.errstate(all="ignore"):  # an infinity minus itself
-        same = np.where(np.isnan(exact), np.isnan(got), got == exact)
-        stands = np.where(np.isfinite(exact), np.isfinite(got) | ~representable, same)
-        assert stands.all(), (
-            f"{what}: {got[~stands][0]} at {_where(~stands)}, not {exact[~stands][0]}"
-        )
-        finite = np.isfinite(exact) & representable
-        if not finite.any():
-            return
-        error, floor = (np.where(finite, np.abs(a - exact), 0) for a in (got, other))
-        allowed = 2 * np.max(floor[np.isfinite(floor)], initial=0) + EPS[name] * np.abs(exact)
-        allowed = allowed + TINY[name] + 16 * EPS[str(accumulation(ours.dtype))] * magnitude
-        over = np.where(finite, error - allowed, -np.inf)
-    worst = np.unravel_index(np.argmax(over), over.shape)
-    at = tuple(int(i) for i in worst)
-    assert over[worst] <= 0, (
-        f"{what}: error {error[worst]:.3g} at {at}, allowed {allowed[worst]:.3g}"
-    )
+def visible_product(left: Array, right: Array, visible: Array) -> Array:
+    """left @ right over the visible elements of left only: 0 times NaN is NaN."""
+    if np.isfinite(right).all():
+        return left @ right
+    terms = np.where(visible[..., None], left[..., None] * right[:, :, None], 0)
+    total: Array = terms.sum(axis=3)
+    return total
 
 
-def _largest(name: str) -> float:
-    return 65504.0 if name == "float16" else 3.3e38 if name != "float64" else 1.7e308
-
-
-def _where(bad: Array) -> list[int]:
-    return [int(i) for i in np.argwhere(bad)[0]]
+def _evaluate(
+    query: Array,
+    key: Array,
+    value: Array,
+    accumulate: np.dtype[Any],
+    operand: np.dtype[Any],
+    *,
+    sinks: Array | None = None,
+    dropout_p: float = 0.0,
+    seed: int = 0,
+    **options: Any,
+) -> Result:
+    with np.errstate(all="ignore"):
+        scored = score(query, key, value, accumulate, **options)
+        soft = softmax(scored, sinks, operand, dropout_p, seed)
+        q, k, v = (np.abs(np.nan_to_num(a)) for a in (scored.q, scored.k, scored.v))
+        size = float(np.max(q @ k.swapaxes(2, 3), initial=0) * abs(scored.scale))
+        magnitude = float(np.max(soft.dropped @ v, initial=0.0))
+    out = from_bhsd(soft.out, query.ndim, options.get("layout", "bhsd"))
+    lse, weights = (a[(0,) * (4 - query.ndim)] for a in (soft.lse, soft.weights))
+    return Result(out, lse, weights, magnitude, size)

@@ -25,6 +25,8 @@ def test_all_is_there() -> None:
     for name in attncore.__all__:
         assert hasattr(attncore, name)
     wanted = {"attention", "scaled_dot_product_attention", "attention_weights", "merge", "explain"}
+    wanted |= {"attention_backward", "dropout_mask", "RelativeBias", "Gradients"}
+    wanted |= {"MultiHeadAttention", "linear", "linear_backward", "rope"}
     wanted |= {"isa", "available_isas", "use_isa", "get_num_threads", "set_num_threads"}
     wanted |= {"show_config", "get_include", "get_cmake_dir"}
     assert wanted <= {*attncore.__all__}
@@ -44,6 +46,7 @@ def test_signature() -> None:
         "mask",
         "bias",
         "alibi",
+        "relative_bias",
         "softcap",
         "sinks",
         "scale",
@@ -52,6 +55,8 @@ def test_signature() -> None:
         "query_lengths",
         "key_lengths",
         "layout",
+        "dropout_p",
+        "seed",
         "out",
         "return_lse",
         "num_threads",

@@ -145,11 +145,11 @@ def make_bias(rng: np.random.Generator, kind: str | None, case: dict[str, Any]) 
     return made[kind]
 
 
-@cache
-def make(index: int) -> tuple[tuple[Array, Array, Array], dict[str, Any], Result, Result]:
-    case = CASES[index]
+def make_problem(
+    rng: np.random.Generator, case: dict[str, Any]
+) -> tuple[tuple[Array, Array, Array], dict[str, Any]]:
+    """The arrays and the options of a case."""
     shape = SHAPES[case["shape"]]
-    rng = np.random.default_rng(index)
     arrays = make_inputs(rng, case)
     batch = shape.batch
     slopes = rng.random((batch, shape.heads)).astype(np.float32)
@@ -173,8 +173,13 @@ def make(index: int) -> tuple[tuple[Array, Array, Array], dict[str, Any], Result
         options["query_lengths"] = rng.integers(0, shape.queries + 1, batch)
     if case["key_lengths"]:
         options["key_lengths"] = rng.integers(0, shape.keys + 1, batch).astype(np.int32)
-    exact, plainly = reference(*arrays, **options), plain(*arrays, **options)
-    return arrays, options, exact, plainly
+    return arrays, options
+
+
+@cache
+def make(index: int) -> tuple[tuple[Array, Array, Array], dict[str, Any], Result, Result]:
+    arrays, options = make_problem(np.random.default_rng(index), CASES[index])
+    return arrays, options, reference(*arrays, **options), plain(*arrays, **options)
 
 
 @pytest.mark.parametrize("index", [pytest.param(i, id=name_of(i)) for i in range(len(CASES))])

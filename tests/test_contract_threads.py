@@ -122,6 +122,7 @@ import os, signal, sys, threading, time
 import numpy as np
 import attncore
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 rng = np.random.default_rng(1)
 q, k, v = (rng.standard_normal((1, 16, {queries}, 64), dtype=np.float32)[:, :, :] for _ in range(3))
 q = q[:, :, :{rows}]

@@ -10,6 +10,7 @@ import pytest
 import attncore
 import onnx_model
 from kit import inputs
+from kit_backward import d_outputs, gradients
 from reference import Array
 
 DTYPES = ["float32", "float64", "float16"]
@@ -80,6 +81,31 @@ def test_torch_tensors_share_their_memory(isa: str, rng: Any) -> None:
     attncore.attention(*(t.numpy() for t in tensors), out=out.numpy())
     theirs = torch.nn.functional.scaled_dot_product_attention(*tensors)
     near(out.numpy(), theirs.numpy())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("queries", "keys"), [(33, 33), (7, 90), (1, 300)])
+@pytest.mark.parametrize("options", [{}, {"causal": True}, {"scale": 0.7}, {"bias": True}])
+def test_torch_gradients(
+    isa: str, dtype: str, queries: int, keys: int, options: dict[str, Any], rng: Any
+) -> None:
+    torch = pytest.importorskip("torch")
+    made = inputs(rng, queries, keys, batch=2, heads=6, kv_heads=2, dim=40, dtype=dtype)
+    d_out, _ = d_outputs(rng, made[0], made[2])
+    tensors = [torch.from_numpy(a).requires_grad_() for a in made]
+    theirs: dict[str, Any] = {"scale": options.get("scale"), "enable_gqa": True}
+    ours = dict(options)
+    if "causal" in options:
+        theirs["attn_mask"] = torch.ones(queries, keys).tril(keys - queries).bool()
+    if "bias" in options:
+        ours["bias"] = rng.standard_normal((6, queries, keys)).astype(dtype)
+        theirs["attn_mask"] = torch.from_numpy(ours["bias"]).requires_grad_()
+        tensors.append(theirs["attn_mask"])
+    out = torch.nn.functional.scaled_dot_product_attention(*tensors[:3], **theirs)
+    expected = torch.autograd.grad(out, tensors, torch.from_numpy(d_out))
+    atol = 1e-12 if dtype == "float64" else 1e-4
+    for (name, one), other in zip(gradients(d_out, made, **ours).items(), expected, strict=True):
+        np.testing.assert_allclose(one, other.numpy(), rtol=0, atol=atol, err_msg=name)
 
 
 # --- ONNX: the operator Attention ---

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from kit import inputs
-from reference import Array, assert_close_by_rule, plain, reference
+from reference import Array, plain, reference
+from rule import assert_close_by_rule
 
 
 def one_key_each(scores: list[float], values: list[float]) -> tuple[Array, Array, Array]:

@@ -20,4 +20,9 @@ void attention_weights(const Problem& problem, const Weights& weights, const Opt
   backend(options.device).weights(call, weights, options);
 }
 
+void backward(const Problem& problem, const Gradients& gradients, const Options& options) {
+  const BackwardCall call = validate(problem, gradients);
+  backend(options.device).backward(call, options);
+}
+
 }  // namespace attncore

@@ -22,6 +22,11 @@ ATTN_FN constexpr Range intersect(Range a, Range b) noexcept {
 ATTN_FN constexpr Index ceil_div(Index a, Index b) noexcept { return (a + b - 1) / b; }
 ATTN_FN constexpr Index round_up(Index a, Index b) noexcept { return ceil_div(a, b) * b; }
 
+/// What items of a dtype are accumulated in: f64 for f64, else f32.
+ATTN_FN constexpr DType accumulation(DType dtype) noexcept {
+  return dtype == DType::f64 ? DType::f64 : DType::f32;
+}
+
 /// One batch entry: `queries` rows against `keys` keys; query i stands at position i + offset.
 struct Sequence {
   Index batch = 0, queries = 0, keys = 0, offset = 0;
@@ -34,6 +39,26 @@ struct KeySource {
   DType storage = DType::f32;
 };
 
+/// A relative bias by distance: entry (head, d) is the table's at the bucket of key − position = d, −farthest ≤ d ≤
+/// farthest; farther ones are as the ends.
+struct DistanceBias {
+  const std::byte* line = nullptr;       // (heads, distances), of the accumulation type
+  const std::int32_t* bucket = nullptr;  // (distances)
+  Index farthest = 0, buckets = 0;
+  std::shared_ptr<const std::byte[]> memory;
+  [[nodiscard]] ATTN_FN bool given() const noexcept { return line != nullptr; }
+  [[nodiscard]] ATTN_FN Index distances() const noexcept { return 2 * farthest + 1; }
+};
+
+/// A call's dropout, as kernels read it.
+struct Coins {
+  std::uint64_t seed = 0;
+  std::uint32_t dropped = 0;  // of 65536
+  [[nodiscard]] ATTN_FN constexpr bool given() const noexcept { return dropped > 0; }
+  /// What kept weights are multiplied by.
+  [[nodiscard]] ATTN_FN constexpr double factor() const noexcept { return 65536.0 / (65536.0 - dropped); }
+};
+
 struct Call {
   Tensor query, key, value, out, lse;
   Score score;  // masks and biases broadcast (stride 0), causal folded into right, every default in place
@@ -42,15 +67,21 @@ struct Call {
   Index queries = 0, keys = 0, dim = 0, value_dim = 0;
 
   /// The accumulation type: f64 for f64, else f32.
-  [[nodiscard]] ATTN_FN DType compute() const noexcept {
-    return query.dtype == DType::f64 ? DType::f64 : DType::f32;
-  }
+  [[nodiscard]] ATTN_FN DType compute() const noexcept { return accumulation(query.dtype); }
   /// A batch entry's.  Lengths and offsets are read once, by validate(): the caller's memory may change meanwhile.
   [[nodiscard]] Sequence sequence(Index entry) const noexcept {
     if (!sequences.empty()) return sequences[static_cast<std::size_t>(entry)];
     return {entry, queries, keys, keys - queries};
   }
+  DistanceBias distance_bias;
+  Coins dropout;
   std::vector<Sequence> sequences;  // empty where no lengths nor offsets are given
+};
+
+/// A validated call of backward: out and lse are inputs there.
+struct BackwardCall {
+  Call call;
+  Gradients gradients;  // biases' gradients broadcast as the biases do: stride 0 where they are sums
 };
 
 ATTN_FN std::byte* at(const Tensor& t, Index batch, Index head, Index token = 0, Index dim = 0) noexcept {
@@ -77,5 +108,6 @@ ATTN_FN Index read_int(const std::byte* at, DType dtype) noexcept {
 /// validate.cpp: every precondition.  Throws; otherwise the call is safe to plan and run.
 Call validate(const Problem& problem);
 Call validate(const Problem& problem, const Weights& weights);
+BackwardCall validate(const Problem& problem, const Gradients& gradients);
 
 }  // namespace attncore

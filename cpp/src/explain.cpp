@@ -101,7 +101,7 @@ void set_num_threads(int num_threads) {
 }
 
 double fma_peak(const std::string& isa, DType dtype, int num_threads) {
-  const DType compute = dtype == DType::f64 ? DType::f64 : DType::f32;
+  const DType compute = accumulation(dtype);
   const int threads = num_threads > 0 ? std::min(num_threads, kMostThreads) : get_num_threads();
   return measured_peak(table_named(isa).kernels(compute), threads) / 1e9;
 }

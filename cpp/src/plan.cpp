@@ -59,25 +59,12 @@ class Planner {
       const double heads = static_cast<double>(call_.heads), kv_heads = static_cast<double>(call_.kv_heads);
       const double dims = static_cast<double>(call_.dim + call_.value_dim);
       const double keys = static_cast<double>(sequence.keys), rows = static_cast<double>(sequence.queries);
-      plan_.flops += 2 * visible_pairs(sequence) * heads * dims;
+      plan_.flops += 2 * visible_pairs(call_, sequence) * heads * dims;
       plan_.bytes +=
           (keys * kv_heads + rows * heads) * dims * static_cast<double>(item_size(call_.query.dtype));
     }
     const double worth = std::max(plan_.flops / kThreadFlops, plan_.bytes / kThreadBytes);
     plan_.threads = std::clamp(static_cast<int>(std::min(worth, 1e6)), 1, machine_.threads);
-  }
-
-  /// (query, key) pairs that the window and the lengths leave, to the accuracy of 64 bands of rows.
-  [[nodiscard]] double visible_pairs(const Sequence& sequence) const {
-    const Index band = max(1, ceil_div(sequence.queries, 64));
-    double pairs = 0;
-    for (Index query = 0; query < sequence.queries; query += band) {
-      const Index count = min(band, sequence.queries - query);
-      const Index middle = query + count / 2;
-      const Range seen = ScoreSteps::visible(call_, {sequence, {0, 1}, {middle, middle + 1}});
-      pairs += static_cast<double>(count) * static_cast<double>(seen.size());
-    }
-    return pairs;
   }
 
   /// Rows of a tile, at most.
@@ -236,6 +223,18 @@ class Planner {
 };
 
 }  // namespace
+
+double visible_pairs(const Call& call, const Sequence& sequence) {
+  const Index band = max(1, ceil_div(sequence.queries, 64));
+  double pairs = 0;
+  for (Index query = 0; query < sequence.queries; query += band) {
+    const Index count = min(band, sequence.queries - query);
+    const Index middle = query + count / 2;
+    const Range seen = ScoreSteps::visible(call, {sequence, {0, 1}, {middle, middle + 1}});
+    pairs += static_cast<double>(count) * static_cast<double>(seen.size());
+  }
+  return pairs;
+}
 
 Plan make_plan(const Call& call, const Kernels& kernels, const Machine& machine) {
   return Planner(call, kernels, machine).make();

@@ -70,6 +70,9 @@ struct Plan {
   double flops = 0, bytes = 0;  // of the visible tiles; of the operands
 };
 
+/// (query, key) pairs of one head that the window and the lengths leave, to the accuracy of 64 bands of rows.
+[[nodiscard]] double visible_pairs(const Call& call, const Sequence& sequence);
+
 [[nodiscard]] Plan make_plan(const Call& call, const Kernels& kernels, const Machine& machine);
 
 }  // namespace attncore

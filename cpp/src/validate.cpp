@@ -1,210 +1,107 @@
 // Every precondition, before any work.  Messages name the argument, what came and what is accepted.
-#include <cmath>
-#include <cstdio>
-#include <limits>
-
 #include "require.h"
+#include "resolve.h"
 
 namespace attncore {
 namespace {
 
 using std::to_string;
 
-constexpr Index kFarthest = Index{1} << 60;  // as far as positions reach: sums of two stay in range
-constexpr Index kMostDims = Index{1} << 24;
+constexpr auto kRowAxes = "(batch, head, token, 1)";
+constexpr auto kTokenAxes = "(batch, head, token, dim)";
 
-void require_query_dtype(const char* argument, const Tensor& t, const Call& call) {
-  if (t.dtype == call.query.dtype) return;
-  throw DTypeError(std::string(argument) + ": dtype is " + name(t.dtype) + ", accepted is " +
-                   name(call.query.dtype) + ", as query's");
-}
+struct Named {
+  const char* name;
+  const Tensor* tensor;
+};
+using Inputs = BoundedArray<Named, 16 + kMaxBiases>;
 
-/// What is added to scores: float32, or query's dtype.
-void require_addend_dtype(const char* argument, const Tensor& t, const Call& call) {
-  if (t.dtype == call.query.dtype) return;
-  if (call.query.dtype == DType::f32) return require_dtype(argument, t, {DType::f32});
-  require_dtype(argument, t, {DType::f32, call.query.dtype});
-}
-
-void require_dim(const char* argument, const Tensor& t) {
-  if (t.shape[3] >= 1 && t.shape[3] <= kMostDims) return;
-  reject(argument, "shape is " + shape_text(t.shape) + ", dim must be 1 … " + to_string(kMostDims));
-}
-
-void require_operands(Call& call, bool with_value) {
-  constexpr auto kAxes = "(batch, head, token, dim)";
-  require_data("query", call.query);
-  require_data("key", call.key);
-  require_dtype("query", call.query, {DType::f32, DType::f64, DType::f16, DType::bf16});
-  require_query_dtype("key", call.key, call);
-  call.batch = call.query.shape[0];
-  call.heads = call.query.shape[1];
-  call.queries = call.query.shape[2];
-  call.dim = call.query.shape[3];
-  call.kv_heads = call.key.shape[1];
-  call.keys = call.key.shape[2];
-  require_dim("query", call.query);
-  if (call.heads < 1)
-    reject("query", "shape is " + shape_text(call.query.shape) + ", there must be at least 1 head");
-  require_shape("key", call.key, {call.batch, call.kv_heads, call.keys, call.dim}, kAxes);
-  if (call.kv_heads < 1 || call.heads % call.kv_heads != 0) {
-    reject("key", "has " + to_string(call.kv_heads) + " heads, query's " + to_string(call.heads) +
-                      " must be a multiple of it");
-  }
-  call.group = call.heads / call.kv_heads;
-  if (!with_value) return;
-  require_data("value", call.value);
-  require_query_dtype("value", call.value, call);
-  call.value_dim = call.value.shape[3];
-  require_shape("value", call.value, {call.batch, call.kv_heads, call.keys, call.value_dim}, kAxes);
-  require_dim("value", call.value);
-}
-
-std::string number(double x) {
-  char text[32];
-  std::snprintf(text, sizeof text, "%g", x);
-  return text;
-}
-
-void require_scalars(Call& call) {
+/// What a call reads; backward reads out and lse too, and more.
+Inputs inputs_of(const Call& call) {
   const Score& score = call.score;
-  const bool f64 = call.compute() == DType::f64;
-  const double largest = f64 ? std::numeric_limits<double>::max() : std::numeric_limits<float>::max();
-  const double smallest = f64 ? std::numeric_limits<double>::min() : std::numeric_limits<float>::min();
-  const std::string in = std::string(" in ") + name(call.compute());
-  call.scale = score.scale.value_or(1 / std::sqrt(static_cast<double>(call.dim)));
-  if (!(std::abs(call.scale) <= largest))
-    reject("scale", "is " + number(call.scale) + ", must be finite" + in);
-  call.softcap = score.softcap.value_or(0);
-  if (score.softcap && !(std::isfinite(call.softcap) && call.softcap >= smallest)) {
-    reject("softcap", "is " + number(call.softcap) + ", must be finite and greater than 0" + in);
-  }
-  if (call.softcap > largest) call.softcap = 0;  // no score is near it
-  for (const Index bound : {score.left, score.right}) {
-    if (bound < 0) reject("window", "has the bound " + to_string(bound) + ", bounds must be at least 0");
-  }
-  if (score.causal) call.score.right = 0;
-  if (score.left > 2 * kFarthest) call.score.left = kUnbounded;
-  if (call.score.right > 2 * kFarthest) call.score.right = kUnbounded;
+  Inputs inputs{{"query", &call.query},
+                {"key", &call.key},
+                {"value", &call.value},
+                {"mask", &score.mask},
+                {"alibi", &score.alibi},
+                {"relative_bias", &score.relative_bias.table},
+                {"sinks", &score.sinks},
+                {"query_segments", &score.query_segments},
+                {"key_segments", &score.key_segments},
+                {"query_offset", &score.query_offset},
+                {"query_lengths", &score.query_lengths},
+                {"key_lengths", &score.key_lengths}};
+  for (std::size_t i = 0; i < score.biases.size; ++i) inputs.push_back({"bias", &score.biases.items[i]});
+  return inputs;
 }
 
-void require_mask_and_biases(Call& call) {
-  const Shape scores{call.batch, call.heads, call.queries, call.keys};
-  constexpr auto kAxes = "(batch, head, query, key)";
-  if (Tensor& mask = call.score.mask; mask.given()) {
-    require_dtype("mask", mask, {DType::boolean});
-    broadcast_to("mask", mask, scores, kAxes);
-  }
-  for (std::size_t i = 0; i < call.score.biases.size; ++i) {
-    Tensor& bias = call.score.biases.items[i];
-    require_data("bias", bias);
-    require_addend_dtype("bias", bias, call);
-    broadcast_to("bias", bias, scores, kAxes);
-  }
-}
-
-void require_head_parameters(Call& call) {
-  if (Tensor& alibi = call.score.alibi; alibi.given()) {
-    require_addend_dtype("alibi", alibi, call);
-    if (alibi.shape[1] != call.heads) {
-      reject("alibi",
-             "has " + to_string(alibi.shape[1]) + " slopes, query has " + to_string(call.heads) + " heads");
-    }
-    broadcast_to("alibi", alibi, {call.batch, call.heads, 1, 1}, "(batch, head)");
-  }
-  if (const Tensor& sinks = call.score.sinks; sinks.given()) {
-    require_addend_dtype("sinks", sinks, call);
-    require_shape("sinks", sinks, {1, call.heads, 1, 1}, "(1, head, 1, 1)");
-  }
-}
-
-Index read_length(const char* argument, const Tensor& lengths, Index entry, Index tokens) {
-  if (!lengths.given()) return tokens;
-  const Index length = read_int(at(lengths, entry, 0), lengths.dtype);
-  if (length < 0 || length > tokens) {
-    reject(argument,
-           "entry " + to_string(entry) + " is " + to_string(length) + ", must be 0 … " + to_string(tokens));
-  }
-  return length;
-}
-
-/// Lengths and offsets, read once.
-void read_sequences(Call& call) {
-  Score& score = call.score;
-  for (const auto& [argument, lengths] :
-       {std::pair<const char*, const Tensor&>{"query_lengths", score.query_lengths},
-        {"key_lengths", score.key_lengths}}) {
-    if (lengths.given()) require_ints(argument, lengths, {call.batch, 1, 1, 1}, "(batch)");
-  }
-  Tensor& offset = score.query_offset;
-  if (offset.given()) {
-    require_dtype("query_offset", offset, {DType::i32, DType::i64});
-    broadcast_to("query_offset", offset, {call.batch, 1, 1, 1}, "(batch)");
-  }
-  if (!score.query_lengths.given() && !score.key_lengths.given() && !offset.given()) return;
-  call.sequences.reserve(static_cast<std::size_t>(call.batch));
-  for (Index entry = 0; entry < call.batch; ++entry) {
-    const Index queries = read_length("query_lengths", score.query_lengths, entry, call.queries);
-    const Index keys = read_length("key_lengths", score.key_lengths, entry, call.keys);
-    const Index first = offset.given() ? read_int(at(offset, entry, 0), offset.dtype) : keys - queries;
-    if (first < -kFarthest || first > kFarthest) {
-      reject("query_offset", "is " + to_string(first) + ", must be within ± 2**60");
-    }
-    call.sequences.push_back({entry, queries, keys, first});
-  }
-}
-
-void require_token_parameters(Call& call) {
-  Score& score = call.score;
-  if (score.query_segments.given() != score.key_segments.given()) {
-    reject(score.query_segments.given() ? "key_segments" : "query_segments",
-           "is not given, query_segments and key_segments come together");
-  }
-  if (score.query_segments.given()) {
-    require_ints("query_segments", score.query_segments, {call.batch, 1, call.queries, 1}, "(batch, token)");
-    require_ints("key_segments", score.key_segments, {call.batch, 1, call.keys, 1}, "(batch, token)");
-  }
-  read_sequences(call);
-}
-
-/// An output: its shape, that it is memory of its own, apart from every input.
-void require_output(const char* argument, const Tensor& out, const Call& call) {
+/// An output: memory of its own, apart from every input.
+void require_output(const char* argument, const Tensor& out, const Inputs& inputs) {
   require_data(argument, out);
   if (may_overlap_itself(out)) reject(argument, "items overlap each other");
-  const struct {
-    const char* name;
-    const Tensor& tensor;
-  } inputs[] = {{"query", call.query},
-                {"key", call.key},
-                {"value", call.value},
-                {"mask", call.score.mask},
-                {"alibi", call.score.alibi},
-                {"sinks", call.score.sinks},
-                {"query_segments", call.score.query_segments},
-                {"key_segments", call.score.key_segments},
-                {"query_offset", call.score.query_offset},
-                {"query_lengths", call.score.query_lengths},
-                {"key_lengths", call.score.key_lengths}};
-  for (const auto& [name, tensor] : inputs) {
-    if (tensor.given() && may_overlap(out, tensor)) reject(argument, std::string("overlaps ") + name);
-  }
-  for (std::size_t i = 0; i < call.score.biases.size; ++i) {
-    if (may_overlap(out, call.score.biases.items[i])) reject(argument, "overlaps bias");
+  for (std::size_t i = 0; i < inputs.size; ++i) {
+    const auto& [name, tensor] = inputs.items[i];
+    if (tensor->given() && may_overlap(out, *tensor)) reject(argument, std::string("overlaps ") + name);
   }
 }
 
-Call resolve(const Problem& problem, bool with_value) {
-  Call call;
-  call.query = problem.query;
-  call.key = problem.key;
-  if (with_value) call.value = problem.value;
-  call.score = problem.score;
-  require_operands(call, with_value);
-  require_scalars(call);
-  require_mask_and_biases(call);
-  require_head_parameters(call);
-  require_token_parameters(call);
-  return call;
+void require_out(const char* argument, const Tensor& out, const Call& call) {
+  require_query_dtype(argument, out, call);
+  require_shape(argument, out, {call.batch, call.heads, call.queries, call.value_dim}, kTokenAxes);
+}
+
+void require_lse(const char* argument, const Tensor& lse, const Call& call) {
+  require_dtype(argument, lse, {call.compute()});
+  require_shape(argument, lse, {call.batch, call.heads, call.queries, 1}, kRowAxes);
+}
+
+/// Backward's results: each like what it is the gradient of, and apart from all else.
+class Results {
+ public:
+  Results(Inputs inputs) : inputs_(inputs) {}
+
+  /// `t` if it is wanted; `of`: what it is the gradient of.
+  void add(const char* argument, const Tensor& t, const char* name_of, const Tensor& of) {
+    if (!t.given()) return;
+    if (!of.given()) reject(argument, std::string("is asked for, but ") + name_of + " is not given");
+    if (t.dtype != of.dtype) {
+      throw DTypeError(std::string(argument) + ": dtype is " + name(t.dtype) + ", accepted is " +
+                       name(of.dtype) + ", as " + name_of + "'s");
+    }
+    require_shape(argument, t, of.shape, (std::string("as ") + name_of + "'s").c_str());
+    require_output(argument, t, inputs_);
+    for (std::size_t i = 0; i < results_.size; ++i) {
+      const auto& [other, tensor] = results_.items[i];
+      if (may_overlap(t, *tensor)) reject(argument, std::string("overlaps ") + other);
+    }
+    results_.push_back({argument, &t});
+  }
+
+ private:
+  Inputs inputs_;
+  BoundedArray<Named, 8 + kMaxBiases> results_;
+};
+
+void require_results(const Call& call, const Problem& problem, const Gradients& g) {
+  Inputs inputs = inputs_of(call);
+  for (const auto& read : {Named{"out", &call.out}, Named{"lse", &call.lse}, Named{"d_out", &g.d_out},
+                           Named{"d_lse", &g.d_lse}}) {
+    inputs.push_back(read);
+  }
+  const std::size_t biases = problem.score.biases.size;
+  if (g.d_biases.size != 0 && g.d_biases.size != biases) {
+    reject("d_bias", "has " + to_string(g.d_biases.size) + " arrays, bias has " + to_string(biases));
+  }
+  Results results(inputs);
+  results.add("d_query", g.d_query, "query", problem.query);
+  results.add("d_key", g.d_key, "key", problem.key);
+  results.add("d_value", g.d_value, "value", problem.value);
+  for (std::size_t i = 0; i < g.d_biases.size; ++i) {
+    results.add("d_bias", g.d_biases.items[i], "bias", problem.score.biases.items[i]);
+  }
+  results.add("d_alibi", g.d_alibi, "alibi", problem.score.alibi);
+  results.add("d_relative_bias", g.d_relative_bias, "relative_bias", problem.score.relative_bias.table);
+  results.add("d_sinks", g.d_sinks, "sinks", problem.score.sinks);
 }
 
 }  // namespace
@@ -213,17 +110,42 @@ Call validate(const Problem& problem) {
   Call call = resolve(problem, true);
   call.out = problem.out;
   call.lse = problem.lse;
-  require_query_dtype("out", call.out, call);
-  require_shape("out", call.out, {call.batch, call.heads, call.queries, call.value_dim},
-                "(batch, head, token, dim)");
-  require_output("out", call.out, call);
+  const auto inputs = inputs_of(call);
+  require_out("out", call.out, call);
+  require_output("out", call.out, inputs);
   if (call.lse.given()) {
-    require_dtype("lse", call.lse, {call.compute()});
-    require_shape("lse", call.lse, {call.batch, call.heads, call.queries, 1}, "(batch, head, token, 1)");
-    require_output("lse", call.lse, call);
+    require_lse("lse", call.lse, call);
+    require_output("lse", call.lse, inputs);
     if (may_overlap(call.lse, call.out)) reject("lse", "overlaps out");
   }
   return call;
+}
+
+BackwardCall validate(const Problem& problem, const Gradients& gradients) {
+  BackwardCall backward{resolve(problem, true), gradients};
+  Call& call = backward.call;
+  call.out = problem.out;
+  call.lse = problem.lse;
+  for (const auto& [argument, tensor] : {Named{"out", &call.out}, Named{"d_out", &gradients.d_out}}) {
+    require_data(argument, *tensor);
+    require_out(argument, *tensor, call);
+  }
+  require_data("lse", call.lse);
+  require_lse("lse", call.lse, call);
+  if (gradients.d_lse.given()) require_lse("d_lse", gradients.d_lse, call);
+  require_results(call, problem, gradients);
+  Gradients& g = backward.gradients;
+  const Shape scores{call.batch, call.heads, call.queries, call.keys};
+  for (std::size_t i = 0; i < g.d_biases.size; ++i) {
+    if (g.d_biases.items[i].given())
+      broadcast_to("d_bias", g.d_biases.items[i], scores, "(batch, head, query, key)");
+  }
+  if (g.d_alibi.given()) broadcast_to("d_alibi", g.d_alibi, {call.batch, call.heads, 1, 1}, "(batch, head)");
+  if (Tensor& d_table = g.d_relative_bias; d_table.given()) {
+    broadcast_to("d_relative_bias", d_table, {call.batch, call.heads, 1, d_table.shape[3]},
+                 "(1, head, 1, bucket)");
+  }
+  return backward;
 }
 
 Call validate(const Problem& problem, const Weights& weights) {
@@ -248,11 +170,11 @@ Call validate(const Problem& problem, const Weights& weights) {
   constexpr auto kAxes = "(batch, head, row, key)";
   require_dtype("probabilities", weights.probabilities, {call.compute()});
   require_shape("probabilities", weights.probabilities, {call.batch, call.heads, rows, columns}, kAxes);
-  require_output("probabilities", weights.probabilities, call);
+  require_output("probabilities", weights.probabilities, inputs_of(call));
   if (weights.indices.given()) {
     require_dtype("indices", weights.indices, {DType::i64});
     require_shape("indices", weights.indices, weights.probabilities.shape, kAxes);
-    require_output("indices", weights.indices, call);
+    require_output("indices", weights.indices, inputs_of(call));
     if (may_overlap(weights.indices, weights.probabilities)) reject("indices", "overlaps probabilities");
   }
   for (const Tensor& out : {weights.probabilities, weights.indices}) {

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from attncore._api import attention
+from attncore._backward import attention_backward, dropout_mask
 from attncore._inspect import attention_weights, explain
+from attncore._layers import LinearGradients, linear, linear_backward, rope
 from attncore._merge import merge
+from attncore._multi_head_attention import MultiHeadAttention
 from attncore._runtime import (
     available_isas,
     get_cmake_dir,
@@ -17,22 +20,32 @@ from attncore._runtime import (
     version,
 )
 from attncore._torch_like import scaled_dot_product_attention
-from attncore._types import Plan
+from attncore._types import Gradients, Plan, RelativeBias, Rotary
 
 __version__ = version()
 
 __all__ = [
+    "Gradients",
+    "LinearGradients",
+    "MultiHeadAttention",
     "Plan",
+    "RelativeBias",
+    "Rotary",
     "__version__",
     "attention",
+    "attention_backward",
     "attention_weights",
     "available_isas",
+    "dropout_mask",
     "explain",
     "get_cmake_dir",
     "get_include",
     "get_num_threads",
     "isa",
+    "linear",
+    "linear_backward",
     "merge",
+    "rope",
     "scaled_dot_product_attention",
     "set_num_threads",
     "show_config",

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from attncore import _core
-from attncore._types import Array, Floats, Ints, Layout, ScoreOptions, Window
+from attncore._types import Array, Floats, Ints, Layout, RelativeBias, ScoreOptions, Window
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -21,6 +21,8 @@ def attention(
     key: Array,
     value: Array,
     *,
+    dropout_p: float = ...,
+    seed: int = ...,
     out: Array | None = ...,
     return_lse: Literal[False] = ...,
     **options: Unpack[ScoreOptions],
@@ -31,6 +33,8 @@ def attention(
     key: Array,
     value: Array,
     *,
+    dropout_p: float = ...,
+    seed: int = ...,
     out: Array | None = ...,
     return_lse: Literal[True],
     **options: Unpack[ScoreOptions],
@@ -46,6 +50,7 @@ def attention(
     mask: npt.NDArray[np.bool_] | None = None,
     bias: Array | Sequence[Array] | None = None,
     alibi: Array | Sequence[float] | None = None,
+    relative_bias: RelativeBias | None = None,
     softcap: float | None = None,
     sinks: Array | Sequence[float] | None = None,
     scale: float | None = None,
@@ -54,6 +59,8 @@ def attention(
     query_lengths: int | Ints | None = None,
     key_lengths: int | Ints | None = None,
     layout: Layout = "bhsd",
+    dropout_p: float = 0.0,
+    seed: int = 0,
     out: Array | None = None,
     return_lse: bool = False,
     num_threads: int | None = None,
@@ -79,6 +86,7 @@ def attention(
             up to 8 such arrays.  −inf masks.
         alibi: Slopes, (heads,) or (batch, heads): + slope · −|position − key|
             (Press et al. 2022).
+        relative_bias: T5's: + table[head, bucket(key − position)], see `RelativeBias`.
         softcap: c > 0: scores become c · tanh(score / c), before bias and masks.
         sinks: Logits, (heads,): a term of the softmax's denominator (Xiao et al. 2024).
         scale: Default 1/√dim; any finite number.
@@ -87,6 +95,10 @@ def attention(
         query_lengths: Ints (batch,): queries past them see nothing.
         key_lengths: Ints (batch,): keys past them do not exist.
         layout: "bhsd", or "bshd" for query, key, value and out as (batch, token, head, dim).
+        dropout_p: Each weight is dropped with this probability (to 2⁻¹⁶), else divided by
+            1 − dropout_p (Srivastava et al. 2014); lse knows nothing of it.
+        seed: 0 … 2⁶⁴ − 1.  What is dropped depends on (seed, batch, head, query, key) alone:
+            `dropout_mask` shows it.
         out: Where to write the result; must not overlap an input.
         return_lse: Return (out, lse), with lse the logarithm of the softmax's denominator.
         num_threads: For this call.
@@ -122,6 +134,7 @@ def attention(
         mask,
         bias,
         alibi,
+        relative_bias,
         softcap,
         sinks,
         scale,
@@ -130,4 +143,6 @@ def attention(
         query_lengths,
         key_lengths,
         num_threads,
+        dropout_p,
+        seed,
     )

@@ -22,9 +22,97 @@ def attention_weights(
     /,
     *options: Any,
 ) -> Any: ...
+def attention_backward(
+    query: npt.NDArray[Any],
+    key: npt.NDArray[Any],
+    value: npt.NDArray[Any],
+    out: npt.NDArray[Any],
+    lse: npt.NDArray[Any],
+    d_out: npt.NDArray[Any],
+    d_lse: npt.NDArray[Any] | None,
+    results: tuple[Any, ...],
+    /,
+    *options: Any,
+) -> None: ...
+def dropout_mask(
+    arg0: int,
+    arg1: float,
+    arg2: npt.NDArray[np.int64] | None,
+    arg3: npt.NDArray[np.bool_],
+    /,
+) -> None: ...
 def explain(
     query: npt.NDArray[Any], key: npt.NDArray[Any], value: npt.NDArray[Any], /, *options: Any
 ) -> dict[str, Any]: ...
+def linear(
+    x: npt.NDArray[Any],
+    weight: npt.NDArray[Any],
+    bias: npt.NDArray[Any] | None,
+    out: npt.NDArray[Any] | None,
+    num_threads: int | None,
+    /,
+) -> npt.NDArray[Any]: ...
+def linear_backward(
+    d_y: npt.NDArray[Any],
+    x: npt.NDArray[Any],
+    weight: npt.NDArray[Any],
+    wanted: tuple[bool, ...],
+    into: tuple[npt.NDArray[Any] | None, ...],
+    num_threads: int | None,
+    /,
+) -> tuple[Any, Any, Any]: ...
+def rope(
+    x: npt.NDArray[Any],
+    positions: Any,
+    base: float,
+    dims: int | None,
+    interleaved: bool,
+    inverse: bool,
+    layout: str,
+    out: npt.NDArray[Any] | None,
+    num_threads: int | None,
+    /,
+) -> npt.NDArray[Any]: ...
+
+class MultiHeadAttention:
+    def __init__(
+        self,
+        sizes: tuple[Any, ...],
+        bias: bool,
+        add_bias_kv: bool,
+        add_zero_attn: bool,
+        rotary: tuple[float, int | None, bool] | None,
+        qk_norm: float | None,
+        dtype: np.dtype[Any],
+        seed: int,
+        batch_first: bool,
+        /,
+    ) -> None: ...
+    def parameters(self) -> list[tuple[str, npt.NDArray[Any], npt.NDArray[Any]]]: ...
+    def forward(
+        self,
+        x: npt.NDArray[Any],
+        context: npt.NDArray[Any] | None,
+        value_context: npt.NDArray[Any] | None,
+        positions: Any,
+        key_positions: Any,
+        keep: bool,
+        weights_by_head: bool | None,
+        /,
+        *options: Any,
+    ) -> Any: ...
+    def kept_options(self) -> tuple[Any, ...]: ...
+    def backward(
+        self,
+        d_y: npt.NDArray[Any],
+        wanted: tuple[bool, ...],
+        options: tuple[Any, ...],
+        accumulate: bool,
+        num_threads: int | None,
+        /,
+    ) -> tuple[Any, Any, Any, int]: ...
+    def forget(self) -> None: ...
+
 def version() -> str: ...
 def isa() -> str: ...
 def available_isas() -> list[str]: ...

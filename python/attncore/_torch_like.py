@@ -31,7 +31,8 @@ def scaled_dot_product_attention(
         value: (..., kv_heads, keys, value_dim).
         attn_mask: bool (True lets attend), or floats that are added to the scores; broadcasts to
             (..., heads, queries, keys).
-        dropout_p: Must be 0.
+        dropout_p: Must be 0: torch draws from a global generator, which this library has not;
+            `attention` has dropout with a seed.
         is_causal: Not together with attn_mask.
         scale: Default 1/√dim.
         enable_gqa: kv_heads may divide heads.
@@ -53,7 +54,9 @@ def scaled_dot_product_attention(
     if not 0 <= dropout_p <= 1:
         raise ValueError(f"dropout_p: is {dropout_p}, must be within 0 … 1")
     if dropout_p > 0:
-        raise NotImplementedError(f"dropout_p: is {dropout_p}, must be 0: there is no dropout yet")
+        raise NotImplementedError(
+            f"dropout_p: is {dropout_p}, must be 0: use attention with a seed"
+        )
     if attn_mask is not None and is_causal:
         raise ValueError("attn_mask: is given with is_causal=True, only one of them may be")
     for name, array in (("query", query), ("key", key), ("value", value)):

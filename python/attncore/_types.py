@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias, TypedDict
+from typing import Any, Literal, NamedTuple, TypeAlias, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,59 @@ Floats: TypeAlias = npt.NDArray[np.floating[Any]]
 Ints: TypeAlias = npt.NDArray[np.integer[Any]] | Sequence[int]
 Layout: TypeAlias = Literal["bhsd", "bshd"]
 Window: TypeAlias = tuple[int | None, int | None]
+
+
+class RelativeBias(NamedTuple):
+    """The relative position bias of T5 (Raffel et al. 2020), computed inside attention's tiles.
+
+    A score gets ``table[head, bucket(key - position)]``.  Half of one direction's buckets are for
+    the distances 0, 1, …; the others for ranges that widen by a constant ratio up to
+    ``max_distance``, where the last one begins.
+
+    Args:
+        table: (heads, buckets), float32 or query's dtype.
+        bidirectional: Half of the buckets are for keys after the position (T5's encoder); if not,
+            those keys share bucket 0 (its decoder).
+        max_distance: Greater than the number of buckets for single distances.
+
+    Example:
+        >>> import numpy as np, attncore
+        >>> x = np.ones((1, 2, 5, 8), np.float32)
+        >>> bias = attncore.RelativeBias(np.zeros((2, 32), np.float32), bidirectional=False)
+        >>> attncore.attention(x, x, x, causal=True, relative_bias=bias).shape
+        (1, 2, 5, 8)
+    """
+
+    table: Array
+    bidirectional: bool = True
+    max_distance: int = 128
+
+
+class Gradients(NamedTuple):
+    """What `attention_backward` returns: each like its argument, None for what was not given."""
+
+    query: Array | None = None
+    key: Array | None = None
+    value: Array | None = None
+    bias: Array | tuple[Array | None, ...] | None = None
+    alibi: Array | None = None
+    sinks: Array | None = None
+    relative_bias: Array | None = None
+
+
+class CrossGradients(NamedTuple):
+    """The gradients of a call with a context."""
+
+    x: Array | None
+    context: Array | None
+
+
+class CrossValueGradients(NamedTuple):
+    """The gradients of a call with a context and a value context."""
+
+    x: Array | None
+    context: Array | None
+    value_context: Array | None
 
 
 class ScoreOptions(TypedDict, total=False):
@@ -26,6 +79,7 @@ class ScoreOptions(TypedDict, total=False):
     mask: npt.NDArray[np.bool_] | None
     bias: Array | Sequence[Array] | None
     alibi: Array | Sequence[float] | None
+    relative_bias: RelativeBias | None
     softcap: float | None
     sinks: Array | Sequence[float] | None
     scale: float | None
@@ -34,6 +88,19 @@ class ScoreOptions(TypedDict, total=False):
     query_lengths: int | Ints | None
     key_lengths: int | Ints | None
     num_threads: int | None
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """Rotary position embedding in a layer (Su et al. 2021): as the options of `rope`.
+
+    ``base`` is that of the frequencies; the first ``dims`` of a head are rotated, by default all;
+    pairs are dims (2i, 2i + 1) if ``interleaved``, else (i, i + dims / 2).
+    """
+
+    base: float = 10000.0
+    dims: int | None = None
+    interleaved: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 // A test that is compiled once for each instruction set of the build, with the flags of that ISA
-// (attn_isa_test in CMakeLists.txt).  The ISA's own file is included, so that its tag and what it specialises
-// are what is tested.
+// (attn_isa_test in CMakeLists.txt): its tag and what it specialises are what is tested.
 #pragma once
 
 #include ATTN_ISA_FILE  // NOLINT(bugprone-suspicious-include)
@@ -11,6 +10,7 @@
 #include <vector>
 
 #include "check.h"
+#include "cpu/kernels/forward.h"
 #include "random.h"
 
 using attncore::Index;
@@ -21,7 +21,7 @@ void test();
 
 int main() {
   if (!attncore::supported()) {
-    std::printf("skipped: this machine has no %s\n", attncore::ATTN_ISA_NAME.name);
+    std::printf("skipped: this machine has no %s\n", ATTN_ISA_NAME);
     return 77;
   }
   test();

@@ -29,6 +29,9 @@ struct DeviceMath {
   static __device__ float load(const std::byte* p, const Tensor& like, const Keys&) {
     return load_one(p, like.dtype);
   }
+  static __device__ float by_distance(const float* line, Index farthest, Index distance) {
+    return line[farthest + max(-farthest, min(distance, farthest))];
+  }
   static __device__ float distance(Index position, const Keys& keys) {
     return fabsf(static_cast<float>(position - keys.first));
   }

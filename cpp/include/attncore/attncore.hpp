@@ -65,6 +65,15 @@ struct BoundedArray {
 inline constexpr Index kUnbounded = std::numeric_limits<Index>::max();
 inline constexpr std::size_t kMaxBiases = 8;
 
+/// The relative position bias of T5 (Raffel et al. 2020): + table[head][bucket(key − position)].  Half of the buckets
+/// are for single distances, the others for ever wider ranges up to max_distance, where the last one begins.
+struct RelativeBias {
+  Tensor table;  ///< floats, (1, head, 1, bucket)
+  bool bidirectional =
+      true;  ///< half of the buckets are for keys after the position; else those share bucket 0
+  Index max_distance = 128;
+};
+
 /// What happens between Q·Kᵀ and the softmax.  Every default means "off".
 struct Score {
   std::optional<double> scale;    ///< default 1/√dim
@@ -79,10 +88,18 @@ struct Score {
   Tensor mask;  ///< boolean, True = attend; broadcasts to (batch, head, query, key)
   BoundedArray<Tensor, kMaxBiases> biases;  ///< floats, each broadcasts to (batch, head, query, key)
   Tensor alibi;                             ///< slopes, (1 or batch, head, 1, 1): + slope · −|position − key|
-  Tensor sinks;                             ///< logits, (1, head, 1, 1): a term of the softmax's denominator
+  RelativeBias relative_bias;
+  Tensor sinks;  ///< logits, (1, head, 1, 1): a term of the softmax's denominator
 
   Tensor query_segments, key_segments;  ///< ints, (batch, 1, token, 1): attend only where equal
   Tensor query_lengths, key_lengths;    ///< ints, (batch, 1, 1, 1): tokens past them do not exist
+};
+
+/// Each weight is kept, and divided by 1 − probability, or dropped (Srivastava et al. 2014).  What is kept is a function
+/// of (seed, batch, head, query, key) alone: docs/semantics.md has the format.
+struct Dropout {
+  double probability = 0;  ///< 0 ≤ probability < 1, rounded to a multiple of 2⁻¹⁶
+  std::uint64_t seed = 0;
 };
 
 struct Problem {
@@ -92,6 +109,18 @@ struct Problem {
   Tensor out;    ///< (batch, heads, queries, value_dim), written
   Tensor lse;    ///< optional: (batch, heads, queries, 1), written; f32, f64 for f64: log Σ exp(score)
   Score score;
+  Dropout dropout;
+};
+
+/// What backward() reads and writes beside the problem.  A result without `data` is not wanted, and costs nothing.
+struct Gradients {
+  Tensor d_out;                    ///< like out
+  Tensor d_lse;                    ///< optional: like lse
+  Tensor d_query, d_key, d_value;  ///< like query, key and value; written
+  BoundedArray<Tensor, kMaxBiases>
+      d_biases;  ///< each like its bias, summed over what the bias repeats; none, or as
+                 ///< many as there are biases
+  Tensor d_alibi, d_relative_bias, d_sinks;  ///< like alibi, the relative bias's table and sinks
 };
 
 /// Scratch memory that calls reuse.  One call at a time may use it; without one, each calling thread has its
@@ -140,7 +169,16 @@ struct NotImplemented : std::logic_error {
 /// Cancelled.
 void forward(const Problem& problem, const Options& options = {});
 
-/// The probabilities that forward() uses.  problem.value and problem.out are not read.
+/// The gradients of a function of (out, lse) = attention(problem), given its gradients by them.  problem.out and
+/// problem.lse (which must be there) are what forward() wrote for the same problem, and are read here.
+void backward(const Problem& problem, const Gradients& gradients, const Options& options = {});
+
+/// keep (batch, heads, rows, keys), booleans, written: what dropout keeps.  `rows`, ints (1, 1, rows, 1): which queries;
+/// not given: 0, 1, …
+void dropout_mask(const Dropout& dropout, const Tensor& rows, const Tensor& keep,
+                  const Options& options = {});
+
+/// The probabilities that forward() uses, before dropout.  problem.value and problem.out are not read.
 struct Weights {
   Tensor rows;           ///< ints, (1, 1, rows, 1): which queries; not given: all
   Tensor probabilities;  ///< (batch, heads, rows, keys), or (…, top_k); f32, f64 for f64; written

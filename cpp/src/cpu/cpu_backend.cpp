@@ -5,49 +5,14 @@
 #include "../backend.h"
 #include "../machine.h"
 #include "../score/steps.h"
+#include "backward_run.h"
+#include "cpu_layers.h"
 #include "crew.h"
 #include "dispatch.h"
+#include "memory.h"
 
 namespace attncore {
 namespace {
-
-constexpr std::size_t kKeptBytes = std::size_t{4} << 20U;  // of workspace, between calls
-
-/// The workspace of a call: the caller's, else the calling thread's own, else (Options::cancelled may call the library
-/// while the thread's is in use) one for this call.
-class Memory {
- public:
-  Memory(const Options& options, Index bytes) {
-    thread_local Own own;
-    if (options.workspace == nullptr && !own.in_use) own_ = &own;
-    Workspace& workspace = own_ != nullptr                ? own_->workspace
-                           : options.workspace != nullptr ? *options.workspace
-                                                          : spare_;
-    data_ = workspace.reserve(static_cast<std::size_t>(bytes));
-    if (own_ != nullptr) own_->in_use = true;
-  }
-  Memory(const Memory&) = delete;
-  Memory& operator=(const Memory&) = delete;
-  ~Memory() {
-    if (own_ == nullptr) return;
-    own_->workspace.trim(kKeptBytes);
-    own_->in_use = false;
-  }
-  std::byte* take(Index bytes) noexcept {
-    std::byte* const taken = data_;
-    data_ += bytes;
-    return taken;
-  }
-
- private:
-  struct Own {
-    Workspace workspace;
-    bool in_use = false;
-  };
-  Own* own_ = nullptr;
-  Workspace spare_;
-  std::byte* data_;
-};
 
 class ForwardRun {
  public:
@@ -221,10 +186,6 @@ class ForwardRun {
   std::int32_t* progress_;    // by row tile with state: the super-block after the last one that it has seen
 };
 
-int threads_of(const Options& options) noexcept {
-  return options.num_threads > 0 ? std::min(options.num_threads, kMostThreads) : get_num_threads();
-}
-
 Plan plan(const Call& call, const Options& options) {
   return make_plan(call, current_table().kernels(call.compute()), Machine{threads_of(options)});
 }
@@ -254,20 +215,18 @@ void weights(const Call& call, const Weights& weights, const Options& options) {
   crew.run(tasks, [&](Index number, int thread) {
     const Index head = number / tiles;
     const Index first = number % tiles * tile;
-    const auto stopped = [](void* asked, int by) { return static_cast<Crew*>(asked)->poll(by); };
     const WeightsTask task{.sequence = call.sequence(head / call.kv_heads),
                            .kv_head = head % call.kv_heads,
                            .rows = {first, min(first + tile, rows)},
                            .weights = &weights,
-                           .stopped = stopped,
-                           .crew = &crew,
-                           .thread = thread};
+                           .poll = crew.poll_for(thread)};
     kernels.weights(call, task, scratch + thread * bytes);
   });
 }
 
 }  // namespace
 
-extern constinit const Backend cpu_backend{"cpu", plan, forward, weights};
+extern constinit const Backend cpu_backend{"cpu",        plan,     forward,  weights,
+                                           run_backward, multiply, sum_rows, rope};
 
 }  // namespace attncore

@@ -6,8 +6,8 @@
 #include <exception>
 #include <thread>
 
-#include "../call.h"
 #include "../parallel.h"
+#include "kernels/kernels.h"
 
 namespace attncore {
 
@@ -42,6 +42,11 @@ class Crew {
       }
     }
     return stopped_.load(std::memory_order_relaxed);
+  }
+
+  /// For a kernel to ask.
+  [[nodiscard]] Poll poll_for(int thread) noexcept {
+    return {[](void* crew, int by) { return static_cast<Crew*>(crew)->poll(by); }, this, thread};
   }
 
   /// Waits for what a task claimed earlier will bring about.  False: the call was cancelled meanwhile.

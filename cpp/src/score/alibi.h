@@ -18,6 +18,13 @@ struct Alibi : NoOp {
     const auto slope = M::load_one(at(slopes, row.batch, row.head), slopes.dtype);
     return s - slope * M::distance(row.position, keys);
   }
+
+  /// The terms of the slope's gradient.
+  template <class M>
+  static ATTN_FN typename M::Scores reduce(const Row& row, typename M::Scores d_scores,
+                                           const typename M::Keys& keys) noexcept {
+    return -d_scores * M::distance(row.position, keys);
+  }
 };
 
 }  // namespace attncore

@@ -19,6 +19,14 @@ struct SoftCap : NoOp {
     const T cap = static_cast<T>(call.softcap);
     return cap * M::tanh(s / cap);
   }
+
+  /// d apply / d s at the result of apply: 1 − tanh².
+  template <class M>
+  static ATTN_FN typename M::Scores slope(const Call& call, typename M::Scores result) noexcept {
+    using T = typename M::Scalar;
+    const auto tanh = result / static_cast<T>(call.softcap);
+    return 1 - tanh * tanh;
+  }
 };
 
 }  // namespace attncore

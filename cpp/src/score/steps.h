@@ -5,6 +5,7 @@
 #include "bias.h"
 #include "lengths.h"
 #include "mask.h"
+#include "relative.h"
 #include "segments.h"
 #include "softcap.h"
 #include "window.h"
@@ -44,6 +45,14 @@ struct Pipeline {
     (apply_one<Steps, M>(call, row, steps, bit, visit), ...);
   }
 
+  /// The same, and after each step that is not additive visit_slope(scores → d result / d scores) at its result.
+  template <class M, class Visit, class VisitSlope>
+  static ATTN_FN void apply(const Call& call, const Row& row, StepSet steps, Visit visit,
+                            VisitSlope visit_slope) noexcept {
+    StepSet bit = 1;
+    (apply_with_slope<Steps, M>(call, row, steps, bit, visit, visit_slope), ...);
+  }
+
  private:
   static ATTN_FN void note(Touch touch, StepSet& bit, TileWork& work) noexcept {
     if (touch == Touch::hides_all) work.hidden = true;
@@ -61,9 +70,21 @@ struct Pipeline {
     }
     bit <<= 1U;
   }
+
+  template <class Step, class M, class Visit, class VisitSlope>
+  static ATTN_FN void apply_with_slope(const Call& call, const Row& row, StepSet steps, StepSet& bit,
+                                       Visit& visit, VisitSlope& visit_slope) noexcept {
+    const bool applied = (steps & bit) != 0;
+    apply_one<Step, M>(call, row, steps, bit, visit);
+    if constexpr (requires(typename M::Scores s) { Step::template slope<M>(call, s); }) {
+      if (applied) {
+        visit_slope([&](typename M::Scores result) { return Step::template slope<M>(call, result); });
+      }
+    }
+  }
 };
 
 /// In the order of application.
-using ScoreSteps = Pipeline<SoftCap, Alibi, Bias, Mask, Segments, Window, Lengths>;
+using ScoreSteps = Pipeline<SoftCap, Alibi, Relative, Bias, Mask, Segments, Window, Lengths>;
 
 }  // namespace attncore

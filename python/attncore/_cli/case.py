@@ -39,6 +39,8 @@ class Case:
     window: int | None = None
     padding: bool = False  # a boolean mask (batch, 1, 1, keys) hides the end of each entry
     bias: bool = False  # one (1, heads, queries, keys) array is added to the scores
+    training: bool = False  # the backward pass too
+    dropout: float = 0.0
 
     @cached_property
     def lengths(self) -> Array:
@@ -59,14 +61,16 @@ class Case:
 
     @property
     def flops(self) -> int:
-        """Multiplications and additions of both products over what is visible."""
-        return 4 * self.visible * self.heads * self.dim
+        """Multiplications and additions of the products over what is visible: two, and five."""
+        products = 7 if self.training else 2
+        return 2 * products * self.visible * self.heads * self.dim
 
     def bytes(self, item: int) -> int:
         """The memory that must be read or written once: inputs and output."""
         tensors = self.heads * self.queries * 2 + self.kv_heads * self.keys * 2
+        passes = 3 if self.training else 1  # backward reads all of them, and writes the gradients
         bias = self.heads * self.queries * self.keys if self.bias else 0
-        return (self.batch * tensors * self.dim + bias) * item
+        return (passes * self.batch * tensors * self.dim + bias) * item
 
     def inputs(self, dtype: np.dtype[Any], seed: int = 0) -> Inputs:
         """Standard normal arrays of the dtype, the same for a seed."""
@@ -86,6 +90,8 @@ class Case:
             options["mask"] = (np.arange(self.keys) < self.lengths[:, None])[:, None, None, :]
         if self.bias:
             options["bias"] = normal(1, self.heads, self.queries, self.keys)
+        if self.dropout:
+            options.update(dropout_p=self.dropout, seed=seed)
         return Inputs(query, key, value, options)
 
 

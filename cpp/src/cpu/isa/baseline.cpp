@@ -1,18 +1,8 @@
-// What the compiler emits by default: SSE2 on x86-64, NEON on AArch64.
+#include "baseline.h"
+
 #include "isa.h"
 
 namespace attncore {
-namespace {
-
-struct Baseline {
-  static constexpr int kBytes = 16, kRows = 6, kColumns = 2;
-  template <class T>
-  static constexpr Index kKeyTile = 128;
-};
-
-bool supported() noexcept { return true; }
-
-}  // namespace
 
 extern constinit const IsaTable baseline = make_table<Baseline>("baseline", supported);
 

@@ -1,7 +1,12 @@
-// An ISA file is a tag, what it specialises, and one table.
+// An ISA is a header with its tag and what it specialises, and a file with its table.
 #pragma once
 
+#include "../kernels/backward.h"
+#include "../kernels/backward_bias.h"
+#include "../kernels/backward_rows.h"
 #include "../kernels/combine.h"
+#include "../kernels/linear.h"
+#include "../kernels/rope.h"
 #include "../kernels/weights.h"
 
 namespace attncore {
@@ -25,6 +30,16 @@ double multiply_adds(Index rounds) noexcept {
 }
 
 template <class Isa, class T>
+BackwardSizes backward_sizes(const Call& call, Index owned_rows) noexcept {
+  const Index rows = call.batch * call.kv_heads * call.queries * call.group;
+  return {.row_tile = backward_rows(call, Isa::kRows),
+          .stats = 3 * rows * Index{sizeof(T)},
+          .scratch = max(BackwardKernel<Isa, T>::bytes(call, owned_rows), rows_scratch<Isa, T>(call)),
+          .bias_queries = BackwardBiasKernel<Isa, T>::bias_queries(call),
+          .bias_scratch = BackwardBiasKernel<Isa, T>::bytes(call)};
+}
+
+template <class Isa, class T>
 constexpr Kernels make_kernels(const char* name) noexcept {
   return {
       .name = name,
@@ -36,6 +51,16 @@ constexpr Kernels make_kernels(const char* name) noexcept {
       .forward = forward_task<Isa, T>,
       .combine = combine_parts<Isa, T>,
       .weights = weights_task<Isa, T>,
+      .backward_sizes = backward_sizes<Isa, T>,
+      .backward_rows = backward_rows_task<Isa, T>,
+      .backward = backward_task<Isa, T>,
+      .backward_bias = backward_bias_task<Isa, T>,
+      .product_sizes = ProductScratch<Isa, T>::sizes,
+      .pack_product = pack_product<Isa, T>,
+      .product = product_task<Isa, T>,
+      .column_sums = column_sums<Isa, T>,
+      .rope_scratch = rope_scratch<Isa, T>,
+      .rope = rope_task<Isa, T>,
       .multiply_adds = multiply_adds<Isa, T>,
   };
 }

@@ -2,54 +2,54 @@
 // (Rabe & Staats 2021; Dao et al. 2022).
 #pragma once
 
+#include "../tile/coins.h"
 #include "task.h"
 
 namespace attncore {
 
+/// Rows of a tensor over (batch, head, query, dims) in the accumulation type, into `room`.
 template <class Isa, class T>
-void load_queries(const Call& call, const TaskRows& row_at, Matrix<T> queries, Index rows) noexcept {
-  const Tensor& q = call.query;
-  with_storage<T>(q.dtype, [&]<DType kStorage>() {
+void load_rows(const Tensor& t, Index dims, const TaskRows& row_at, Matrix<T> room, Index rows) noexcept {
+  with_storage<T>(t.dtype, [&]<DType kStorage>() {
     for (Index row = 0; row < rows; ++row) {
       const Row r = row_at(row);
-      const std::byte* const in = at(q, r.batch, r.head, r.query);
-      for (Index dim = 0; dim < call.dim; dim += kWidth<Isa, T>) {
-        const Index dims = min(kWidth<Isa, T>, call.dim - dim);
-        store(queries.row(row) + dim,
-              load_items<Isa, T, kStorage>(in + dim * q.stride[3], q.stride[3], dims));
+      const std::byte* const in = at(t, r.batch, r.head, r.query);
+      for (Index dim = 0; dim < dims; dim += kWidth<Isa, T>) {
+        const Index count = min(kWidth<Isa, T>, dims - dim);
+        store(room.row(row) + dim, load_items<Isa, T, kStorage>(in + dim * t.stride[3], t.stride[3], count));
       }
     }
   });
 }
 
-/// The query rows of a task in the accumulation type: where they lie, if they lie so; else in `room`.
+/// The same rows where they lie, if they lie so; else in `room`, loaded if asked.
 template <class Isa, class T>
-ATTN_INLINE Matrix<const T> query_rows(const Call& call, const TaskRows& row_at, Matrix<T> room, Index rows,
-                                       bool load) noexcept {
-  const Tensor& q = call.query;
+ATTN_INLINE Matrix<const T> rows_of(const Tensor& t, Index dims, const TaskRows& row_at, Matrix<T> room,
+                                    Index rows, bool load) noexcept {
   constexpr Index kItem = sizeof(T);
   const Row first = row_at(0);
-  const std::byte* const data = at(q, first.batch, first.head, first.query);
-  const bool aligned = q.stride[2] % kItem == 0 && reinterpret_cast<std::uintptr_t>(data) % alignof(T) == 0;
-  if (q.dtype == call.compute() && call.group == 1 && q.stride[3] == kItem && aligned) {
-    return {reinterpret_cast<const T*>(data), q.stride[2] / kItem};
+  const std::byte* const data = at(t, first.batch, first.head, first.query);
+  const bool aligned = t.stride[2] % kItem == 0 && reinterpret_cast<std::uintptr_t>(data) % alignof(T) == 0;
+  if (t.dtype == row_at.call.compute() && row_at.call.group == 1 && t.stride[3] == kItem && aligned) {
+    return {reinterpret_cast<const T*>(data), t.stride[2] / kItem};
   }
-  if (load) load_queries<Isa, T>(call, row_at, room, rows);
+  if (load) load_rows<Isa, T>(t, dims, row_at, room, rows);
   return as_const(room);
 }
 
-/// Applies the score steps that have work in this tile to one row of it.
-template <class Isa, class T>
+/// Applies the score steps that have work in this tile to one row of it; `visit_slope`: as Pipeline::apply has it.
+template <class Isa, class T, class... VisitSlope>
 ATTN_INLINE void apply_steps(const Call& call, const Row& row, StepSet steps, Range keys, Index last,
-                             T* scores) noexcept {
+                             T* scores, VisitSlope... visit_slope) noexcept {
   using M = ScoreMath<Isa, T>;
   constexpr Index n = kWidth<Isa, T>;
-  ScoreSteps::apply<M>(call, row, steps, [&](auto step) {
+  const auto visit = [&](auto step) {
     for (Index i = 0; i < keys.size(); i += n) {
       const typename M::Keys at{keys.begin + i, min(n, last - keys.begin - i)};
       store(scores + i, step(load<Vec<Isa, T>>(scores + i), at));
     }
-  });
+  };
+  ScoreSteps::apply<M>(call, row, steps, visit, visit_slope...);
 }
 
 /// out and lse of rows that have seen all their keys.
@@ -103,10 +103,12 @@ void forward_task(const Call& call, const Task& task, std::byte* scratch_memory)
   const Accumulated<T> accumulated{scratch.keep};
   const Index panel_bytes = Scratch<Isa, T>::sizes(call, rows).panel;
   const Index key_tile = Isa::template kKeyTile<T>;
+  TileCoins<Isa, T> coins;
 
   if (task.first) state.clear(rows);
   const bool load = task.first || task.packed != nullptr;  // else they are there from the keys before
-  const auto queries = query_rows<Isa, T>(call, row_at, scratch.queries, rows, load);  // (rows, dim)
+  const auto queries =
+      rows_of<Isa, T>(call.query, call.dim, row_at, scratch.queries, rows, load);  // (rows, dim)
 
   const Range seen = intersect(task.keys, ScoreSteps::visible(call, block));
   for (Index first = seen.begin - seen.begin % key_tile; first < seen.end; first += key_tile) {
@@ -127,7 +129,8 @@ void forward_task(const Call& call, const Task& task, std::byte* scratch_memory)
       if (work.steps != 0) {
         apply_steps<Isa, T>(call, row_at(row), work.steps, keys, task.sequence.keys, scores);
       }
-      softmax.update(row, scores, keys.size(), poison, scratch.keep);
+      const T* const factors = call.dropout.given() ? coins.of(call.dropout, row_at(row), keys) : nullptr;
+      softmax.update(row, scores, keys.size(), poison, scratch.keep, factors);
     }
     // O (rows, value_dim) = keep · O + P·V
     const auto values = as_const(tile.values);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../../score/score.h"
+#include "product.h"
 
 namespace attncore {
 
@@ -25,6 +26,16 @@ struct Sizes {
   Index scratch, state, panel;
 };
 
+/// How a task learns that the call was cancelled: it asks now and then.
+struct Poll {
+  bool (*stopped)(void* crew, int thread) = nullptr;
+  void* crew = nullptr;
+  int thread = 0;
+  [[nodiscard]] ATTN_INLINE bool operator()() const noexcept {
+    return stopped != nullptr && stopped(crew, thread);
+  }
+};
+
 /// A piece of attention_weights' work: rows of one KV head's queries, in the order of Task, but of the chosen
 /// queries: row r is query chosen[r / group].
 struct WeightsTask {
@@ -32,15 +43,44 @@ struct WeightsTask {
   Index kv_head = 0;
   Range rows;
   const Weights* weights = nullptr;
-
-  bool (*stopped)(void* crew, int thread) = nullptr;  // whether the call was cancelled: asked now and then
-  void* crew = nullptr;
-  int thread = 0;
+  Poll poll;
 
   [[nodiscard]] ATTN_INLINE Index query(Index chosen) const noexcept {
     const Tensor& list = weights->rows;
     return list.given() ? read_int(at(list, 0, 0, chosen), list.dtype) : chosen;
   }
+};
+
+/// A piece of backward's work: query rows against keys.
+struct BackwardTask {
+  Sequence sequence;
+  Index kv_head = 0;
+  Range
+      rows;  // in the order of Task, from a multiple of the row tile on; may reach past the sequence's queries
+  Range keys;                      // from a multiple of the key tile on; may reach past the sequence's keys
+  bool owns_rows = false;          // writes the rows' d_query
+  bool owns_keys = false;          // writes the keys' d_key and d_value, and what follows
+  unsigned own_biases = 0;         // bit i: the gradient of bias i, which is not broadcast
+  double* alibi_shares = nullptr;  // (key tiles, group)
+  double* relative_shares = nullptr;  // (key tiles, group, buckets)
+  double* sink_shares = nullptr;      // (group)
+  std::byte* stats = nullptr;         // RowStats of all rows
+  Poll poll;
+};
+
+/// A tile of the gradient of a bias that is broadcast; where it is, a range is all that it is repeated for.
+struct BackwardBiasTask {
+  std::size_t bias = 0;
+  Range batches, kv_heads, queries, keys;
+  const Sequence* sequences = nullptr;  // of all batch entries, where they differ
+  std::byte* stats = nullptr;
+  Poll poll;
+};
+
+/// What plans need to know of backward's kernels.
+struct BackwardSizes {
+  Index row_tile, stats, scratch, bias_queries,
+      bias_scratch;  // rows; bytes of all rows' stats; bytes; queries; bytes
 };
 
 struct Kernels {
@@ -54,6 +94,20 @@ struct Kernels {
   /// Merges the states of `parts` tasks, in their order, and writes out and lse; task.state is the first.
   void (*combine)(const Call&, const Task&, Index parts) noexcept;
   void (*weights)(const Call&, const WeightsTask&, std::byte* scratch) noexcept;
+  /// For tasks that own so many rows.
+  BackwardSizes (*backward_sizes)(const Call&, Index owned_rows) noexcept;
+  void (*backward_rows)(const BackwardCall&, const BackwardTask&, std::byte* scratch) noexcept;
+  void (*backward)(const BackwardCall&, const BackwardTask&, std::byte* scratch) noexcept;
+  void (*backward_bias)(const BackwardCall&, const BackwardBiasTask&, std::byte* scratch) noexcept;
+
+  ProductSizes (*product_sizes)(const Product&, Index rows, Index columns, Index depth) noexcept;
+  void (*pack_product)(const Product&, const ProductPacking&, std::byte* scratch) noexcept;
+  void (*product)(const Product&, const ProductTask&, std::byte* scratch) noexcept;
+  /// c (1, columns) = the sums over a's rows, in their order: task.rows, of which there are at most kDepthBlock.
+  void (*column_sums)(const Product&, const ProductTask&, std::byte* scratch) noexcept;
+  Index (*rope_scratch)(const RopeCall&) noexcept;
+  void (*rope)(const RopeCall&, const RopeTask&, std::byte* scratch) noexcept;
+
   /// The floating-point operations of `rounds` rounds of multiply-adds in registers, which it does.
   double (*multiply_adds)(Index rounds) noexcept;
 };

@@ -30,11 +30,8 @@ void pack_key_tile(const Call& call, const Sequence& sequence, Index kv_head, Ra
   const auto tile = KeyTile<Isa, T>::in(memory, call, keys.size());
   const KeySource k = key_source(call.key, sequence.batch, kv_head);
   const KeySource v = key_source(call.value, sequence.batch, kv_head);
-  with_storage<T>(k.storage,
-                  [&]<DType kStorage>() { pack_transposed<Isa, T, kStorage>(tile.keys, k, keys.begin); });
-  const bool finite = with_storage<T>(
-      v.storage, [&]<DType kStorage>() { return pack_rows<Isa, T, kStorage>(tile.values, v, keys.begin); });
-  *tile.poison = finite ? 0 : 1;
+  pack_transposed<Isa, T>(tile.keys, k, keys.begin);
+  *tile.poison = pack_rows<Isa, T>(tile.values, v, keys.begin) ? 0 : 1;
 }
 
 /// Sums over many keys are sums of sums: at each multiple of so many keys the softmax's state is merged into a second

@@ -91,11 +91,9 @@ class WeightsKernel {
       const TileWork work =
           ScoreSteps::touch(call_, rows, {first, first + round_up(keys.size(), kWidth<Isa, T>)});
       if (work.hidden) continue;
-      if (task_.stopped(task_.crew, task_.thread)) return;
+      if (task_.poll()) return;
       const Panel<T> panel{reinterpret_cast<T*>(scratch_.panel), keys.size(), call_.dim};
-      with_storage<T>(source.storage, [&]<DType kStorage>() {
-        pack_transposed<Isa, T, kStorage>(panel, source, keys.begin);
-      });
+      pack_transposed<Isa, T>(panel, source, keys.begin);
       gemm<Isa, T>(scratch_.scores, as_const(scratch_.queries), as_const(panel), rows_, keys.size(),
                    call_.dim, Scaled<T>{static_cast<T>(call_.scale)});
       for (Index row = 0; row < rows_; ++row) {

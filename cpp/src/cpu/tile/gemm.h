@@ -11,6 +11,16 @@
 
 namespace attncore {
 
+/// C = A·B
+template <class T>
+struct Stored {
+  template <class V>
+  ATTN_INLINE V operator()(const T* c, V sum, Index row) const noexcept {
+    (void)c, (void)row;
+    return sum;
+  }
+};
+
 /// C = scale · A·B
 template <class T>
 struct Scaled {
@@ -36,6 +46,16 @@ struct Accumulated {
   }
 };
 
+/// C = C + A·B
+template <class T>
+struct Added {
+  template <class V>
+  ATTN_INLINE V operator()(const T* c, V sum, Index row) const noexcept {
+    (void)row;
+    return load<V>(c) + sum;
+  }
+};
+
 template <class T>
 struct Matrix {  // row-major; `stride` in items
   T* data;
@@ -48,25 +68,63 @@ ATTN_INLINE Matrix<const T> as_const(Matrix<T> m) noexcept {
   return {m.data, m.stride};
 }
 
+/// An A that is read by columns: element (row, k) is row k, column `row` of a row-major matrix.
+template <class T>
+struct Transposed {
+  const T* data;
+  Index stride;
+};
+
+template <class T>
+ATTN_INLINE Transposed<T> transposed(Matrix<T> m) noexcept {
+  return {m.data, m.stride};
+}
+
+/// kRows rows of an A from `row` on: item(i, k) is element (row + i, k).
+template <class T, int kRows>
+struct RowItems {
+  const T* row[kRows];
+  ATTN_INLINE RowItems(Matrix<const T> a, Index first) noexcept {
+    for (int i = 0; i < kRows; ++i) row[i] = a.row(first + i);
+  }
+  ATTN_INLINE T item(int i, Index k) const noexcept { return row[i][k]; }
+};
+
+template <class T, int kRows>
+struct ColumnItems {
+  const T* first;
+  Index stride;
+  ATTN_INLINE ColumnItems(Transposed<T> a, Index row) noexcept : first(a.data + row), stride(a.stride) {}
+  ATTN_INLINE T item(int i, Index k) const noexcept { return first[k * stride + i]; }
+};
+
+template <int kRows, class T>
+ATTN_INLINE RowItems<T, kRows> items_of(Matrix<const T> a, Index row) noexcept {
+  return {a, row};
+}
+template <int kRows, class T>
+ATTN_INLINE ColumnItems<T, kRows> items_of(Transposed<T> a, Index row) noexcept {
+  return {a, row};
+}
+
 template <class T>
 ATTN_INLINE Panel<const T> as_const(Panel<T> p) noexcept {
   return {p.data, p.columns, p.depth};
 }
 
 /// kRows × kColumns registers of C at (row, first column of the strip).
-template <class Isa, class T, int kRows, int kColumns, class Finish>
-ATTN_INLINE void multiply_block(Matrix<T> c, Matrix<const T> a, const T* strip, Index depth, Index row,
+template <class Isa, class T, int kRows, int kColumns, class A, class Finish>
+ATTN_INLINE void multiply_block(Matrix<T> c, A a, const T* strip, Index depth, Index row,
                                 Finish finish) noexcept {
   using V = Vec<Isa, T>;
   constexpr int n = kWidth<Isa, T>;
   V sum[kRows][kColumns]{};
-  const T* a_row[kRows];
-  for (int i = 0; i < kRows; ++i) a_row[i] = a.row(row + i);
+  const auto rows = items_of<kRows>(a, row);
   for (Index k = 0; k < depth; ++k) {
     V b[kColumns];
     for (int j = 0; j < kColumns; ++j) b[j] = load<V>(strip + (k * kColumns + j) * n);
     for (int i = 0; i < kRows; ++i) {
-      const V x = broadcast<V>(a_row[i][k]);
+      const V x = broadcast<V>(rows.item(i, k));
       for (int j = 0; j < kColumns; ++j) sum[i][j] = x * b[j] + sum[i][j];
     }
   }
@@ -79,9 +137,9 @@ ATTN_INLINE void multiply_block(Matrix<T> c, Matrix<const T> a, const T* strip, 
 }
 
 /// The last rows, fewer than Isa::kRows: one block of exactly as many.
-template <class Isa, class T, int kRows, int kColumns, class Finish>
-ATTN_INLINE void multiply_rest(Matrix<T> c, Matrix<const T> a, const T* strip, Index depth, Index row,
-                               Index rows, Finish finish) noexcept {
+template <class Isa, class T, int kRows, int kColumns, class A, class Finish>
+ATTN_INLINE void multiply_rest(Matrix<T> c, A a, const T* strip, Index depth, Index row, Index rows,
+                               Finish finish) noexcept {
   if constexpr (kRows > 0) {
     if (rows == kRows) return multiply_block<Isa, T, kRows, kColumns>(c, a, strip, depth, row, finish);
     multiply_rest<Isa, T, kRows - 1, kColumns>(c, a, strip, depth, row, rows, finish);
@@ -89,9 +147,8 @@ ATTN_INLINE void multiply_rest(Matrix<T> c, Matrix<const T> a, const T* strip, I
 }
 
 /// All rows of a strip of kColumns registers.
-template <class Isa, class T, int kColumns, class Finish>
-void multiply_strip(Matrix<T> c, Matrix<const T> a, const T* strip, Index rows, Index depth,
-                    Finish finish) noexcept {
+template <class Isa, class T, int kColumns, class A, class Finish>
+void multiply_strip(Matrix<T> c, A a, const T* strip, Index rows, Index depth, Finish finish) noexcept {
   Index row = 0;
   for (; row + Isa::kRows <= rows; row += Isa::kRows) {
     multiply_block<Isa, T, Isa::kRows, kColumns>(c, a, strip, depth, row, finish);
@@ -100,9 +157,9 @@ void multiply_strip(Matrix<T> c, Matrix<const T> a, const T* strip, Index rows, 
 }
 
 /// A strip of `registers` ≤ kColumns registers.
-template <class Isa, class T, int kColumns, class Finish>
-ATTN_INLINE void multiply_any_strip(Index registers, Matrix<T> c, Matrix<const T> a, const T* strip,
-                                    Index rows, Index depth, Finish finish) noexcept {
+template <class Isa, class T, int kColumns, class A, class Finish>
+ATTN_INLINE void multiply_any_strip(Index registers, Matrix<T> c, A a, const T* strip, Index rows,
+                                    Index depth, Finish finish) noexcept {
   if (registers == kColumns) return multiply_strip<Isa, T, kColumns>(c, a, strip, rows, depth, finish);
   if constexpr (kColumns > 1) {
     multiply_any_strip<Isa, T, kColumns - 1>(registers, c, a, strip, rows, depth, finish);
@@ -111,8 +168,8 @@ ATTN_INLINE void multiply_any_strip(Index registers, Matrix<T> c, Matrix<const T
 
 /// C (rows, columns) from A (rows, depth) and the first `depth` rows of the panel; whole strips are computed,
 /// so that C needs room for the panel's columns and their padding.
-template <class Isa, class T, class Finish>
-void gemm(Matrix<T> c, Matrix<const T> a, Panel<const T> b, Index rows, Index columns, Index depth,
+template <class Isa, class T, class A, class Finish>
+void gemm(Matrix<T> c, A a, Panel<const T> b, Index rows, Index columns, Index depth,
           Finish finish) noexcept {
   for (Index strip = 0; strip < columns; strip += Isa::kColumns * kWidth<Isa, T>) {
     multiply_any_strip<Isa, T, Isa::kColumns>(strip_registers<Isa, T>(b.columns, strip),
@@ -121,12 +178,16 @@ void gemm(Matrix<T> c, Matrix<const T> a, Panel<const T> b, Index rows, Index co
   }
 }
 
-/// C = keep[row] · C + A·B without the terms of hidden keys, whose weight is −0: for a B that holds Inf or
-/// NaN, since in any multiply-add 0 · NaN is NaN.  The same sums in the same order as gemm: what is left out
-/// is ± 0 there.
-template <class Isa, class T>
-void gemm_of_visible(Matrix<T> c, Matrix<const T> a, Panel<const T> b, Index rows, Index depth,
-                     Accumulated<T> finish) noexcept {
+/// What A holds for a pair of query and key that do not see each other; nothing else is −0.
+template <class T>
+ATTN_INLINE bool is_hidden_mark(T weight) noexcept {
+  return weight == 0 && __builtin_signbit(weight);
+}
+
+/// gemm without the terms of hidden pairs: for a B that holds Inf or NaN, since in any multiply-add 0 · NaN is NaN.
+/// The same sums in the same order as gemm: what is left out is ± 0 there.
+template <class Isa, class T, class A, class Finish>
+void gemm_of_visible(Matrix<T> c, A a, Panel<const T> b, Index rows, Index depth, Finish finish) noexcept {
   using V = Vec<Isa, T>;
   constexpr Index n = kWidth<Isa, T>;
   for (Index column = 0; column < b.columns; column += n) {
@@ -135,9 +196,10 @@ void gemm_of_visible(Matrix<T> c, Matrix<const T> a, Panel<const T> b, Index row
     const T* const in = b.data + strip * b.depth + (column - strip);
     for (Index row = 0; row < rows; ++row) {
       V sum{};
+      const auto items = items_of<1>(a, row);
       for (Index k = 0; k < depth; ++k) {
-        const T weight = a.row(row)[k];
-        if (!__builtin_signbit(weight)) sum = broadcast<V>(weight) * load<V>(in + k * stride) + sum;
+        const T weight = items.item(0, k);
+        if (!is_hidden_mark(weight)) sum = broadcast<V>(weight) * load<V>(in + k * stride) + sum;
       }
       T* const at = c.row(row) + column;
       store(at, finish(at, sum, row));

@@ -90,4 +90,17 @@ bool pack_rows(Panel<T> panel, const KeySource& source, Index first) noexcept {
   return horizontal_sum<Isa, T>(bit_cast<Vec<Isa, T>>(poison)) == 0;
 }
 
+/// The same for the source's own storage dtype.
+template <class Isa, class T>
+void pack_transposed(Panel<T> panel, const KeySource& source, Index first) noexcept {
+  with_storage<T>(source.storage,
+                  [&]<DType kStorage>() { pack_transposed<Isa, T, kStorage>(panel, source, first); });
+}
+
+template <class Isa, class T>
+bool pack_rows(Panel<T> panel, const KeySource& source, Index first) noexcept {
+  return with_storage<T>(source.storage,
+                         [&]<DType kStorage>() { return pack_rows<Isa, T, kStorage>(panel, source, first); });
+}
+
 }  // namespace attncore

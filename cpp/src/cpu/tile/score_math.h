@@ -65,6 +65,18 @@ struct ScoreMath {
     return load_scalar<Isa, T>(p, dtype);
   }
 
+  /// line[distance + lane] of a line over −farthest … farthest that goes on beyond its ends.
+  static ATTN_INLINE Scores by_distance(const T* line, Index farthest, Index distance) noexcept {
+    constexpr Index n = kWidth<Isa, T>;
+    const T* const middle = line + farthest;
+    if (distance >= farthest) return broadcast<Scores>(middle[farthest]);
+    if (distance + n <= -farthest) return broadcast<Scores>(middle[-farthest]);
+    if (distance >= -farthest && distance + n <= farthest) return attncore::load<Scores>(middle + distance);
+    Scores s{};
+    for (Index i = 0; i < n; ++i) s[i] = middle[max(-farthest, min(distance + i, farthest))];
+    return s;
+  }
+
   /// |position − key|
   static ATTN_INLINE Scores distance(Index position, const Keys& keys) noexcept {
     return absolute(static_cast<T>(position - keys.first) - lanes<Isa, T>());

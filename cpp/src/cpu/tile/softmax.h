@@ -44,8 +44,10 @@ struct OnlineSoftmax {
   static ATTN_INLINE T base(T maximum) noexcept { return maximum == -infinity() ? T{0} : maximum; }
 
   /// Scores of one row → weights, in place; keep = the factor of what the row has summed so far.  A hidden
-  /// key's weight is 0; with `mark` it is −0, as gemm_of_visible needs.
-  ATTN_INLINE void update(Index row, T* scores, Index columns, bool mark, T* keep) const noexcept {
+  /// key's weight is 0; with `mark` it is −0, as gemm_of_visible needs.  `coins`: dropout's factors, which the sum
+  /// knows nothing of.
+  ATTN_INLINE void update(Index row, T* scores, Index columns, bool mark, T* keep,
+                          const T* coins = nullptr) const noexcept {
     using V = Vec<Isa, T>;
     constexpr Index n = kWidth<Isa, T>;
     V highest = broadcast<V>(-infinity());
@@ -61,6 +63,7 @@ struct OnlineSoftmax {
       const V score = load<V>(scores + i);
       V weight = attncore::exp<Isa, T>(score - origin);
       total += weight;
+      if (coins != nullptr) weight *= load<V>(coins + i);
       if (mark) weight = score == -infinity() ? -V{} : weight;
       store(scores + i, weight);
     }

@@ -1,0 +1,53 @@
+// AVX2, FMA and F16C: Haswell (2013), Zen (2017) and later.
+#pragma once
+
+#include <immintrin.h>
+
+#include "../tile/coins.h"
+
+namespace attncore {
+namespace {
+
+struct Avx2 {
+  static constexpr int kBytes = 32, kRows = 6, kColumns = 2;
+  template <class T>
+  static constexpr Index kKeyTile = 128;
+};
+
+bool supported() noexcept {
+  // clang 15 cannot ask for F16C; every CPU with AVX2 has it
+  return __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0;
+}
+
+}  // namespace
+
+template <>
+struct ZeroExtend<Avx2, std::uint32_t, std::uint16_t> {
+  static ATTN_INLINE U32<Avx2> load(const void* p) noexcept {
+    return bit_cast<U32<Avx2>>(_mm256_cvtepu16_epi32(attncore::load<__m128i>(p)));
+  }
+};
+
+template <>
+struct ZeroExtend<Avx2, std::uint32_t, std::uint8_t> {
+  static ATTN_INLINE U32<Avx2> load(const void* p) noexcept {
+    return bit_cast<U32<Avx2>>(_mm256_cvtepu8_epi32(_mm_loadl_epi64(static_cast<const __m128i*>(p))));
+  }
+};
+
+template <>
+struct Widen<Avx2, float, DType::f16> {
+  static ATTN_INLINE Vec<Avx2, float> load(const void* p) noexcept {
+    return bit_cast<Vec<Avx2, float>>(_mm256_cvtph_ps(attncore::load<__m128i>(p)));
+  }
+};
+
+template <>
+ATTN_INLINE WideProduct<U32<Avx2>> MultiplyWide<Avx2>::of(U32<Avx2> a, std::uint32_t b) noexcept {
+  const __m256i by = _mm256_set1_epi64x(b);
+  const __m256i even = _mm256_mul_epu32(bit_cast<__m256i>(a), by);
+  const __m256i odd = _mm256_mul_epu32(bit_cast<__m256i>(bit_cast<Wide>(a) >> 32U), by);
+  return join(bit_cast<Wide>(even), bit_cast<Wide>(odd));
+}
+
+}  // namespace attncore

@@ -1,0 +1,56 @@
+// AVX-512 F, BW, DQ and VL: Skylake-SP (2017), Zen 4 (2022) and later.
+#pragma once
+
+#include <immintrin.h>
+
+#include "../tile/coins.h"
+
+namespace attncore {
+namespace {
+
+struct Avx512 {
+  static constexpr int kBytes = 64, kRows = 6, kColumns = 4;
+  template <class T>
+  static constexpr Index kKeyTile = 128;
+};
+
+bool supported() noexcept {
+  return __builtin_cpu_supports("avx512f") != 0 && __builtin_cpu_supports("avx512bw") != 0 &&
+         __builtin_cpu_supports("avx512dq") != 0 && __builtin_cpu_supports("avx512vl") != 0 &&
+         __builtin_cpu_supports("fma") != 0;  // F16C came long before
+}
+
+}  // namespace
+
+template <>
+struct ZeroExtend<Avx512, std::uint32_t, std::uint16_t> {
+  static ATTN_INLINE U32<Avx512> load(const void* p) noexcept {
+    return bit_cast<U32<Avx512>>(_mm512_maskz_cvtepu16_epi32(0xffff, attncore::load<__m256i>(p)));
+  }
+};
+
+template <>
+struct ZeroExtend<Avx512, std::uint32_t, std::uint8_t> {
+  static ATTN_INLINE U32<Avx512> load(const void* p) noexcept {
+    return bit_cast<U32<Avx512>>(_mm512_maskz_cvtepu8_epi32(0xffff, attncore::load<__m128i>(p)));
+  }
+};
+
+template <>
+struct Widen<Avx512, float, DType::f16> {
+  static ATTN_INLINE Vec<Avx512, float> load(const void* p) noexcept {
+    return bit_cast<Vec<Avx512, float>>(_mm512_maskz_cvtph_ps(0xffff, attncore::load<__m256i>(p)));
+  }
+};
+
+template <>
+ATTN_INLINE WideProduct<U32<Avx512>> MultiplyWide<Avx512>::of(U32<Avx512> a, std::uint32_t b) noexcept {
+  const __m512i by = _mm512_set1_epi64(b);
+  const __m512i even = _mm512_maskz_mul_epu32(0xff, bit_cast<__m512i>(a), by);
+  const __m512i odd = _mm512_maskz_mul_epu32(0xff, bit_cast<__m512i>(bit_cast<Wide>(a) >> 32U), by);
+  const __m512i high =
+      _mm512_mask_shuffle_epi32(odd, 0x5555, even, _MM_PERM_DDBB);  // even lanes: the upper halves
+  return {bit_cast<U32<Avx512>>(high), a * b};
+}
+
+}  // namespace attncore

@@ -1,0 +1,214 @@
+// What the backward passes share: the gradient of the scores of one tile, recomputed from (query, key, lse).
+//
+// For a row with scores s, weights P = exp(s − lse) and coins Z (dropout's factors, or 1):
+//
+//     out = Σ P Z v        dP = Z (d_out · v)        dS = P (dP − delta),  delta = d_out · out − d_lse
+//
+// (Dao et al. 2022, appendix B.4).  lse in its dtype may lack the digits that P needs: rows where it is large carry
+// their own maximum and sum instead (backward_rows.h), as `origin` and `factor`: P = factor · exp(s − origin).
+#pragma once
+
+#include "forward.h"
+
+namespace attncore {
+
+/// Query rows of a tile: a sum over rows is a sum of such tiles' sums, so that it depends on dims alone.
+inline constexpr Index kMostBackwardRows = 96;
+ATTN_INLINE Index backward_rows(const Call& call, Index row_block) noexcept {
+  constexpr Index kItems = kMostBackwardRows * 256;  // of query and d_out together
+  return max(1, min(kMostBackwardRows, kItems / (call.dim + call.value_dim)) / row_block) * row_block;
+}
+
+template <class T>
+struct RowStats {
+  T *origin, *factor, *delta;  // (rows of one sequence and KV head)
+
+  static ATTN_INLINE RowStats in(std::byte* memory, const Call& call, Index batch, Index kv_head) noexcept {
+    const Index rows = call.queries * call.group;
+    T* const first = reinterpret_cast<T*>(memory) + (batch * call.kv_heads + kv_head) * 3 * rows;
+    return {first, first + rows, first + 2 * rows};
+  }
+};
+
+/// A pass's memory, carved up.
+template <class Isa, class T>
+struct BackwardScratch {
+  Matrix<T> queries, d_out;           // (rows, dim), (rows, value_dim): where they can't be read in place
+  Matrix<T> weights, d_scores;        // (rows, key tile)
+  Panel<T> query_panel, d_out_panel;  // the same rows, packed
+  Panel<T> keys_transposed, values_transposed, key_panel;
+  Matrix<T> d_key, d_value;  // (key tile, dim), (key tile, value_dim): sums over the rows
+  T* slopes;                 // (key tile), of one row
+  Index bytes;
+
+  /// Without memory, only counts the bytes.
+  static ATTN_INLINE BackwardScratch in(std::byte* memory, const Call& call) noexcept {
+    constexpr Index kKeys = Isa::template kKeyTile<T>;
+    const Index rows = backward_rows(call, Isa::kRows);
+    Index used = 0;
+    const auto take = [&](Index items) {
+      T* const taken = memory != nullptr ? reinterpret_cast<T*>(memory) + used : nullptr;
+      used += items;
+      return taken;
+    };
+    const auto matrix = [&](Index count, Index items) {
+      const Index stride = round_up(items, kWidth<Isa, T>);
+      return Matrix<T>{take(count * stride), stride};
+    };
+    const auto panel = [&](Index columns, Index depth) {
+      return Panel<T>{take(panel_items<Isa, T>(columns, depth)), columns, depth};
+    };
+    // A register more than the tile: rows at distances of a power of two would share a few cache sets.
+    const Index score_stride = kKeys + kWidth<Isa, T>;
+    BackwardScratch s{.queries = matrix(rows, call.dim),
+                      .d_out = matrix(rows, call.value_dim),
+                      .weights = matrix(rows, score_stride),
+                      .d_scores = matrix(rows, score_stride),
+                      .query_panel = panel(call.dim, rows),
+                      .d_out_panel = panel(call.value_dim, rows),
+                      .keys_transposed = panel(kKeys, call.dim),
+                      .values_transposed = panel(kKeys, call.value_dim),
+                      .key_panel = panel(call.dim, kKeys),
+                      .d_key = matrix(kKeys, call.dim),
+                      .d_value = matrix(kKeys, call.value_dim),
+                      .slopes = take(kKeys),
+                      .bytes = 0};
+    s.bytes = round_up(used * Index{sizeof(T)}, 64);
+    return s;
+  }
+};
+
+template <class T>
+ATTN_INLINE KeySource source_of(Matrix<const T> m) noexcept {
+  return {reinterpret_cast<const std::byte*>(m.data), m.stride * Index{sizeof(T)}, sizeof(T),
+          sizeof(T) == 8 ? DType::f64 : DType::f32};
+}
+
+/// One tile at a time: the keys and rows that are loaded.
+template <class Isa, class T>
+class BackwardTile {
+ public:
+  BackwardTile(const BackwardCall& backward, const Sequence& sequence, Index kv_head, std::byte* scratch,
+               std::byte* stats) noexcept
+      : call_(backward.call),
+        d_out_(backward.gradients.d_out),
+        task_{.sequence = sequence, .kv_head = kv_head},
+        scratch_(BackwardScratch<Isa, T>::in(scratch, backward.call)),
+        stats_(RowStats<T>::in(stats, backward.call, sequence.batch, kv_head)) {}
+
+  /// Which keys of the tile `keys` the rows see, if any, and what the steps do there.
+  struct Seen {
+    Range keys;
+    StepSet steps;
+  };
+  [[nodiscard]] Seen look(Range rows, Range keys) const noexcept {
+    const Block block = block_of(call_, task_.sequence, task_.kv_head, rows);
+    const Range seen = intersect(keys, ScoreSteps::visible(call_, block));
+    if (rows.empty() || seen.empty()) return {{keys.begin, keys.begin}, 0};
+    const Range padded{keys.begin, keys.begin + round_up(seen.end - keys.begin, kWidth<Isa, T>)};
+    const TileWork work = ScoreSteps::touch(call_, block, padded);
+    return {{keys.begin, work.hidden ? keys.begin : seen.end}, work.steps};
+  }
+
+  void load_keys(Range keys) noexcept {
+    const KeySource k = key_source(call_.key, task_.sequence.batch, task_.kv_head);
+    const KeySource v = key_source(call_.value, task_.sequence.batch, task_.kv_head);
+    scratch_.keys_transposed.columns = scratch_.values_transposed.columns = keys.size();
+    pack_transposed<Isa, T>(scratch_.keys_transposed, k, keys.begin);
+    pack_transposed<Isa, T>(scratch_.values_transposed, v, keys.begin);
+  }
+
+  /// Query and d_out of the rows.
+  void load_rows(Range rows) noexcept {
+    task_.rows = rows;
+    const TaskRows row_at{call_, task_};
+    queries_ = rows_of<Isa, T>(call_.query, call_.dim, row_at, scratch_.queries, rows.size(), true);
+    d_outs_ = rows_of<Isa, T>(d_out_, call_.value_dim, row_at, scratch_.d_out, rows.size(), true);
+  }
+
+  /// Scores of the loaded rows and keys, with the steps applied; visit(row, its Row, scores, whether
+  /// `slopes` has slopes).
+  template <class Visit>
+  void score(const Seen& seen, Visit visit) const noexcept {
+    const Range keys = seen.keys;
+    const TaskRows row_at{call_, task_};
+    gemm<Isa, T>(scratch_.weights, queries_, as_const(scratch_.keys_transposed), task_.rows.size(),
+                 keys.size(), call_.dim, Scaled<T>{static_cast<T>(call_.scale)});
+    for (Index row = 0; row < task_.rows.size(); ++row) {
+      T* const scores = scratch_.weights.row(row);
+      bool sloped = false;
+      const Row r = row_at(row);
+      if (seen.steps != 0) {
+        const auto slope = [&](auto slope_at) {
+          sloped = true;
+          for (Index i = 0; i < keys.size(); i += kWidth<Isa, T>) {
+            store(scratch_.slopes + i, slope_at(load<V>(scores + i)));
+          }
+        };
+        apply_steps<Isa, T>(call_, r, seen.steps, keys, task_.sequence.keys, scores, slope);
+      }
+      visit(row, r, scores, sloped);
+    }
+  }
+
+  /// The tile's weights · coins and the gradient of its scores; visit(Row, d_scores) sees the latter before the steps'
+  /// slopes.  Hidden pairs are −0 in both.
+  template <class Visit>
+  void differentiate(const Seen& seen, Visit visit) const noexcept {
+    gemm<Isa, T>(scratch_.d_scores, d_outs_, as_const(scratch_.values_transposed), task_.rows.size(),
+                 seen.keys.size(), call_.value_dim, Stored<T>{});
+    TileCoins<Isa, T> coins;
+    score(seen, [&](Index row, const Row& r, T* scores, bool sloped) {
+      T* const d_scores = scratch_.d_scores.row(row);
+      const T* const factors = call_.dropout.given() ? coins.of(call_.dropout, r, seen.keys) : nullptr;
+      weigh(row, scores, d_scores, seen.keys.size(), factors);
+      visit(r, d_scores);
+      if (sloped) multiply_by_slopes(d_scores, seen.keys.size());
+    });
+  }
+
+  [[nodiscard]] const BackwardScratch<Isa, T>& scratch() const noexcept { return scratch_; }
+  [[nodiscard]] Matrix<const T> queries() const noexcept { return queries_; }
+  [[nodiscard]] Matrix<const T> d_out() const noexcept { return d_outs_; }
+  [[nodiscard]] Range rows() const noexcept { return task_.rows; }
+
+ private:
+  using V = Vec<Isa, T>;
+
+  /// Scores → P · Z and d_out · v → dS, in place.
+  ATTN_INLINE void weigh(Index row, T* scores, T* d_scores, Index count, const T* coins) const noexcept {
+    const Index at = task_.rows.begin + row;
+    const T origin = stats_.origin[at], factor = stats_.factor[at], delta = stats_.delta[at];
+    const V hidden_mark = -V{};
+    for (Index i = 0; i < count; i += kWidth<Isa, T>) {
+      const V score = load<V>(scores + i);
+      V weight = attncore::exp<Isa, T>(score - origin) * factor;
+      V d_weight = load<V>(d_scores + i);
+      V kept = weight;
+      if (coins != nullptr) {
+        const V coin = load<V>(coins + i);
+        kept = weight * coin;
+        d_weight = d_weight * coin;
+      }
+      const auto hidden = score == -static_cast<T>(__builtin_inf());
+      store(scores + i, hidden ? hidden_mark : kept);
+      store(d_scores + i, hidden ? hidden_mark : weight * (d_weight - delta) + T{0});
+    }
+  }
+
+  ATTN_INLINE void multiply_by_slopes(T* d_scores, Index count) const noexcept {
+    for (Index i = 0; i < count; i += kWidth<Isa, T>) {
+      const V d = load<V>(d_scores + i);  // −0 stays, whatever the slope: a hidden key may be NaN
+      store(d_scores + i, d == 0 ? d : d * load<V>(scratch_.slopes + i) + T{0});
+    }
+  }
+
+  const Call& call_;
+  const Tensor& d_out_;
+  Task task_;  // its rows: those that are loaded
+  BackwardScratch<Isa, T> scratch_;
+  RowStats<T> stats_;
+  Matrix<const T> queries_{}, d_outs_{};
+};
+
+}  // namespace attncore

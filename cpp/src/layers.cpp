@@ -1,0 +1,179 @@
+// rope, linear and linear_backward: validate, then products and rotations on the device.
+#include <cmath>
+#include <cstdio>
+
+#include "backend.h"
+#include "require.h"
+
+namespace attncore {
+namespace {
+
+using std::to_string;
+
+constexpr auto kAxes = "(batch, head, token, dim)";
+constexpr Index kMostDims = Index{1} << 24;
+constexpr double kSmallestBase = 1e-100;  // its powers times any position are finite
+
+void require_operand(const char* argument, const Tensor& t) {
+  require_data(argument, t);
+  require_dtype(argument, t, {DType::f32, DType::f64, DType::f16, DType::bf16});
+  if (t.shape[3] > kMostDims || t.shape[1] > kMostDims) {
+    reject(argument,
+           "shape is " + shape_text(t.shape) + ", heads and dims must be at most " + to_string(kMostDims));
+  }
+}
+
+void require_like(const char* argument, const Tensor& t, const char* other, const Tensor& like) {
+  require_data(argument, t);
+  if (t.dtype == like.dtype) return;
+  throw DTypeError(std::string(argument) + ": dtype is " + name(t.dtype) + ", accepted is " +
+                   name(like.dtype) + ", as " + other + "'s");
+}
+
+struct Named {
+  const char* name;
+  const Tensor* tensor;
+};
+
+void require_apart(const char* argument, const Tensor& out, std::initializer_list<Named> others) {
+  if (may_overlap_itself(out)) reject(argument, "items overlap each other");
+  for (const auto& [name, tensor] : others) {
+    if (tensor->given() && may_overlap(out, *tensor)) reject(argument, std::string("overlaps ") + name);
+  }
+}
+
+/// What rotates x, (batch, head, token, dim).
+Rotation require_rope(const Rope& rope, const Tensor& x, bool inverse) {
+  if (!(std::isfinite(rope.base) && rope.base >= kSmallestBase)) {
+    char text[64];
+    std::snprintf(text, sizeof text, "is %g, must be finite and at least %g", rope.base, kSmallestBase);
+    reject("base", text);
+  }
+  const Index dim = x.shape[3];
+  const Index dims = rope.dims == 0 ? dim : rope.dims;
+  if (dims < 0 || dims > dim || dims % 2 != 0) {
+    reject("dims", "is " + to_string(dims) + ", must be even and 0 (all) … " + to_string(dim));
+  }
+  Rotation rotation{.positions = rope.positions,
+                    .base = rope.base,
+                    .dims = dims,
+                    .interleaved = rope.interleaved,
+                    .inverse = inverse};
+  if (rope.positions.given()) {
+    require_dtype("positions", rope.positions, {DType::i32, DType::i64});
+    require_shape("positions", rope.positions,
+                  {rope.positions.shape[0] == 1 ? 1 : x.shape[0], 1, x.shape[2], 1},
+                  "(1 or batch, 1, token, 1)");
+    if (rope.positions.shape[0] == 1) rotation.positions.stride[0] = 0;
+  }
+  return rotation;
+}
+
+/// Axes that lie as one become one, so that rows and columns have one stride each where that is possible.
+Tensor merged(Tensor t) noexcept {
+  const auto merge = [&](std::size_t outer, std::size_t inner) {
+    const bool as_one =
+        t.shape[outer] == 1 || t.shape[inner] == 1 || t.stride[outer] == t.shape[inner] * t.stride[inner];
+    if (!as_one) return;
+    if (t.shape[inner] == 1) t.stride[inner] = t.stride[outer];
+    t.shape[inner] *= t.shape[outer];
+    t.shape[outer] = 1;
+  };
+  merge(0, 2);
+  merge(1, 3);
+  return t;
+}
+
+Product product(const Tensor& a, const Tensor& b, const Tensor& c, Index depth) {
+  Product p{.a = a, .b = merged(b), .c = c, .rows = rows_of(c), .columns = columns_of(c), .depth = depth};
+  p.b_in_place = p.b.shape[0] == 1 && p.b.shape[1] == 1;
+  return p;
+}
+
+/// x (…, in_heads, …, in_dim), weight (1, 1, out, in) and y (…, out_heads, …, out_dim) belong together.
+void require_linear(const Tensor& x, const Tensor& weight, const char* y_name, const Tensor& y) {
+  require_operand("x", x);
+  require_like("weight", weight, "x", x);
+  const Index out_features = weight.shape[2];
+  require_shape("weight", weight, {1, 1, out_features, columns_of(x)}, "(1, 1, out_features, in_features)");
+  require_like(y_name, y, "x", x);
+  const Index heads = y.shape[1], dim = y.shape[3];
+  if (heads > kMostDims || dim > kMostDims || heads * dim != out_features) {
+    reject(y_name, "shape is " + shape_text(y.shape) + ", heads · dims must be weight's out_features, " +
+                       to_string(out_features));
+  }
+  require_shape(y_name, y, {x.shape[0], heads, x.shape[2], dim}, kAxes);
+}
+
+}  // namespace
+
+void rope(const Tensor& x, const Rope& options_of_rope, const Tensor& out, bool inverse,
+          const Options& options) {
+  require_operand("x", x);
+  const Rotation rotation = require_rope(options_of_rope, x, inverse);
+  require_like("out", out, "x", x);
+  require_shape("out", out, x.shape, kAxes);
+  const bool in_place = out.data == x.data && out.stride == x.stride;
+  require_apart("out", out, {{"positions", &rotation.positions}});
+  if (!in_place) require_apart("out", out, {{"x", &x}});
+  backend(options.device).rope({x, out, rotation}, options);
+}
+
+void linear(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& out, const Rope* rotary,
+            const Options& options) {
+  require_linear(x, weight, "out", out);
+  if (bias.given()) {
+    require_like("bias", bias, "x", x);
+    require_shape("bias", bias, {1, 1, 1, weight.shape[2]}, "(1, 1, 1, out_features)");
+  }
+  const Rotation rotation = rotary != nullptr ? require_rope(*rotary, out, false) : Rotation{};
+  require_apart("out", out,
+                {{"x", &x}, {"weight", &weight}, {"bias", &bias}, {"positions", &rotation.positions}});
+  Product p = product(merged(x), weight, rotation.given() ? out : merged(out), columns_of(x));
+  p.b_transposed = true;
+  p.bias = bias;
+  p.rotate_c = rotation;
+  backend(options.device).multiply(p, options);
+}
+
+void linear_backward(const Tensor& d_y, const Tensor& x, const Tensor& weight,
+                     const LinearGradients& gradients, const Rope* rotary, const Options& options) {
+  require_linear(x, weight, "d_y", d_y);
+  const Rotation rotation = rotary != nullptr ? require_rope(*rotary, d_y, true) : Rotation{};
+  const auto& [d_x, d_weight, d_bias] = gradients;
+  const Index out_features = weight.shape[2];
+  const auto require_gradient = [&](const char* argument, const Tensor& t, const Shape& shape,
+                                    const char* axes) {
+    if (!t.given()) return;
+    require_like(argument, t, "x", x);
+    require_shape(argument, t, shape, axes);
+    require_apart(argument, t,
+                  {{"d_y", &d_y}, {"x", &x}, {"weight", &weight}, {"positions", &rotation.positions}});
+  };
+  require_gradient("d_x", d_x, x.shape, kAxes);
+  require_gradient("d_weight", d_weight, weight.shape, "(1, 1, out_features, in_features)");
+  require_gradient("d_bias", d_bias, {1, 1, 1, out_features}, "(1, 1, 1, out_features)");
+  if (d_weight.given()) require_apart("d_weight", d_weight, {{"d_x", &d_x}});
+  if (d_bias.given()) require_apart("d_bias", d_bias, {{"d_x", &d_x}, {"d_weight", &d_weight}});
+
+  const Backend& device = backend(options.device);
+  const Tensor given = rotation.given() ? d_y : merged(d_y);
+  if (d_x.given()) {
+    Product p = product(given, weight, merged(d_x), out_features);
+    p.rotate_a = rotation;
+    device.multiply(p, options);
+  }
+  if (d_weight.given()) {
+    Product p = product(given, x, d_weight, rows_of(x));
+    p.a_transposed = true;
+    p.rotate_a = rotation;
+    device.multiply(p, options);
+  }
+  if (d_bias.given()) {
+    Product p = product(given, Tensor{}, d_bias, rows_of(d_y));
+    p.rotate_a = rotation;
+    device.sum_rows(p, options);
+  }
+}
+
+}  // namespace attncore

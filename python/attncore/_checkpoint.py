@@ -1,0 +1,68 @@
+"""Named arrays in files, by the package safetensors."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from attncore._types import Array
+
+_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16"}
+
+
+def _safetensors() -> Any:
+    try:
+        import safetensors.numpy  # noqa: PLC0415  (optional)
+    except ImportError:
+        raise ImportError(
+            "saving and loading need the package safetensors: pip install 'attncore[layers]'"
+        ) from None
+    return safetensors
+
+
+def write(path: str | os.PathLike[str], arrays: Mapping[str, Array]) -> None:
+    """The file is there with all of its content, or as it was before: also after a power cut."""
+    content = _safetensors().numpy.save(dict(arrays))
+    target = Path(path)
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        mask = os.umask(0)
+        os.umask(mask)
+        Path(name).chmod(0o666 & ~mask)  # as open() would have made it
+        Path(name).replace(target)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def read(path: str | os.PathLike[str]) -> dict[str, Array]:
+    """The arrays of a file; bfloat16 needs ml_dtypes."""
+    package = _safetensors()
+    try:
+        items = package.deserialize(Path(path).read_bytes())
+    except package.SafetensorError as error:
+        raise ValueError(f"path: {os.fspath(path)} is no safetensors file: {error}") from None
+    return {name: _array(name, item) for name, item in items}
+
+
+def _array(name: str, item: Mapping[str, Any]) -> Array:
+    if item["dtype"] == "BF16":
+        import ml_dtypes  # noqa: PLC0415  (optional)
+
+        dtype = np.dtype(ml_dtypes.bfloat16)
+    elif item["dtype"] in _DTYPES:
+        dtype = np.dtype(_DTYPES[item["dtype"]])
+    else:
+        raise TypeError(
+            f"{name}: dtype is {item['dtype']}, accepted is float32, float64, float16 or bfloat16"
+        )
+    return np.frombuffer(item["data"], dtype).reshape(item["shape"])

@@ -1,0 +1,116 @@
+// Python's objects as numbers, names and arrays, and what is said when they are something else.
+#pragma once
+
+#include <algorithm>
+
+#include "arrays.h"
+
+namespace attncore::python {
+
+inline bool boolean(const char* argument, const py::object& object) {
+  if (object.ptr() == Py_True || object.ptr() == Py_False) return object.ptr() == Py_True;
+  if (type_name(object) != "numpy.bool" && type_name(object) != "numpy.bool_") {
+    reject_type(argument, "must be a bool, is " + type_name(object));
+  }
+  return object.cast<bool>();
+}
+
+inline bool is_bshd(const py::object& layout) {
+  if (!py::isinstance<py::str>(layout))
+    reject_type("layout", "must be 'bhsd' or 'bshd', is " + type_name(layout));
+  const auto name = layout.cast<std::string>();
+  if (name != "bhsd" && name != "bshd") reject_value("layout", "is '" + name + "', must be 'bhsd' or 'bshd'");
+  return name == "bshd";
+}
+
+/// Clears the current error if it is of a kind.
+inline bool clear(PyObject* kind) {
+  if (PyErr_ExceptionMatches(kind) == 0) return false;
+  PyErr_Clear();
+  return true;
+}
+
+inline std::optional<double> number(const char* argument, const py::object& object) {
+  if (object.is_none()) return std::nullopt;
+  const double value = PyFloat_AsDouble(object.ptr());
+  if (value == -1 && PyErr_Occurred() != nullptr) {
+    if (clear(PyExc_OverflowError)) reject_value(argument, "is beyond a float's range");
+    if (clear(PyExc_TypeError)) reject_type(argument, "must be a number or None, is " + type_name(object));
+    throw py::error_already_set();
+  }
+  return value;
+}
+
+inline Index integer(const char* argument, const py::object& object) {
+  const auto index = py::reinterpret_steal<py::object>(PyNumber_Index(object.ptr()));
+  if (!index && !PyErr_ExceptionMatches(PyExc_TypeError)) throw py::error_already_set();
+  if (!index || PyBool_Check(object.ptr())) {
+    PyErr_Clear();
+    reject_type(argument, "must be an int, is " + type_name(object));
+  }
+  const Index value = PyLong_AsLongLong(index.ptr());
+  if (value == -1 && PyErr_Occurred() != nullptr) {
+    PyErr_Clear();
+    reject_value(argument, "is " + py::str(index).cast<std::string>() + ", which is out of range");
+  }
+  return value;
+}
+
+/// Anything that NumPy makes an array of; Python floats become float32.
+inline py::array any_array(const char* argument, const py::object& object) {
+  if (py::isinstance<py::array>(object)) {
+    return require_array(argument, object);
+  }
+  auto array = py::reinterpret_steal<py::array>(
+      py::detail::npy_api::get().PyArray_FromAny_(object.ptr(), nullptr, 0, 0, 0, nullptr));
+  if (!array) {
+    if (clear(PyExc_TypeError) || clear(PyExc_ValueError)) {
+      reject_type(argument, "must be an array, is " + type_name(object));
+    }
+    throw py::error_already_set();
+  }
+  if (array.dtype().kind() == 'f') array = array.attr("astype")(py::dtype::of<float>());
+  return array;
+}
+
+/// Integers, of a dtype that tensors have.
+inline py::array int_array(const char* argument, const py::object& object) {
+  py::array array = any_array(argument, object);
+  const char kind = array.size() == 0 ? 'i' : array.dtype().kind();
+  if (kind != 'i' && kind != 'u') {
+    reject_type(argument, "dtype is " + dtype_name(array) + ", accepted is " + kInts);
+  }
+  if (kind == 'u' && array.itemsize() == 8 && array.attr("max")().cast<std::uint64_t>() >> 63U != 0) {
+    reject_value(argument,
+                 "has " + py::str(array.attr("max")()).cast<std::string>() + ", which is out of range");
+  }
+  if (array.size() == 0 || kind == 'u' || array.itemsize() < 4 || !is_native(array.dtype())) {
+    array = py::array(array.attr("astype")(py::dtype::of<std::int64_t>()));
+  }
+  return array;
+}
+
+/// Of a call: 0 is the default.
+inline int thread_count(const py::object& threads) {
+  if (threads.is_none()) return 0;
+  const Index count = integer("num_threads", threads);
+  if (count < 1) reject_value("num_threads", "is " + std::to_string(count) + ", must be at least 1");
+  return static_cast<int>(std::min<Index>(count, 1 << 16));
+}
+
+/// 0 … 2**64 − 1
+inline std::uint64_t seed(const py::object& object) {
+  const auto index = py::reinterpret_steal<py::object>(PyNumber_Index(object.ptr()));
+  if (!index || PyBool_Check(object.ptr())) {
+    if (!index && !clear(PyExc_TypeError)) throw py::error_already_set();
+    reject_type("seed", "must be an int, is " + type_name(object));
+  }
+  const std::uint64_t value = PyLong_AsUnsignedLongLong(index.ptr());
+  if (PyErr_Occurred() != nullptr) {
+    PyErr_Clear();
+    reject_value("seed", "is " + py::str(index).cast<std::string>() + ", must be 0 … 2**64 - 1");
+  }
+  return value;
+}
+
+}  // namespace attncore::python

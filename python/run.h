@@ -1,0 +1,39 @@
+// Calls of the library, without the GIL.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <attncore/attncore.hpp>
+#include <chrono>
+
+namespace attncore::python {
+
+namespace py = pybind11;
+
+/// The thread that runs Python's signal handlers.
+inline bool on_main_thread() {
+  static const auto main_thread =
+      py::module_::import("threading").attr("main_thread")().attr("ident").cast<unsigned long>();
+  return PyThread_get_thread_ident() == main_thread;
+}
+
+/// Runs without the GIL.  On the main thread a long call looks for signals (Ctrl-C) now and then; elsewhere that would
+/// do nothing but wait for the GIL.
+template <class Run>
+void run_without_gil(Options& options, Run run) {
+  using Clock = std::chrono::steady_clock;
+  static constexpr auto kInterval = std::chrono::milliseconds(20);
+  if (on_main_thread()) {
+    options.cancelled = [last = Clock::now()]() mutable {
+      if (Clock::now() - last < kInterval) return false;
+      last = Clock::now();
+      const py::gil_scoped_acquire gil;
+      if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+      return false;
+    };
+  }
+  const py::gil_scoped_release no_gil;
+  run();
+}
+
+}  // namespace attncore::python

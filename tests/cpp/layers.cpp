@@ -1,0 +1,234 @@
+// linear, linear_backward and rope on tensors that only C++ callers have: heads by strides, rotations in the products.
+#include <attncore/layers.hpp>
+#include <cmath>
+#include <cstring>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "check.h"
+#include "random.h"
+
+namespace {
+
+using namespace attncore;
+
+struct Shape {
+  Index batch, tokens, in_heads, in_dim, out_heads, out_dim;
+  [[nodiscard]] Index in() const { return in_heads * in_dim; }
+  [[nodiscard]] Index out() const { return out_heads * out_dim; }
+  [[nodiscard]] Index rows() const { return batch * tokens; }
+};
+
+std::vector<float> noise(Index count, Random& random) {
+  std::vector<float> x(static_cast<std::size_t>(count));
+  for (float& item : x) item = random.number();
+  return x;
+}
+
+/// (batch, token, head · dim) memory as (batch, head, token, dim).
+Tensor split(std::vector<float>& memory, Index batch, Index tokens, Index heads, Index dim) {
+  constexpr Index kItem = sizeof(float);
+  return {memory.data(),
+          DType::f32,
+          {batch, heads, tokens, dim},
+          {tokens * heads * dim * kItem, dim * kItem, heads * dim * kItem, kItem}};
+}
+
+/// Turns pair `pair` of (a, b) in double, by the definition.
+void turn_pair(double& a, double& b, const Rope& rope, Index dims, Index pair, Index position, bool inverse) {
+  const double angle = static_cast<double>(position) *
+                       std::pow(rope.base, -2.0 * static_cast<double>(pair) / static_cast<double>(dims));
+  const double c = std::cos(angle), s = inverse ? -std::sin(angle) : std::sin(angle);
+  const double x = a * c - b * s, y = b * c + a * s;
+  a = x, b = y;
+}
+
+/// A row of heads, rotated.
+void turn_row(double* row, const Shape& n, const Rope& rope, Index position, bool inverse) {
+  const Index dims = rope.dims == 0 ? n.out_dim : rope.dims;
+  for (Index head = 0; head < n.out_heads; ++head) {
+    for (Index pair = 0; pair < dims / 2; ++pair) {
+      double* const h = row + head * n.out_dim;
+      double& a = rope.interleaved ? h[2 * pair] : h[pair];
+      double& b = rope.interleaved ? h[2 * pair + 1] : h[pair + dims / 2];
+      turn_pair(a, b, rope, dims, pair, position, inverse);
+    }
+  }
+}
+
+/// One layer and its gradients, in memory where the heads of a token lie beside each other.
+struct Case {
+  Shape n;
+  std::vector<float> x, weight, bias, y, d_y, d_x, d_weight, d_bias;
+  std::vector<Index> at;  // positions, (batch, token)
+  Rope rope;
+
+  Case(const Shape& shape, Random& random) : n(shape) {
+    x = noise(n.rows() * n.in(), random);
+    weight = noise(n.out() * n.in(), random);
+    bias = noise(n.out(), random);
+    d_y = noise(n.rows() * n.out(), random);
+    y.resize(d_y.size()), d_x.resize(x.size()), d_weight.resize(weight.size()), d_bias.resize(bias.size());
+    for (Index i = 0; i < n.rows(); ++i) at.push_back(random.below(5000) - 100);
+  }
+
+  void give_positions() {
+    rope.positions = Tensor::contiguous(at.data(), DType::i64, {n.batch, 1, n.tokens, 1});
+  }
+  [[nodiscard]] Index position(Index row) const {
+    return rope.positions.given() ? at[static_cast<std::size_t>(row)] : row % n.tokens;
+  }
+  Tensor xs() { return split(x, n.batch, n.tokens, n.in_heads, n.in_dim); }
+  Tensor ys() { return split(y, n.batch, n.tokens, n.out_heads, n.out_dim); }
+  Tensor weights() { return Tensor::contiguous(weight.data(), DType::f32, {1, 1, n.out(), n.in()}); }
+  Tensor biases() { return Tensor::contiguous(bias.data(), DType::f32, {1, 1, 1, n.out()}); }
+
+  void run(const Options& options, const Rope* rotary) {
+    linear(xs(), weights(), biases(), ys(), rotary, options);
+    const LinearGradients gradients{
+        .d_x = split(d_x, n.batch, n.tokens, n.in_heads, n.in_dim),
+        .d_weight = Tensor::contiguous(d_weight.data(), DType::f32, {1, 1, n.out(), n.in()}),
+        .d_bias = Tensor::contiguous(d_bias.data(), DType::f32, {1, 1, 1, n.out()})};
+    linear_backward(split(d_y, n.batch, n.tokens, n.out_heads, n.out_dim), xs(), weights(), gradients, rotary,
+                    options);
+  }
+};
+
+bool near(double ours, double exact, Index terms) {
+  return std::fabs(ours - exact) <= 4e-7 * std::sqrt(static_cast<double>(terms) + 4) * 4;
+}
+
+void check(const Case& c, const Rope* rotary) {
+  const Index in = c.n.in(), out = c.n.out(), rows = c.n.rows();
+  const auto cell = [](const std::vector<float>& m, Index stride, Index i, Index j) {
+    return static_cast<double>(m[static_cast<std::size_t>(i * stride + j)]);
+  };
+  std::vector<double> d_y(c.d_y.begin(), c.d_y.end());
+  for (Index row = 0; row < rows; ++row) {
+    std::vector<double> want(static_cast<std::size_t>(out));
+    for (Index o = 0; o < out; ++o) {
+      double sum = cell(c.bias, 1, o, 0);
+      for (Index i = 0; i < in; ++i) sum += cell(c.x, in, row, i) * cell(c.weight, in, o, i);
+      want[static_cast<std::size_t>(o)] = sum;
+    }
+    if (rotary != nullptr) {
+      turn_row(want.data(), c.n, *rotary, c.position(row), false);
+      turn_row(d_y.data() + row * out, c.n, *rotary, c.position(row), true);
+    }
+    for (Index o = 0; o < out; ++o)
+      CHECK(near(cell(c.y, out, row, o), want[static_cast<std::size_t>(o)], in));
+    for (Index i = 0; i < in; ++i) {
+      double sum = 0;
+      for (Index o = 0; o < out; ++o)
+        sum += d_y[static_cast<std::size_t>(row * out + o)] * cell(c.weight, in, o, i);
+      CHECK(near(cell(c.d_x, in, row, i), sum, out));
+    }
+  }
+  for (Index o = 0; o < out; ++o) {
+    double total = 0;
+    for (Index row = 0; row < rows; ++row) total += d_y[static_cast<std::size_t>(row * out + o)];
+    CHECK(near(cell(c.d_bias, 1, o, 0), total, rows));
+    for (Index i = 0; i < in; ++i) {
+      double sum = 0;
+      for (Index row = 0; row < rows; ++row) {
+        sum += d_y[static_cast<std::size_t>(row * out + o)] * cell(c.x, in, row, i);
+      }
+      CHECK(near(cell(c.d_weight, in, o, i), sum, rows));
+    }
+  }
+}
+
+bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+}
+
+void layers() {
+  Random random;
+  for (const Shape& n : {Shape{1, 1, 1, 8, 1, 4}, Shape{2, 5, 3, 7, 2, 10}, Shape{2, 40, 2, 24, 3, 20},
+                         Shape{1, 70, 4, 16, 1, 66}, Shape{3, 23, 5, 64, 2, 48}}) {
+    for (const int rotation : {0, 1, 2, 3}) {
+      Case c(n, random);
+      c.rope.interleaved = rotation == 2;
+      c.rope.dims = rotation == 3 ? 2 : 0;
+      if (rotation > 1) c.give_positions();
+      const Rope* const rotary = rotation > 0 ? &c.rope : nullptr;
+      c.run({.num_threads = 1}, rotary);
+      check(c, rotary);
+      Case other = c;
+      if (rotation > 1) other.give_positions();
+      other.run({.num_threads = 3}, rotation > 0 ? &other.rope : nullptr);
+      CHECK(same_bits(c.y, other.y) && same_bits(c.d_x, other.d_x) && same_bits(c.d_weight, other.d_weight) &&
+            same_bits(c.d_bias, other.d_bias));
+    }
+  }
+}
+
+/// A rotation in the product is a rotation after it, where nothing is rounded between them.
+void rotary_is_rope() {
+  Random random;
+  Case c({2, 30, 2, 12, 3, 16}, random);
+  linear(c.xs(), c.weights(), {}, c.ys(), &c.rope);
+  const std::vector<float> fused = c.y;
+  linear(c.xs(), c.weights(), {}, c.ys());
+  rope(c.ys(), c.rope, c.ys());
+  CHECK(same_bits(fused, c.y));
+}
+
+std::string message(const std::function<void()>& call) {
+  try {
+    call();
+  } catch (const std::invalid_argument& e) {
+    return e.what();
+  }
+  return "";
+}
+
+void errors() {
+  Random random;
+  Case c({2, 3, 2, 4, 2, 6}, random);
+  const auto says = [&](const char* what, const std::function<void()>& call) {
+    CHECK(message(call).find(what) != std::string::npos);
+  };
+  Tensor y = c.ys();
+  y.shape[1] = 3;
+  says("out: shape is (2, 3, 3, 6), heads · dims", [&] { linear(c.xs(), c.weights(), {}, y); });
+  says("out: overlaps x",
+       [&] { linear(c.ys(), Tensor::contiguous(c.weight.data(), DType::f32, {1, 1, 12, 12}), {}, c.ys()); });
+  says("dims: is 3", [&] {
+    c.rope.dims = 3;
+    linear(c.xs(), c.weights(), {}, c.ys(), &c.rope);
+  });
+  says("bias: shape", [&] { linear(c.xs(), c.weights(), c.ys(), c.ys()); });
+  says("weight: is not given", [&] { linear(c.xs(), {nullptr, DType::f32, {1, 1, 12, 8}, {}}, {}, c.ys()); });
+  Tensor halves = c.xs();
+  halves.dtype = DType::f16;
+  says("out: dtype is float32, accepted is float16", [&] { rope(halves, {}, c.xs()); });
+}
+
+void cancellation() {
+  Random random;
+  Case c({1, 400, 1, 256, 1, 256}, random);
+  bool cancelled = false;
+  try {
+    // On one thread: others might do all of it before the caller's thread asks.
+    linear(c.xs(), c.weights(), {}, c.ys(), nullptr, {.num_threads = 1, .cancelled = [] { return true; }});
+  } catch (const Cancelled&) {
+    cancelled = true;
+  }
+  CHECK(cancelled);
+  linear(c.xs(), c.weights(), {}, c.ys());  // nothing is broken
+}
+
+}  // namespace
+
+int main() {
+  for (const std::string& isa : available_isas()) {
+    use_isa(isa);
+    layers();
+    rotary_is_rope();
+  }
+  errors();
+  cancellation();
+  return finish();
+}
