@@ -116,6 +116,7 @@ import os, signal, sys, threading, time
 import numpy as np
 import attncore
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 queries = {queries}
 q, k, v = (np.full((1, {heads}, queries, 64), x, np.float32) for x in (0.1, 0.2, 0.3))
 lse = np.full((1, {heads}, queries), 11.0, np.float32)

@@ -9,6 +9,9 @@ namespace attncore {
 Index item_size(DType dtype) noexcept {
   switch (dtype) {
     case DType::boolean:
+    case DType::i8:
+    case DType::f8:
+    case DType::i4:
       return 1;
     case DType::f16:
     case DType::bf16:
@@ -39,6 +42,12 @@ const char* name(DType dtype) noexcept {
       return "int32";
     case DType::i64:
       return "int64";
+    case DType::i8:
+      return "int8";
+    case DType::f8:
+      return "float8_e4m3fn";
+    case DType::i4:
+      return "int4";
   }
   return "unknown";
 }
@@ -49,6 +58,7 @@ Tensor Tensor::contiguous(const void* data, DType dtype, const std::array<Index,
   for (std::size_t axis = 4; axis-- > 0;) {
     t.stride[axis] = stride;
     stride *= std::max<Index>(shape[axis], 1);
+    if (axis == 3 && dtype == DType::i4) stride = (stride + 1) / 2;
   }
   return t;
 }

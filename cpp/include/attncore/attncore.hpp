@@ -23,12 +23,14 @@ namespace attncore {
 using Index = std::int64_t;
 
 /// f32, f64, f16 and bf16 are for queries, keys, values and what is added to scores; boolean is for masks (a
-/// byte, 0 = False); i32 and i64 are for lengths, offsets and segments.
-enum class DType : std::uint8_t { f32, f64, f16, bf16, boolean, i32, i64 };
+/// byte, 0 = False); i32 and i64 are for lengths, offsets and segments.  Keys and values of forward() may also be
+/// stored as i8, as f8 (float8_e4m3fn: 4 bits of exponent, 3 of fraction, no infinities) or as i4: two's complement,
+/// two in a byte, the first in its low half; the dim axis of an i4 tensor counts numbers and has no gaps.
+enum class DType : std::uint8_t { f32, f64, f16, bf16, boolean, i32, i64, i8, f8, i4 };
 
 enum class Device : std::uint8_t { cpu, cuda };
 
-[[nodiscard]] Index item_size(DType dtype) noexcept;  ///< in bytes
+[[nodiscard]] Index item_size(DType dtype) noexcept;  ///< in bytes; 1 for i4
 [[nodiscard]] const char* name(DType dtype) noexcept;
 
 /// A view of memory that the caller owns.  The axes are (batch, head, token, dim); strides are in bytes and
@@ -91,6 +93,11 @@ struct Score {
   RelativeBias relative_bias;
   Tensor sinks;  ///< logits, (1, head, 1, 1): a term of the softmax's denominator
 
+  /// New tokens that form a tree (speculative decoding): ints (1 or batch, 1, query, 1), the parent of each query among
+  /// the queries before it, or −1.  The last `queries` keys are the queries' own: a query sees the keys before those, its
+  /// ancestors' and its own.
+  Tensor tree_parents;
+
   Tensor query_segments, key_segments;  ///< ints, (batch, 1, token, 1): attend only where equal
   Tensor query_lengths, key_lengths;    ///< ints, (batch, 1, 1, 1): tokens past them do not exist
 };
@@ -102,12 +109,30 @@ struct Dropout {
   std::uint64_t seed = 0;
 };
 
+/// Sequences of different lengths, packed one after another along the token axis: entry b is the tokens
+/// cumulative[b] … cumulative[b + 1] − 1 of arrays whose batch axis is 1.  Every option is then as for the padded batch,
+/// but segments, which stand packed as well.
+struct Packing {
+  Tensor query_tokens;  ///< ints, (batch + 1, 1, 1, 1): of query, out and lse, from 0 to their number of tokens
+  Tensor key_tokens;    ///< the same of key and value; not given where these are paged
+};
+
+/// Keys and values in pages (Kwon et al. 2023): key and value are pools (page, kv_head, slot, dim), and token t of entry b
+/// is slot t mod slots of page block_table[b][t / slots].  Score::key_lengths must be given.
+struct Paging {
+  Tensor block_table;  ///< ints, (batch, 1, 1, pages): what lies past an entry's length is not read
+};
+
 struct Problem {
   Tensor query;  ///< (batch, heads, queries, dim)
   Tensor key;    ///< (batch, kv_heads, keys, dim); heads is a multiple of kv_heads
   Tensor value;  ///< (batch, kv_heads, keys, value_dim)
   Tensor out;    ///< (batch, heads, queries, value_dim), written
   Tensor lse;    ///< optional: (batch, heads, queries, 1), written; f32, f64 for f64: log Σ exp(score)
+  /// Optional, f32, like key and value with a dim of 1: what each token's numbers are multiplied by.
+  Tensor key_scale, value_scale;
+  Packing packing;
+  Paging paging;
   Score score;
   Dropout dropout;
 };
