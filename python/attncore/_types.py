@@ -87,6 +87,7 @@ class ScoreOptions(TypedDict, total=False):
     key_segments: Ints | None
     query_lengths: int | Ints | None
     key_lengths: int | Ints | None
+    tree_parents: Ints | None
     num_threads: int | None
 
 
