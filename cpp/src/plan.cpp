@@ -131,9 +131,11 @@ class Planner {
     return max(1, min(panels, kBlockKeys / kernels.key_tile)) * kernels.key_tile;
   }
 
-  /// Parts that a sequence's keys are split into, at most.
+  /// Parts that a sequence's keys are split into, at most.  Whether states are double is a matter of the longest entry,
+  /// and of padding: here they always are.
   static Index parts(const Call& call, const Kernels& kernels) {
-    return max(1, min(kMostParts, kStateBytes / kernels.sizes(call, kSplitRows).state));
+    const Index state = kernels.sizes(call, kSplitRows).state * (call.keys > kFoldKeys ? 1 : 2);
+    return max(1, min(kMostParts, kStateBytes / state));
   }
 
   void add_rows(const Sequence& sequence, Index kv_head, Range rows) {

@@ -23,6 +23,10 @@ struct Task {
   bool loaded = false;                // the scratch has the rows' queries, from the keys before
 };
 
+/// Sums over many keys are sums of sums: at each multiple of so many keys the softmax's state is merged into a second
+/// one and begins anew, so that rounding errors grow with the number of such stretches, not of key tiles.
+inline constexpr Index kFoldKeys = 2048;
+
 /// Bytes of memory that a task of so many rows needs.
 struct Sizes {
   Index scratch, state, panel;
