@@ -97,9 +97,10 @@ class Planner {
     return max(1, min(panels, kBlockKeys / kernels.key_tile)) * kernels.key_tile;
   }
 
-  /// Parts that a sequence's keys are split into, at most.
+  /// Parts that a sequence's keys are split into, at most.  A state is twice as large where the longest sequence folds
+  /// (RowState): with two parts or more the keys that never do, up to 2 · kPartKeys, are cut as without it.
   static Index parts(const Call& call, const Kernels& kernels) {
-    return max(1, min(kMostParts, kStateBytes / kernels.sizes(call, kSplitRows).state));
+    return max(2, min(kMostParts, kStateBytes / kernels.sizes(call, kSplitRows).state));
   }
 
   void add_rows(const Sequence& sequence, Index kv_head, Range rows) {
