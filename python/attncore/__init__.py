@@ -22,6 +22,7 @@ from attncore._runtime import (
 )
 from attncore._torch_like import scaled_dot_product_attention
 from attncore._types import Gradients, Plan, RelativeBias, Rotary
+from attncore._varlen import attention_varlen, attention_varlen_backward
 
 __version__ = version()
 
@@ -36,6 +37,8 @@ __all__ = [
     "attention",
     "attention_backward",
     "attention_paged",
+    "attention_varlen",
+    "attention_varlen_backward",
     "attention_weights",
     "available_isas",
     "dropout_mask",

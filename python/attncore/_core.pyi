@@ -45,6 +45,31 @@ def attention_paged(
     /,
     *options: Any,
 ) -> Any: ...
+def attention_varlen(
+    query: npt.NDArray[Any],
+    key: npt.NDArray[Any],
+    value: npt.NDArray[Any],
+    cu_query_lengths: Any,
+    cu_key_lengths: Any,
+    out: npt.NDArray[Any] | None,
+    return_lse: bool,
+    /,
+    *options: Any,
+) -> Any: ...
+def attention_varlen_backward(
+    query: npt.NDArray[Any],
+    key: npt.NDArray[Any],
+    value: npt.NDArray[Any],
+    cu_query_lengths: Any,
+    cu_key_lengths: Any,
+    out: npt.NDArray[Any],
+    lse: npt.NDArray[Any],
+    d_out: npt.NDArray[Any],
+    d_lse: npt.NDArray[Any] | None,
+    results: tuple[Any, ...],
+    /,
+    *options: Any,
+) -> None: ...
 def dropout_mask(
     arg0: int,
     arg1: float,
