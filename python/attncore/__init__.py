@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from attncore._api import attention
+from attncore._attention_state import AttentionState
 from attncore._backward import attention_backward, dropout_mask
 from attncore._inspect import attention_weights, explain
 from attncore._layers import LinearGradients, linear, linear_backward, rope
@@ -25,6 +26,7 @@ from attncore._types import Gradients, Plan, RelativeBias, Rotary
 __version__ = version()
 
 __all__ = [
+    "AttentionState",
     "Gradients",
     "LinearGradients",
     "MultiHeadAttention",
