@@ -21,7 +21,8 @@ DTYPE_PAIRS += [("float64", name) for name in DTYPE_NAMES]
 
 def sizes_to_cuts(sizes: Iterable[int], keys: int) -> list[tuple[int, int]]:
     """(begin, end) of pieces of these sizes, repeated until all keys are in one."""
-    pieces, begin, sizes = [], 0, list(sizes)
+    pieces: list[tuple[int, int]] = []
+    begin, sizes = 0, list(sizes)
     while begin < keys:
         size = sizes[len(pieces) % len(sizes)]
         pieces.append((begin, min(begin + size, keys)))

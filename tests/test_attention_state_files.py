@@ -141,7 +141,7 @@ with open(path, "wb") as file:
 pairs = np.memmap(path, "{dtype}", "r+", shape=shape)  # (key or value, token, dim)
 count = shape[1]
 for at in (0, count // 2, count - 1):
-    pairs[1, at] = 4 * count
+    pairs[1, at] = 1024
 pairs.flush()
 query = np.ones((2, shape[2]), np.float32)
 small = np.ones((9, shape[2]), np.float32)
@@ -150,7 +150,7 @@ state = attncore.AttentionState(query, dtype="{state}")
 pairs = np.memmap(path, "{dtype}", "r", shape=shape)
 state.update(*pairs)
 out, lse = state.result()
-assert np.all(out == 12), out
+assert np.all(out == 3 * 1024 / count), out
 assert np.allclose(lse, np.log(count)), lse
 with open("/proc/self/status") as lines:
     print(next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024)
@@ -161,7 +161,7 @@ with open("/proc/self/status") as lines:
 @pytest.mark.parametrize(
     ("shape", "dtype", "state"),
     [
-        ((2, 2**22, 128), "float32", "float32"),  # 4 GiB
+        pytest.param((2, 2**22, 128), "float32", "float32", marks=pytest.mark.slow),  # 4 GiB
         ((2, 2**19, 256), "float32", "float64"),  # 1 GiB, converted
         ((2, 2**20, 256), "float16", "float32"),  # 1 GiB
     ],

@@ -50,7 +50,7 @@ Call resolve_settings(const Tensor& query, const Settings& settings) {
   if (settings.score.query_segments.given()) {
     problem.score.key_segments = Tensor::contiguous(&kNothing, DType::i64, {batch, 1, 0, 1});
   }
-  const Call call = resolve(problem, true);
+  const Call call = resolve(problem, Use::forward);
   for (Index entry = 0; call.score.query_offset.given() && entry < batch; ++entry) {
     const Index offset = call.sequence(entry).offset;
     if (offset < -kFarthestKey || offset > kFarthestKey) {

@@ -61,6 +61,8 @@ class Update {
     problem_.query = query;
     problem_.key = operand("key", piece.key);
     problem_.value = operand("value", piece.value);
+    problem_.key_scale = piece.key_scale;
+    problem_.value_scale = piece.value_scale;
     problem_.score = settings.score;
     Score& score = problem_.score;
     score.sinks = {};  // once, in the end
@@ -69,7 +71,7 @@ class Update {
     score.key_segments = piece.key_segments;
     score.key_lengths = piece.key_lengths;
     read_first(seen);
-    const Call call = resolve(problem_, true);  // all checks, before any work
+    const Call call = resolve(problem_, Use::forward);  // all checks, before any work
     if (call.value_dim != value_dim_) {
       reject("value", "has a dim of " + std::to_string(call.value_dim) + ", the state's value_dim is " +
                           std::to_string(value_dim_));
@@ -146,8 +148,8 @@ class Update {
   [[nodiscard]] Problem problem_of(Range entries, Range keys) const {
     Problem p = problem_;
     p.query = part_of(p.query, 0, entries.begin, entries.size());
-    for (Tensor* const t : {&p.key, &p.value}) {
-      *t = part_of(part_of(*t, 0, entries.begin, entries.size()), 2, keys.begin, keys.size());
+    for (Tensor* const t : {&p.key, &p.value, &p.key_scale, &p.value_scale}) {
+      if (t->given()) *t = part_of(part_of(*t, 0, entries.begin, entries.size()), 2, keys.begin, keys.size());
     }
     Score& s = p.score;
     s.mask = option_part(s.mask, entries, 3, keys);
@@ -172,7 +174,7 @@ class Update {
     Problem problem = problem_of(entries, keys);
     if (!offsets.empty()) problem.score.query_offset = ints(offsets);
     if (problem.score.key_lengths.given()) problem.score.key_lengths = ints(lengths);
-    const PieceResult result = attend(problem, entries, keys, scratch);
+    const PieceResult result = attend(problem, scratch);
     Sums sums = seen.sums;
     for (Tensor* const t : {&sums.maximum, &sums.sum, &sums.output, &sums.sum_rest, &sums.output_rest}) {
       if (t->given()) *t = part_of(*t, 0, entries.begin, entries.size());
@@ -185,7 +187,7 @@ class Update {
   }
 
   /// Attention to these keys alone.
-  PieceResult attend(Problem& problem, Range entries, Range keys, Workspace& scratch) const {
+  PieceResult attend(Problem& problem, Workspace& scratch) const {
     const Tensor& query = problem.query;
     const Shape rows{query.shape[0], query.shape[1], query.shape[2], 1};
     Shape outputs = rows;
@@ -205,7 +207,7 @@ class Update {
     }
     tensors.reserve(scratch);
     for (const auto& [from, to] : converted) convert(from, *to, options_);
-    Call call = resolve(problem, true);
+    Call call = resolve(problem, Use::forward);
     call.out = result.out;
     call.lse = result.maximum;
     call.sum = result.sum;

@@ -5,20 +5,18 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from attncore import _checkpoint, _core
 from attncore._inspect import _ordered
+from attncore._pieces import kept, mapping, shown
 from attncore._types import Array, Floats, Ints, Layout, RelativeBias, ScoreOptions, Window
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-_FLOATS = ("alibi", "sinks", "relative_bias")
-_INTS = ("query_offset", "query_segments", "query_lengths")
 
 
 class AttentionState:
@@ -64,7 +62,7 @@ class AttentionState:
         self,
         query: Array,
         *,
-        dtype: npt.DTypeLike = None,
+        dtype: npt.DTypeLike | None = None,
         value_dim: int | None = None,
         causal: bool = False,
         window: Window | None = None,
@@ -79,7 +77,8 @@ class AttentionState:
         layout: Layout = "bhsd",
     ) -> None:
         if dtype is None:
-            dtype = getattr(query, "dtype", None) == np.float64 and np.float64 or np.float32
+            double = getattr(query, "dtype", None) == np.float64
+            dtype = np.float64 if double else np.float32
         options: ScoreOptions = {
             "layout": layout,
             "causal": causal,
@@ -96,7 +95,7 @@ class AttentionState:
         self._dtype: np.dtype[Any] = np.dtype(dtype)
         ordered = _ordered("AttentionState", options)
         self._core = _core.AttentionState(query, self._dtype, value_dim, *ordered)
-        self._options = _kept(options)
+        self._options = kept(options)
 
     def update(
         self,
@@ -149,7 +148,7 @@ class AttentionState:
             "key_lengths": key_lengths,
             "num_threads": num_threads,
         }
-        mapped = [m for m in map(_mapping, (key, value)) if m is not None]
+        mapped = [m for m in map(mapping, (key, value)) if m is not None]
         self._core.update(key, value, first_key, mapped, *_ordered("update", options))
 
     def merge(self, other: AttentionState, *, num_threads: int | None = None) -> None:
@@ -224,10 +223,10 @@ class AttentionState:
 
         Example:
             >>> import numpy as np, attncore, tempfile, pathlib
-            >>> folder = tempfile.TemporaryDirectory()
-            >>> path = pathlib.Path(folder.name) / "state.safetensors"
-            >>> attncore.AttentionState(np.ones((5, 4), np.float32), softcap=30.0).save(path)
-            >>> attncore.AttentionState.load(path)
+            >>> state = attncore.AttentionState(np.ones((5, 4), np.float32), softcap=30.0)
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     state.save(pathlib.Path(folder) / "state.safetensors")
+            ...     attncore.AttentionState.load(pathlib.Path(folder) / "state.safetensors")
             AttentionState(query=(5, 4), dtype=float32, value_dim=4, softcap=30.0)
         """
         arrays = _checkpoint.read(path)
@@ -240,7 +239,7 @@ class AttentionState:
 
     def __getstate__(self) -> dict[str, Any]:
         arrays = {"query": self._core.query(), **self._core.parts()}
-        notes = {"rank": self._core.rank(), "value_dim": self._core.value_dim()}
+        notes: dict[str, Any] = {"rank": self._core.rank(), "value_dim": self._core.value_dim()}
         for name, option in self._options.items():
             if isinstance(option, RelativeBias):
                 arrays["option.relative_bias"] = option.table
@@ -273,50 +272,6 @@ class AttentionState:
         options = {n: o for n, o in self._options.items() if o is not None and o is not False}
         if options["layout"] == "bhsd":
             del options["layout"]
-        shown = {"query": shape, "dtype": self._dtype, "value_dim": self._core.value_dim()}
-        texts = [f"{name}={_shown(option)}" for name, option in {**shown, **options}.items()]
+        sizes = {"query": shape, "dtype": self._dtype, "value_dim": self._core.value_dim()}
+        texts = [f"{name}={shown(option)}" for name, option in {**sizes, **options}.items()]
         return f"AttentionState({', '.join(texts)})"
-
-
-def _shown(option: Any) -> str:
-    if isinstance(option, np.ndarray):
-        return f"<{option.dtype} {option.shape}>"
-    return str(option) if not isinstance(option, str) else repr(option)
-
-
-def _kept(options: ScoreOptions) -> dict[str, Any]:
-    """Copies of valid options, to be saved: the caller's arrays may change."""
-    kept: dict[str, Any] = dict(options)
-    for name in _FLOATS:
-        option = kept[name]
-        if isinstance(option, RelativeBias):
-            kept[name] = option._replace(table=_copy(option.table, np.float32))
-        elif option is not None:
-            kept[name] = _copy(option, np.float32)
-    for name in _INTS:
-        if kept[name] is not None:
-            kept[name] = np.array(kept[name], np.int64, order="C")
-    for name in ("softcap", "scale"):
-        if kept[name] is not None:
-            kept[name] = float(kept[name])
-    if kept["window"] is not None:
-        kept["window"] = tuple(None if end is None else int(end) for end in kept["window"])
-    kept["causal"] = bool(kept["causal"])
-    return kept
-
-
-def _copy(given: Any, dtype: npt.DTypeLike) -> Array:
-    """An array's copy; what is no array becomes one of the dtype."""
-    return np.array(given, None if isinstance(given, np.ndarray) else dtype, order="C")
-
-
-def _mapping(array: Any) -> npt.NDArray[np.uint8] | None:
-    """The bytes of the mapped file that an array lies in, if its pages may be given back."""
-    while isinstance(array, np.ndarray):
-        if isinstance(array, np.memmap):
-            # Private pages that were written exist nowhere else.
-            mapped = getattr(array, "_mmap", None)
-            shared = array.mode in ("r", "r+", "w+")
-            return np.frombuffer(mapped, np.uint8) if mapped is not None and shared else None
-        array = cast("Any", array.base)
-    return None

@@ -44,9 +44,11 @@ class AttentionState {
   [[nodiscard]] const Tensor& query() const noexcept;
 
   struct Piece {
-    Tensor key;    ///< (batch, kv_heads, keys, dim); f32, f16 or bf16, for an f64 state f64 too
-    Tensor value;  ///< (batch, kv_heads, keys, value_dim)
-    Tensor mask;   ///< as Score has them, over the piece's keys
+    Tensor
+        key;  ///< (batch, kv_heads, keys, dim); as forward() takes them, for an f64 state f64, f32, f16 or bf16
+    Tensor value;                   ///< (batch, kv_heads, keys, value_dim)
+    Tensor key_scale, value_scale;  ///< as Problem has them
+    Tensor mask;                    ///< as Score has them, over the piece's keys
     BoundedArray<Tensor, kMaxBiases> biases;
     Tensor key_segments, key_lengths;
     Tensor first_key;  ///< ints (1 or batch, 1, 1, 1): where the keys begin; default: after all so far
