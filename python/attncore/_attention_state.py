@@ -230,7 +230,7 @@ class AttentionState:
             AttentionState(query=(5, 4), dtype=float32, value_dim=4, softcap=30.0)
         """
         arrays = _checkpoint.read(path)
-        notes = _checkpoint.read_notes(path).get("attncore.AttentionState")
+        notes = _checkpoint.read_metadata(path).get("attncore.AttentionState")
         if notes is None:
             raise ValueError(f"path: {os.fspath(path)} holds no AttentionState")
         state = cls.__new__(cls)

@@ -28,10 +28,10 @@ def _safetensors() -> Any:
 def write(
     path: str | os.PathLike[str],
     arrays: Mapping[str, Array],
-    notes: Mapping[str, str] | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """The file is there with all of its content, or as it was before: also after a power cut."""
-    content = _safetensors().numpy.save(dict(arrays), None if notes is None else dict(notes))
+    content = _safetensors().numpy.save(dict(arrays), None if metadata is None else dict(metadata))
     target = Path(path)
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     try:
@@ -58,8 +58,8 @@ def read(path: str | os.PathLike[str]) -> dict[str, Array]:
     return {name: _array(name, item) for name, item in items}
 
 
-def read_notes(path: str | os.PathLike[str]) -> dict[str, str]:
-    """The notes that `write` was given, of a file that `read` takes."""
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """The metadata that `write` was given, of a file that `read` takes."""
     with _safetensors().safe_open(path, "np") as file:
         return file.metadata() or {}
 
