@@ -75,6 +75,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   bind_multi_head_attention(m);
   bind_paged(m);
   bind_varlen(m);
+  bind_state(m);
   m.def("version", version);
   m.def("isa", isa);
   m.def("available_isas", available_isas);

@@ -109,6 +109,7 @@ struct Coins {
 struct Call {
   Tensor query, key, value, out, lse;
   Tensor key_scale, value_scale;
+  Tensor sum;   // for AttentionState, like lse: Σ exp(score − maximum); lse is the maximum then
   Score score;  // masks and biases broadcast (stride 0), causal folded into right, every default in place
   double scale = 1, softcap = 0;                        // softcap 0: none
   Index batch = 0, heads = 0, kv_heads = 0, group = 1;  // group: the query heads that share a KV head

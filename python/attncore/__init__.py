@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from attncore._api import attention
+from attncore._attention_state import AttentionState
 from attncore._backward import attention_backward, dropout_mask
 from attncore._inspect import attention_weights, explain
 from attncore._layers import LinearGradients, linear, linear_backward, rope
@@ -27,6 +28,7 @@ from attncore._varlen import attention_varlen, attention_varlen_backward
 __version__ = version()
 
 __all__ = [
+    "AttentionState",
     "Gradients",
     "LinearGradients",
     "MultiHeadAttention",

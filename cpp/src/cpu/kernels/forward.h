@@ -72,7 +72,10 @@ void finish_rows(const Call& call, const TaskRows& row_at, const OnlineSoftmax<I
                                       items);
       }
     });
-    if (call.lse.given()) {
+    if (call.sum.given()) {
+      __builtin_memcpy(at(call.lse, r), softmax.maximum + row, sizeof(T));
+      __builtin_memcpy(at(call.sum, r), softmax.sum + row, sizeof(T));
+    } else if (call.lse.given()) {
       const T lse = softmax.log_sum_exp(row);
       __builtin_memcpy(at(call.lse, r), &lse, sizeof lse);
     }
