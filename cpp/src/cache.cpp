@@ -18,6 +18,9 @@ struct KVCache::Impl {
               false),
         lengths(static_cast<std::size_t>(batch)) {}
 
+  void require_entry(Index number) const {
+    if (number < 0 || number >= store.pages()) reject_entry(number);
+  }
   [[nodiscard]] Index& length(Index entry) noexcept { return lengths[static_cast<std::size_t>(entry)]; }
 
   [[nodiscard]] std::vector<Index> read(const Tensor& entries, bool distinct) const {
@@ -127,20 +130,24 @@ std::vector<Index> KVCache::lengths() const {
   return impl_->lengths;
 }
 
+Index KVCache::length(Index entry) const {
+  const Reading use(impl_->users);
+  impl_->require_entry(entry);
+  return impl_->lengths[static_cast<std::size_t>(entry)];
+}
+
 CacheMemory KVCache::memory() const {
   const Reading use(impl_->users);
   return {impl_->store.reserved_bytes(), impl_->total() * impl_->store.token_bytes()};
 }
 
-void KVCache::gather(Index entry, const Tensor& key, const Tensor& value) const {
+void KVCache::gather(Index entry, Index first, const Tensor& key, const Tensor& value) const {
   const Impl& self = *impl_;
   const Reading use(self.users);
-  if (entry < 0 || entry >= batch())
-    reject("entry", "is " + to_string(entry) + ", which the cache does not have");
-  const Index length = self.lengths[static_cast<std::size_t>(entry)];
-  require_gathered(settings(), length, key, value);
+  self.require_entry(entry);
   const auto page = static_cast<std::int32_t>(entry);
-  self.store.gather(&page, {0, length}, key, value);
+  const Range kept{0, self.lengths[static_cast<std::size_t>(entry)]};
+  self.store.gather(&page, require_gathered(settings(), kept, first, key, value), key, value);
 }
 
 CacheState KVCache::state() const {

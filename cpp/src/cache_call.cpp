@@ -47,9 +47,17 @@ CacheSettings require_settings(const CacheSettings& settings, const char* extent
   require_range("value_dim", s.value_dim, kMostDims);
   require_dtype("dtype", {.dtype = s.dtype},
                 {DType::f32, DType::f64, DType::f16, DType::bf16, DType::i8, DType::i4, DType::f8});
+  for (const auto& [argument, dim] : {std::pair{"dim", s.dim}, std::pair{"value_dim", s.value_dim}}) {
+    if (s.dtype == DType::i4 && dim % 2 != 0)
+      reject(argument, "is " + to_string(dim) + ", must be even for int4");
+  }
   if (s.window < 0) reject("window", "is " + to_string(s.window) + ", must be at least 0");
   if (s.rotary) require_rotary(*s.rotary, s.dim);
   return s;
+}
+
+void reject_entry(Index number) {
+  reject("entry", "is " + to_string(number) + ", which the cache does not have");
 }
 
 std::vector<Index> require_new_tokens(const CacheSettings& s, const NewTokens& tokens, Index entries) {
@@ -144,8 +152,10 @@ Problem require_attend(const Problem& given, const CacheSettings& settings,
   return problem;
 }
 
-void require_gathered(const CacheSettings& s, Index tokens, const Tensor& key, const Tensor& value) {
+Range require_gathered(const CacheSettings& s, Range kept, Index first, const Tensor& key,
+                       const Tensor& value) {
   const DType dtype = is_quantised(s.dtype) ? DType::f32 : s.dtype;
+  const Index tokens = key.shape[2];
   const auto require = [&](const char* argument, const Tensor& t, Index dim) {
     require_data(argument, t);
     require_dtype(argument, t, {dtype});
@@ -155,6 +165,12 @@ void require_gathered(const CacheSettings& s, Index tokens, const Tensor& key, c
   require("key", key, s.dim);
   require("value", value, s.value_dim);
   if (may_overlap(key, value)) reject("value", "overlaps key");
+  if (first < kept.begin || first > kept.end || tokens > kept.end - first) {
+    reject("first", "is " + to_string(first) + ", the entry has no " + to_string(tokens) +
+                        " tokens from there: it has " + to_string(kept.begin) + " … " + to_string(kept.end) +
+                        " - 1");
+  }
+  return {first, first + tokens};
 }
 
 void require_stored(const CacheSettings& s, Index tokens, const StoredTokens& stored) {

@@ -32,22 +32,24 @@ class Users {
 
 /// In the cache from here to the end of the scope.
 template <bool kWrites>
-class Use {
+class InUse {
  public:
-  explicit Use(Users& users) : users_(users) { users.enter(kWrites); }
-  Use(const Use&) = delete;
-  Use& operator=(const Use&) = delete;
-  ~Use() { users_.leave(kWrites); }
+  explicit InUse(Users& users) : users_(users) { users.enter(kWrites); }
+  InUse(const InUse&) = delete;
+  InUse& operator=(const InUse&) = delete;
+  ~InUse() { users_.leave(kWrites); }
 
  private:
   Users& users_;
 };
-using Reading = Use<false>;
-using Writing = Use<true>;
+using Reading = InUse<false>;
+using Writing = InUse<true>;
 
 /// A pool's extents and the settings: checked, every default in place.
 CacheSettings require_settings(const CacheSettings& settings, const char* extent_name, Index extent,
                                const char* slots_name, Index slots);
+
+[[noreturn]] void reject_entry(Index number);
 
 /// The entries that a call names, or `all`.  `exists(number)` says which there are; `distinct`: none may come twice.
 template <class Exists>
@@ -92,8 +94,9 @@ inline Tensor ints(const std::vector<Index>& numbers) {
                             {static_cast<Index>(numbers.size()), 1, 1, 1});
 }
 
-/// Where gather writes.
-void require_gathered(const CacheSettings& settings, Index tokens, const Tensor& key, const Tensor& value);
+/// Of what is `kept`, the tokens that gather writes from `first` on.
+Range require_gathered(const CacheSettings& settings, Range kept, Index first, const Tensor& key,
+                       const Tensor& value);
 
 /// A state's tokens.
 void require_stored(const CacheSettings& settings, Index tokens, const StoredTokens& stored);

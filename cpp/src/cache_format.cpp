@@ -19,7 +19,7 @@ struct Scalar {  // an instruction set's tag: registers as every machine has the
 // What the largest number of a row becomes.
 constexpr double kMost8 = 127, kMost4 = 7, kMostF8 = 448;
 
-constexpr std::uint32_t kMagnitude = 0x7fffffff, kInfinity = 0x7f800000, kQuietNan = 0x7fc00000;
+constexpr std::uint32_t kMagnitude = 0x7fffffff, kInfinity = 0x7f800000;
 
 /// To the nearest integer, ties to even, of |x| < 2³¹: x + 1.5·2⁵² has it in its last bits.
 ATTN_INLINE std::int32_t nearest(double x) noexcept {
@@ -40,18 +40,10 @@ ATTN_INLINE std::byte to_f8(double y) noexcept {
   return static_cast<std::byte>((bits >> 56U & 0x80U) | (size < 0x1p-6 ? subnormal : normal));
 }
 
-ATTN_INLINE float from_f8(std::uint8_t f8) noexcept {
-  const std::uint32_t magnitude = f8 & 0x7fU;
-  // Exponent and fraction moved into place, then the bias by a product, which normalises subnormals too.
-  const float value = std::bit_cast<float>(magnitude << 20U) * 0x1p120F;
-  const std::uint32_t bits = magnitude == 0x7f ? kQuietNan : std::bit_cast<std::uint32_t>(value);
-  return std::bit_cast<float>(bits | (f8 & 0x80U) << 24U);
-}
-
 /// The first number has the low half of a byte.
 void quantise4(const float* row, Index dim, double scale, std::byte* to) noexcept {
   for (Index i = 0; i < dim; i += 2) {
-    const std::int32_t low = nearest(row[i] / scale), high = i + 1 < dim ? nearest(row[i + 1] / scale) : 0;
+    const std::int32_t low = nearest(row[i] / scale), high = nearest(row[i + 1] / scale);
     to[i / 2] = static_cast<std::byte>((low & 0xf) | (high & 0xf) << 4);
   }
 }
@@ -93,17 +85,13 @@ bool quantise_row(const float* row, Index dim, DType dtype, std::byte* to, float
 }
 
 void dequantise_row(const std::byte* from, float scale, Index dim, DType dtype, float* row) noexcept {
-  if (dtype == DType::i8) {
-    for (Index i = 0; i < dim; ++i) row[i] = static_cast<float>(static_cast<std::int8_t>(from[i])) * scale;
-  } else if (dtype == DType::i4) {
-    for (Index i = 0; i < dim; ++i) {
-      const auto both = static_cast<std::int32_t>(from[i / 2]);
-      const std::int32_t half = ((both >> (i % 2 * 4) & 0xf) ^ 8) - 8;  // its sign is bit 3
-      row[i] = static_cast<float>(half) * scale;
+  constexpr Index n = kWidth<Scalar, float>;
+  with_key_storage<float>(dtype, [&]<DType kStorage>() {
+    for (Index i = 0; i < dim; i += n) {
+      store(row + i,
+            load_items<Scalar, float, kStorage>(from + row_bytes(dtype, i), 1, min(n, dim - i)) * scale);
     }
-  } else {
-    for (Index i = 0; i < dim; ++i) row[i] = from_f8(static_cast<std::uint8_t>(from[i])) * scale;
-  }
+  });
 }
 
 /// run(head, token) for all rows, until one says no: that one.

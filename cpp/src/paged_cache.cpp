@@ -142,6 +142,12 @@ std::vector<Index> PagedKVCache::lengths() const {
   return result;
 }
 
+Index PagedKVCache::length(Index number) const {
+  const Reading use(impl_->users);
+  impl_->require_entry(number);
+  return impl_->pool.entry(number).length;
+}
+
 std::vector<Index> PagedKVCache::block_table(Index number) const {
   const Reading use(impl_->users);
   impl_->require_entry(number);
@@ -166,13 +172,13 @@ CacheMemory PagedKVCache::memory() const {
   return {impl_->store.reserved_bytes(), (pages() - impl_->pool.free_pages()) * page_bytes};
 }
 
-void PagedKVCache::gather(Index number, const Tensor& key, const Tensor& value) const {
-  const Reading use(impl_->users);
-  impl_->require_entry(number);
-  const PagedEntry& entry = impl_->pool.entry(number);
-  const Range tokens{impl_->kept_from(number), entry.length};
-  require_gathered(settings(), tokens.size(), key, value);
-  impl_->store.gather(entry.table.data(), tokens, key, value);
+void PagedKVCache::gather(Index number, Index first, const Tensor& key, const Tensor& value) const {
+  const Impl& self = *impl_;
+  const Reading use(self.users);
+  self.require_entry(number);
+  const PagedEntry& entry = self.pool.entry(number);
+  const Range kept{self.kept_from(number), entry.length};
+  self.store.gather(entry.table.data(), require_gathered(settings(), kept, first, key, value), key, value);
 }
 
 Index PagedKVCache::kept_from(Index number) const {

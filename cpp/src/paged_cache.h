@@ -17,8 +17,7 @@ struct PagedKVCache::Impl {
         pool(pages, page_size) {}
 
   void require_entry(Index number) const {
-    if (!pool.exists(number))
-      reject("entry", "is " + std::to_string(number) + ", which the cache does not have");
+    if (!pool.exists(number)) reject_entry(number);
   }
 
   [[nodiscard]] std::vector<Index> read(const Tensor& entries, bool distinct) const {

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from attncore._api import attention
 from attncore._backward import attention_backward, dropout_mask
+from attncore._cache import KVCache, PagedKVCache
+from attncore._cache_base import CacheMemory
 from attncore._inspect import attention_weights, explain
 from attncore._layers import LinearGradients, linear, linear_backward, rope
 from attncore._merge import merge
@@ -25,9 +27,12 @@ from attncore._types import Gradients, Plan, RelativeBias, Rotary
 __version__ = version()
 
 __all__ = [
+    "CacheMemory",
     "Gradients",
+    "KVCache",
     "LinearGradients",
     "MultiHeadAttention",
+    "PagedKVCache",
     "Plan",
     "RelativeBias",
     "Rotary",

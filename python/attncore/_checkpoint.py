@@ -25,9 +25,13 @@ def _safetensors() -> Any:
     return safetensors
 
 
-def write(path: str | os.PathLike[str], arrays: Mapping[str, Array]) -> None:
+def write(
+    path: str | os.PathLike[str],
+    arrays: Mapping[str, Array],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
     """The file is there with all of its content, or as it was before: also after a power cut."""
-    content = _safetensors().numpy.save(dict(arrays))
+    content = _safetensors().numpy.save(dict(arrays), None if metadata is None else dict(metadata))
     target = Path(path)
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     try:

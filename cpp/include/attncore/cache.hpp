@@ -98,11 +98,12 @@ class KVCache {
   [[nodiscard]] Index batch() const noexcept;
   [[nodiscard]] Index capacity() const noexcept;
   [[nodiscard]] std::vector<Index> lengths() const;
+  [[nodiscard]] Index length(Index entry) const;
   [[nodiscard]] CacheMemory memory() const;
 
-  /// The tokens of an entry, (1, kv_heads, length, dim) and (…, value_dim), written: of the cache's dtype, f32 for i8, i4
-  /// and f8.
-  void gather(Index entry, const Tensor& key, const Tensor& value) const;
+  /// Tokens `first`, first + 1, … of an entry, (1, kv_heads, tokens, dim) and (…, value_dim), written: of the cache's dtype,
+  /// f32 for i8, i4 and f8.
+  void gather(Index entry, Index first, const Tensor& key, const Tensor& value) const;
 
   [[nodiscard]] CacheState state() const;
   /// Replaces all that the cache holds by a state of a cache of the same settings and batch; checks it first.
@@ -137,15 +138,15 @@ class PagedKVCache {
   [[nodiscard]] Index pages() const noexcept;
   [[nodiscard]] Index page_size() const noexcept;
   [[nodiscard]] Index free_pages() const;
-  [[nodiscard]] std::vector<Index> entries() const;                 ///< the numbers in use, rising
-  [[nodiscard]] std::vector<Index> lengths() const;                 ///< by number; −1: free
+  [[nodiscard]] std::vector<Index> entries() const;  ///< the numbers in use, rising
+  [[nodiscard]] std::vector<Index> lengths() const;  ///< by number; −1: free
+  [[nodiscard]] Index length(Index entry) const;
   [[nodiscard]] std::vector<Index> block_table(Index entry) const;  ///< −1: given back
   [[nodiscard]] std::vector<Index> reference_counts() const;        ///< by page: the entries that have it
   [[nodiscard]] CacheMemory memory() const;
 
-  /// As KVCache's, without the tokens of pages that were given back: their number is kept_from().
-  void gather(Index entry, const Tensor& key, const Tensor& value) const;
-  [[nodiscard]] Index kept_from(Index entry) const;
+  void gather(Index entry, Index first, const Tensor& key, const Tensor& value) const;
+  [[nodiscard]] Index kept_from(Index entry) const;  ///< the first token whose page has not been given back
 
   [[nodiscard]] CacheState state() const;
   void restore(const CacheState& state);  ///< of a cache of the same settings and page size; pages may differ
