@@ -40,6 +40,14 @@ ATTN_INLINE std::byte to_f8(double y) noexcept {
   return static_cast<std::byte>((bits >> 56U & 0x80U) | (size < 0x1p-6 ? subnormal : normal));
 }
 
+/// What the largest magnitude of a row is divided by: `most` times it neither over- nor underflows.
+ATTN_INLINE float scale_of(float largest, double most) noexcept {
+  if (largest == 0) return 1;
+  const auto scale = static_cast<float>(largest / most);
+  if (scale * most > FLT_MAX) return std::nextafter(scale, 0.0F);
+  return std::max(scale, FLT_MIN);
+}
+
 /// The first number has the low half of a byte.
 void quantise4(const float* row, Index dim, double scale, std::byte* to) noexcept {
   for (Index i = 0; i < dim; i += 2) {
@@ -72,7 +80,7 @@ bool quantise_row(const float* row, Index dim, DType dtype, std::byte* to, float
   }
   if (largest >= static_cast<std::int32_t>(kInfinity)) return false;
   const double most = dtype == DType::i8 ? kMost8 : dtype == DType::i4 ? kMost4 : kMostF8;
-  scale = largest == 0 ? 1 : std::max(static_cast<float>(std::bit_cast<float>(largest) / most), FLT_MIN);
+  scale = scale_of(std::bit_cast<float>(largest), most);
   const double factor = scale;  // quotients in double: no tie is missed, so the error is at most half a step
   if (dtype == DType::i8) {
     for (Index i = 0; i < dim; ++i) to[i] = static_cast<std::byte>(nearest(row[i] / factor));
