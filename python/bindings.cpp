@@ -71,6 +71,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.def("attention_weights", weights);
   m.def("explain", explain_call);
   bind_backward(m);
+  bind_cache(m);
   bind_layers(m);
   bind_multi_head_attention(m);
   bind_paged(m);

@@ -5,6 +5,8 @@ from __future__ import annotations
 from attncore._api import attention
 from attncore._attention_state import AttentionState
 from attncore._backward import attention_backward, dropout_mask
+from attncore._cache import KVCache, PagedKVCache
+from attncore._cache_base import CacheMemory
 from attncore._inspect import attention_weights, explain
 from attncore._layers import LinearGradients, linear, linear_backward, rope
 from attncore._merge import merge
@@ -29,9 +31,12 @@ __version__ = version()
 
 __all__ = [
     "AttentionState",
+    "CacheMemory",
     "Gradients",
+    "KVCache",
     "LinearGradients",
     "MultiHeadAttention",
+    "PagedKVCache",
     "Plan",
     "RelativeBias",
     "Rotary",
