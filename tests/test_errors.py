@@ -59,9 +59,9 @@ ATTENTION: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         "key.*float64.*float32",
     ),
     "value of another dtype": (
-        {"value": zeros(B, HK, K, DV, dtype=np.float16)},
+        {"value": zeros(B, HK, K, DV, dtype=np.float64)},
         TypeError,
-        "value.*float16.*float32",
+        "value.*float64.*float32",
     ),
     # shapes
     "scalar query": ({"query": zeros()}, ValueError, r"query.*(\(\)|0)"),

@@ -20,7 +20,8 @@ class BackwardPlanner {
     plan_.kernels = &kernels;
     plan_.key_tiles = ceil_div(call_.keys, kernels.key_tile);
     row_tile_ = kernels.backward_sizes(call_, 0).row_tile;
-    all_rows_ = call_.queries * call_.group;
+    for (Index batch = 0; batch < call_.batch; ++batch) plan_.sequences.push_back(call_.sequence(batch));
+    most_rows_ = call_.queries * call_.group;
     measure(machine);
   }
 
@@ -34,26 +35,39 @@ class BackwardPlanner {
     const bool one_owner = wants_rows && wants_keys && owners_fill_threads();
     for (const Index batch : longest_first()) {
       for (Index kv_head = 0; kv_head < call_.kv_heads; ++kv_head) {
+        const Range rows = all_rows(sequence(batch)), keys = all_keys(sequence(batch));
         if (one_owner) {
-          add(batch, kv_head, {0, all_rows_}, {0, call_.keys}, true, true);
+          add(batch, kv_head, rows, keys, true, true);
         } else if (wants_keys) {
-          for (Index key = 0; key < call_.keys; key += kernels_.key_tile) {
-            add(batch, kv_head, {0, all_rows_}, {key, min(key + kernels_.key_tile, call_.keys)}, false, true);
+          for (Index key = 0; key < keys.end; key += kernels_.key_tile) {
+            add(batch, kv_head, rows, {key, min(key + kernels_.key_tile, keys.end)}, false, true);
           }
         }
       }
     }
     if (wants_rows && !one_owner) add_row_tasks();
-    size(one_owner ? all_rows_ : owned_rows_);
+    size(one_owner ? most_rows_ : owned_rows_);
     return std::move(plan_);
   }
 
  private:
+  [[nodiscard]] const Sequence& sequence(Index batch) const {
+    return plan_.sequences[static_cast<std::size_t>(batch)];
+  }
+  /// With those that do not exist, whose gradients are zeros: as many as have a place, or a gradient of a bias that is not
+  /// broadcast.
+  [[nodiscard]] Range all_rows(const Sequence& s) const {
+    return {0, (own_biases_ != 0 ? call_.queries : s.query_place.tokens) * call_.group};
+  }
+  [[nodiscard]] Range all_keys(const Sequence& s) const {
+    return {0, own_biases_ != 0 ? call_.keys : s.key_place.tokens};
+  }
+
   void measure(const Machine& machine) {
     double flops = 0;
     const double item = 2 * static_cast<double>(call_.group * (3 * call_.dim + 2 * call_.value_dim));
     for (Index batch = 0; batch < call_.batch; ++batch) {
-      work_.push_back(item * visible_pairs(call_, call_.sequence(batch)));
+      work_.push_back(item * visible_pairs(call_, sequence(batch)));
       flops += work_.back() * static_cast<double>(call_.kv_heads);
     }
     flops_ = flops;
@@ -72,8 +86,8 @@ class BackwardPlanner {
 
   /// Five products by owners, the longest first, against seven by all threads.
   [[nodiscard]] bool owners_fill_threads() const {
-    if (plan_.threads == 1 && all_rows_ * call_.dim * item_size(call_.compute()) <= kOwnedBytes) return true;
-    if (all_rows_ * call_.dim * item_size(call_.compute()) > kOwnedBytes) return false;
+    if (most_rows_ * call_.dim * item_size(call_.compute()) > kOwnedBytes) return false;
+    if (plan_.threads == 1) return true;
     std::priority_queue<double, std::vector<double>, std::greater<>> busy;
     for (int thread = 0; thread < plan_.threads; ++thread) busy.push(0);
     double last = 0;
@@ -89,7 +103,7 @@ class BackwardPlanner {
   }
 
   void add(Index batch, Index kv_head, Range rows, Range keys, bool owns_rows, bool owns_keys) {
-    plan_.tasks.push_back({.sequence = call_.sequence(batch),
+    plan_.tasks.push_back({.sequence = sequence(batch),
                            .kv_head = kv_head,
                            .rows = rows,
                            .keys = keys,
@@ -99,8 +113,7 @@ class BackwardPlanner {
   }
 
   void add_stats() {
-    for (Index batch = 0; batch < call_.batch; ++batch) {
-      const Sequence sequence = call_.sequence(batch);
+    for (const Sequence& sequence : plan_.sequences) {
       const Index rows = sequence.queries * call_.group, most = kTilesOfRows * row_tile_;
       for (Index kv_head = 0; kv_head < call_.kv_heads; ++kv_head) {
         for (Index row = 0; row < rows; row += most) {
@@ -112,13 +125,15 @@ class BackwardPlanner {
   }
 
   void add_row_tasks() {
-    const Index tiles = call_.batch * call_.kv_heads * ceil_div(all_rows_, row_tile_);
+    const Index tiles = call_.batch * call_.kv_heads * ceil_div(most_rows_, row_tile_);
     const Index most = row_tile_ * std::clamp(tiles / (4 * Index{plan_.threads}), Index{1}, kTilesOfRows);
-    owned_rows_ = min(most, all_rows_);
+    owned_rows_ = min(most, most_rows_);
     for (const Index batch : longest_first()) {
       for (Index kv_head = 0; kv_head < call_.kv_heads; ++kv_head) {
-        for (Index end = ceil_div(all_rows_, most); end > 0; --end) {  // the last rows see most keys
-          add(batch, kv_head, {(end - 1) * most, min(end * most, all_rows_)}, {0, call_.keys}, true, false);
+        const Index rows = all_rows(sequence(batch)).end;
+        for (Index end = ceil_div(rows, most); end > 0; --end) {  // the last rows see most keys
+          add(batch, kv_head, {(end - 1) * most, min(end * most, rows)}, {0, sequence(batch).keys}, true,
+              false);
         }
       }
     }
@@ -176,7 +191,7 @@ class BackwardPlanner {
   const Call& call_;
   const Gradients& gradients_;
   const Kernels& kernels_;
-  Index row_tile_ = 0, all_rows_ = 0, owned_rows_ = 0;
+  Index row_tile_ = 0, most_rows_ = 0, owned_rows_ = 0;
   unsigned own_biases_ = 0;
   std::vector<double> work_;  // of a batch entry's KV head
   double flops_ = 0;

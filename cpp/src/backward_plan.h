@@ -15,7 +15,8 @@ namespace attncore {
 struct BackwardPlan {
   const Kernels* kernels = nullptr;
   int threads = 1;
-  std::vector<BackwardTask> rows;  // the stats
+  std::vector<Sequence> sequences;  // by batch entry
+  std::vector<BackwardTask> rows;   // the stats
   std::vector<BackwardTask> tasks;
   std::vector<BackwardBiasTask> biases;
 

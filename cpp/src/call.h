@@ -27,9 +27,17 @@ ATTN_FN constexpr DType accumulation(DType dtype) noexcept {
   return dtype == DType::f64 ? DType::f64 : DType::f32;
 }
 
-/// One batch entry: `queries` rows against `keys` keys; query i stands at position i + offset.
+/// Where a sequence's tokens stand in an array (batch, head, token, dim): `tokens` of them from `first` on.
+struct Place {
+  Index batch = 0, first = 0, tokens = 0;
+};
+
+/// One batch entry: `queries` rows against `keys` keys; query i stands at position i + offset.  There may be room for
+/// more tokens, which do not exist.
 struct Sequence {
   Index batch = 0, queries = 0, keys = 0, offset = 0;
+  Place query_place, key_place;
+  Index first_page = 0;  // where its numbers begin in Call::pages
 };
 
 /// The keys or values of one head of one sequence, where they lie.
@@ -37,6 +45,13 @@ struct KeySource {
   const std::byte* data = nullptr;
   Index token_stride = 0, dim_stride = 0;  // in bytes
   DType storage = DType::f32;
+  const std::int32_t* pages = nullptr;  // paged: the page of each `page_size` tokens
+  Index page_size = 0, page_stride = 0;
+
+  [[nodiscard]] ATTN_FN const std::byte* token(Index i) const noexcept {
+    if (pages == nullptr) return data + i * token_stride;
+    return data + pages[i / page_size] * page_stride + i % page_size * token_stride;
+  }
 };
 
 /// A relative bias by distance: entry (head, d) is the table's at the bucket of key − position = d, −farthest ≤ d ≤
@@ -50,6 +65,26 @@ struct DistanceBias {
   [[nodiscard]] ATTN_FN Index distances() const noexcept { return 2 * farthest + 1; }
 };
 
+/// Who descends from whom among the new tokens: bit a % 64 of word a / 64 of query i's line says that a is an ancestor of i,
+/// or i.
+struct Tree {
+  const std::uint64_t* lines = nullptr;  // (1 or batch, query, words)
+  Index words = 0, stride = 0;           // of a line; from one batch entry to the next, in words
+  std::shared_ptr<const std::uint64_t[]> memory;
+  [[nodiscard]] ATTN_FN bool given() const noexcept { return lines != nullptr; }
+  [[nodiscard]] ATTN_FN const std::uint64_t* line(Index batch, Index query) const noexcept {
+    return lines + batch * stride + query * words;
+  }
+};
+
+/// The pages of all sequences, one after another.
+struct Pages {
+  const std::int32_t* numbers = nullptr;
+  Index size = 0;  // tokens of a page
+  std::shared_ptr<const std::int32_t[]> memory;
+  [[nodiscard]] ATTN_FN bool given() const noexcept { return numbers != nullptr; }
+};
+
 /// A call's dropout, as kernels read it.
 struct Coins {
   std::uint64_t seed = 0;
@@ -61,21 +96,26 @@ struct Coins {
 
 struct Call {
   Tensor query, key, value, out, lse;
+  Tensor key_scale, value_scale;
   Score score;  // masks and biases broadcast (stride 0), causal folded into right, every default in place
   double scale = 1, softcap = 0;                        // softcap 0: none
   Index batch = 0, heads = 0, kv_heads = 0, group = 1;  // group: the query heads that share a KV head
-  Index queries = 0, keys = 0, dim = 0, value_dim = 0;
+  Index queries = 0, keys = 0;  // of the longest batch entry: the extents of masks and biases
+  Index dim = 0, value_dim = 0;
 
   /// The accumulation type: f64 for f64, else f32.
   [[nodiscard]] ATTN_FN DType compute() const noexcept { return accumulation(query.dtype); }
-  /// A batch entry's.  Lengths and offsets are read once, by validate(): the caller's memory may change meanwhile.
+  /// A batch entry's.  Lengths, offsets, pages and parents are read once, by validate(): the caller's memory may change
+  /// meanwhile.
   [[nodiscard]] Sequence sequence(Index entry) const noexcept {
     if (!sequences.empty()) return sequences[static_cast<std::size_t>(entry)];
-    return {entry, queries, keys, keys - queries};
+    return {entry, queries, keys, keys - queries, {entry, 0, queries}, {entry, 0, keys}};
   }
   DistanceBias distance_bias;
+  Tree tree;
+  Pages pages;
   Coins dropout;
-  std::vector<Sequence> sequences;  // empty where no lengths nor offsets are given
+  std::vector<Sequence> sequences;  // empty where all are alike
 };
 
 /// A validated call of backward: out and lse are inputs there.
@@ -89,8 +129,15 @@ ATTN_FN std::byte* at(const Tensor& t, Index batch, Index head, Index token = 0,
          dim * t.stride[3];
 }
 
-ATTN_FN KeySource key_source(const Tensor& t, Index batch, Index kv_head) noexcept {
-  return {at(t, batch, kv_head), t.stride[2], t.stride[3], t.dtype};
+/// Of key, value or their scales.
+ATTN_FN KeySource key_source(const Call& call, const Tensor& t, const Sequence& sequence,
+                             Index kv_head) noexcept {
+  if (call.pages.given()) {
+    const std::int32_t* const pages = call.pages.numbers + sequence.first_page;
+    return {at(t, 0, kv_head), t.stride[2], t.stride[3], t.dtype, pages, call.pages.size, t.stride[0]};
+  }
+  const Place& place = sequence.key_place;
+  return {at(t, place.batch, kv_head, place.first), t.stride[2], t.stride[3], t.dtype};
 }
 
 /// Reads entry `at` of an i32 or i64 tensor.

@@ -23,6 +23,10 @@ constexpr Index kStateBytes = Index{2} << 20;  // of states that wait, a thread,
 constexpr double kThreadFlops = 1e6;           // work that is worth another thread: some 10 µs
 constexpr double kThreadBytes = 256 << 10;
 
+double item_bytes(DType dtype) noexcept {
+  return dtype == DType::i4 ? 0.5 : static_cast<double>(item_size(dtype));
+}
+
 class Planner {
  public:
   Planner(const Call& call, const Kernels& kernels, const Machine& machine)
@@ -37,13 +41,13 @@ class Planner {
 
   Plan make() {
     measure();
-    for (Index batch = 0; batch < call_.batch; ++batch) {
-      const Sequence sequence = call_.sequence(batch);
+    for (const Sequence& sequence : longest_first()) {
       Sequence padding = sequence;  // rows past the query's length, as if there were no keys: 0 is written
       padding.keys = 0;
+      const Index rows = sequence.queries * call_.group, end = sequence.query_place.tokens * call_.group;
       for (Index kv_head = 0; kv_head < call_.kv_heads; ++kv_head) {
-        add_rows(sequence, kv_head, {0, sequence.queries * call_.group});
-        add_rows(padding, kv_head, {sequence.queries * call_.group, call_.queries * call_.group});
+        add_rows(sequence, kv_head, {0, rows});
+        add_rows(padding, kv_head, {rows, end});
       }
     }
     order();
@@ -52,6 +56,17 @@ class Planner {
   }
 
  private:
+  /// The batch, so that no long sequence is left for the end.
+  [[nodiscard]] std::vector<Sequence> longest_first() const {
+    std::vector<Sequence> sequences;
+    for (Index batch = 0; batch < call_.batch; ++batch) sequences.push_back(call_.sequence(batch));
+    std::stable_sort(sequences.begin(), sequences.end(), [](const Sequence& a, const Sequence& b) {
+      return static_cast<double>(a.queries) * static_cast<double>(a.keys) >
+             static_cast<double>(b.queries) * static_cast<double>(b.keys);
+    });
+    return sequences;
+  }
+
   /// Work, and from it the threads.
   void measure() {
     for (Index batch = 0; batch < call_.batch; ++batch) {
@@ -60,8 +75,10 @@ class Planner {
       const double dims = static_cast<double>(call_.dim + call_.value_dim);
       const double keys = static_cast<double>(sequence.keys), rows = static_cast<double>(sequence.queries);
       plan_.flops += 2 * visible_pairs(call_, sequence) * heads * dims;
-      plan_.bytes +=
-          (keys * kv_heads + rows * heads) * dims * static_cast<double>(item_size(call_.query.dtype));
+      plan_.bytes += keys * kv_heads *
+                         (item_bytes(call_.key.dtype) * static_cast<double>(call_.dim) +
+                          item_bytes(call_.value.dtype) * static_cast<double>(call_.value_dim)) +
+                     rows * heads * dims * item_bytes(call_.query.dtype);
     }
     const double worth = std::max(plan_.flops / kThreadFlops, plan_.bytes / kThreadBytes);
     plan_.threads = std::clamp(static_cast<int>(std::min(worth, 1e6)), 1, machine_.threads);

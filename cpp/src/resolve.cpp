@@ -7,6 +7,7 @@
 
 #include "distance_bias.h"
 #include "require.h"
+#include "sequences.h"
 
 namespace attncore {
 namespace {
@@ -28,33 +29,63 @@ void require_dim(const char* argument, const Tensor& t) {
   reject(argument, "shape is " + shape_text(t.shape) + ", dim must be 1 … " + to_string(kMostDims));
 }
 
-void require_operands(Call& call, bool with_value) {
-  constexpr auto kAxes = "(batch, head, token, dim)";
+/// Keys and values as they are stored: of query's dtype, or whatever float32 holds.
+void require_storage(const char* argument, const Tensor& t, const Call& call, Use use) {
+  if (use != Use::forward || call.compute() == DType::f64) return require_query_dtype(argument, t, call);
+  require_dtype(argument, t, {DType::f32, DType::f16, DType::bf16, DType::i8, DType::f8, DType::i4});
+  if (t.dtype == DType::i4 && (t.shape[3] % 2 != 0 || (t.stride[3] != 1 && t.shape[3] > 2))) {
+    reject(argument, "has a dim of " + to_string(t.shape[3]) + " numbers at a stride of " +
+                         to_string(t.stride[3]) + " bytes, int4 must have an even dim without gaps");
+  }
+}
+
+/// One factor a token, where they are given.
+void require_scale(const char* argument, const Tensor& scale, const Tensor& of) {
+  if (!scale.given()) return;
+  require_dtype(argument, scale, {DType::f32});
+  require_shape(argument, scale, {of.shape[0], of.shape[1], of.shape[2], 1}, "one a token and head");
+}
+
+void require_query(Call& call, const Problem& problem) {
   require_data("query", call.query);
-  require_data("key", call.key);
   require_dtype("query", call.query, {DType::f32, DType::f64, DType::f16, DType::bf16});
-  require_query_dtype("key", call.key, call);
-  call.batch = call.query.shape[0];
+  const Tensor& packed = problem.packing.query_tokens;
+  call.batch = packed.given() ? packed.shape[0] - 1 : call.query.shape[0];
+  if (packed.given() && packed.shape[0] < 1) reject("cu_query_lengths", "is empty, must begin with 0");
+  if (packed.given() && call.query.shape[0] != 1) {
+    reject("query", "shape is " + shape_text(call.query.shape) + ", packed sequences have a batch axis of 1");
+  }
   call.heads = call.query.shape[1];
-  call.queries = call.query.shape[2];
   call.dim = call.query.shape[3];
-  call.kv_heads = call.key.shape[1];
-  call.keys = call.key.shape[2];
   require_dim("query", call.query);
   if (call.heads < 1)
     reject("query", "shape is " + shape_text(call.query.shape) + ", there must be at least 1 head");
-  require_shape("key", call.key, {call.batch, call.kv_heads, call.keys, call.dim}, kAxes);
+}
+
+void require_operands(Call& call, const Problem& problem, Use use) {
+  constexpr auto kAxes = "(batch, head, token, dim)";
+  require_query(call, problem);
+  require_data("key", call.key);
+  require_storage("key", call.key, call, use);
+  call.kv_heads = call.key.shape[1];
+  const bool paged = problem.paging.block_table.given();
+  if (paged && problem.packing.key_tokens.given()) reject("cu_key_lengths", "comes with a block_table");
+  const Index entries = paged ? call.key.shape[0] : problem.packing.key_tokens.given() ? 1 : call.batch;
+  const Index tokens = call.key.shape[2];
+  require_shape("key", call.key, {entries, call.kv_heads, tokens, call.dim}, kAxes);
   if (call.kv_heads < 1 || call.heads % call.kv_heads != 0) {
     reject("key", "has " + to_string(call.kv_heads) + " heads, query's " + to_string(call.heads) +
                       " must be a multiple of it");
   }
   call.group = call.heads / call.kv_heads;
-  if (!with_value) return;
+  require_scale("key_scale", call.key_scale, call.key);
+  if (use == Use::weights) return;
   require_data("value", call.value);
-  require_query_dtype("value", call.value, call);
+  require_storage("value", call.value, call, use);
   call.value_dim = call.value.shape[3];
-  require_shape("value", call.value, {call.batch, call.kv_heads, call.keys, call.value_dim}, kAxes);
+  require_shape("value", call.value, {entries, call.kv_heads, tokens, call.value_dim}, kAxes);
   require_dim("value", call.value);
+  require_scale("value_scale", call.value_scale, call.value);
 }
 
 std::string number(double x) {
@@ -115,42 +146,6 @@ void require_head_parameters(Call& call) {
   }
 }
 
-Index read_length(const char* argument, const Tensor& lengths, Index entry, Index tokens) {
-  if (!lengths.given()) return tokens;
-  const Index length = read_int(at(lengths, entry, 0), lengths.dtype);
-  if (length < 0 || length > tokens) {
-    reject(argument,
-           "entry " + to_string(entry) + " is " + to_string(length) + ", must be 0 … " + to_string(tokens));
-  }
-  return length;
-}
-
-/// Lengths and offsets, read once.
-void read_sequences(Call& call) {
-  Score& score = call.score;
-  for (const auto& [argument, lengths] :
-       {std::pair<const char*, const Tensor&>{"query_lengths", score.query_lengths},
-        {"key_lengths", score.key_lengths}}) {
-    if (lengths.given()) require_ints(argument, lengths, {call.batch, 1, 1, 1}, "(batch)");
-  }
-  Tensor& offset = score.query_offset;
-  if (offset.given()) {
-    require_dtype("query_offset", offset, {DType::i32, DType::i64});
-    broadcast_to("query_offset", offset, {call.batch, 1, 1, 1}, "(batch)");
-  }
-  if (!score.query_lengths.given() && !score.key_lengths.given() && !offset.given()) return;
-  call.sequences.reserve(static_cast<std::size_t>(call.batch));
-  for (Index entry = 0; entry < call.batch; ++entry) {
-    const Index queries = read_length("query_lengths", score.query_lengths, entry, call.queries);
-    const Index keys = read_length("key_lengths", score.key_lengths, entry, call.keys);
-    const Index first = offset.given() ? read_int(at(offset, entry, 0), offset.dtype) : keys - queries;
-    if (first < -kFarthest || first > kFarthest) {
-      reject("query_offset", "is " + to_string(first) + ", must be within ± 2**60");
-    }
-    call.sequences.push_back({entry, queries, keys, first});
-  }
-}
-
 void require_relative_bias(Call& call) {
   RelativeBias& bias = call.score.relative_bias;
   if (!bias.table.given()) return;
@@ -169,17 +164,33 @@ void require_relative_bias(Call& call) {
   }
 }
 
-void require_token_parameters(Call& call) {
-  Score& score = call.score;
+/// What only forward can do, and backward or weights cannot.
+void require_known(const Problem& problem, Use use) {
+  const auto unknown = [](const char* argument, const char* to) {
+    throw NotImplemented(std::string(argument) + ": " + to + " does not support it");
+  };
+  if (use == Use::forward) return;
+  const char* const to = use == Use::backward ? "backward" : "attention_weights";
+  if (problem.paging.block_table.given()) unknown("block_table", to);
+  if (problem.key_scale.given()) unknown("key_scale", to);
+  if (problem.value_scale.given()) unknown("value_scale", to);
+  if (use == Use::backward) return;
+  if (problem.packing.query_tokens.given()) unknown("cu_query_lengths", to);
+  if (problem.packing.key_tokens.given()) unknown("cu_key_lengths", to);
+}
+
+void require_segments(const Call& call, const Problem& problem) {
+  const Score& score = call.score;
   if (score.query_segments.given() != score.key_segments.given()) {
     reject(score.query_segments.given() ? "key_segments" : "query_segments",
            "is not given, query_segments and key_segments come together");
   }
-  if (score.query_segments.given()) {
-    require_ints("query_segments", score.query_segments, {call.batch, 1, call.queries, 1}, "(batch, token)");
-    require_ints("key_segments", score.key_segments, {call.batch, 1, call.keys, 1}, "(batch, token)");
-  }
-  read_sequences(call);
+  if (!score.query_segments.given()) return;
+  const Index entries = problem.paging.block_table.given() ? call.batch : call.key.shape[0];
+  const Index keys = problem.paging.block_table.given() ? call.keys : call.key.shape[2];
+  require_ints("query_segments", score.query_segments, {call.query.shape[0], 1, call.query.shape[2], 1},
+               "(batch, token)");
+  require_ints("key_segments", score.key_segments, {entries, 1, keys, 1}, "(batch, token)");
 }
 
 }  // namespace
@@ -199,19 +210,25 @@ Coins coins_of(const Dropout& dropout) {
   return {dropout.seed, static_cast<std::uint32_t>(dropped)};
 }
 
-Call resolve(const Problem& problem, bool with_value) {
+Call resolve(const Problem& problem, Use use) {
+  const bool with_value = use != Use::weights;
+  require_known(problem, use);
   Call call;
   call.query = problem.query;
   call.key = problem.key;
+  call.key_scale = problem.key_scale;
   if (with_value) call.value = problem.value;
+  if (with_value) call.value_scale = problem.value_scale;
   call.score = problem.score;
-  require_operands(call, with_value);
+  require_operands(call, problem, use);
   require_scalars(call);
+  resolve_sequences(call, problem);
   require_mask_and_biases(call);
   require_head_parameters(call);
   require_relative_bias(call);
   call.dropout = coins_of(problem.dropout);
-  require_token_parameters(call);
+  require_segments(call, problem);
+  resolve_tree(call);
   if (call.score.relative_bias.table.given()) call.distance_bias = lay_out(call);
   return call;
 }

@@ -5,8 +5,11 @@
 
 namespace attncore {
 
-/// Throws as validate does.  Without a value, for attention_weights.
-Call resolve(const Problem& problem, bool with_value);
+/// attention_weights has no value; only forward knows pages and storage other than query's dtype.
+enum class Use : std::uint8_t { forward, backward, weights };
+
+/// Throws as validate does.
+Call resolve(const Problem& problem, Use use);
 
 [[nodiscard]] Coins coins_of(const Dropout& dropout);
 

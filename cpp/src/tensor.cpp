@@ -91,9 +91,10 @@ struct Runs {
   explicit Runs(const Tensor& t) noexcept
       : start(reinterpret_cast<std::uintptr_t>(t.data)), run(item_size(t.dtype)) {
     for (std::size_t axis = 0; axis < 4; ++axis) {
-      if (t.shape[axis] == 1) continue;
-      if (t.stride[axis] < 0) start -= static_cast<std::uintptr_t>(-t.stride[axis] * (t.shape[axis] - 1));
-      const Axis next{std::abs(t.stride[axis]), t.shape[axis]};
+      const Index extent = axis == 3 && t.dtype == DType::i4 ? (t.shape[axis] + 1) / 2 : t.shape[axis];
+      if (extent == 1) continue;
+      if (t.stride[axis] < 0) start -= static_cast<std::uintptr_t>(-t.stride[axis] * (extent - 1));
+      const Axis next{std::abs(t.stride[axis]), extent};
       std::size_t place = count++;
       for (; place > 0 && next.stride < axes[place - 1].stride; --place) axes[place] = axes[place - 1];
       axes[place] = next;

@@ -14,7 +14,7 @@ struct Named {
   const char* name;
   const Tensor* tensor;
 };
-using Inputs = BoundedArray<Named, 16 + kMaxBiases>;
+using Inputs = BoundedArray<Named, 24 + kMaxBiases>;
 
 /// What a call reads; backward reads out and lse too, and more.
 Inputs inputs_of(const Call& call) {
@@ -30,7 +30,10 @@ Inputs inputs_of(const Call& call) {
                 {"key_segments", &score.key_segments},
                 {"query_offset", &score.query_offset},
                 {"query_lengths", &score.query_lengths},
-                {"key_lengths", &score.key_lengths}};
+                {"key_lengths", &score.key_lengths},
+                {"tree_parents", &score.tree_parents},
+                {"key_scale", &call.key_scale},
+                {"value_scale", &call.value_scale}};
   for (std::size_t i = 0; i < score.biases.size; ++i) inputs.push_back({"bias", &score.biases.items[i]});
   return inputs;
 }
@@ -47,12 +50,13 @@ void require_output(const char* argument, const Tensor& out, const Inputs& input
 
 void require_out(const char* argument, const Tensor& out, const Call& call) {
   require_query_dtype(argument, out, call);
-  require_shape(argument, out, {call.batch, call.heads, call.queries, call.value_dim}, kTokenAxes);
+  require_shape(argument, out, {call.query.shape[0], call.heads, call.query.shape[2], call.value_dim},
+                kTokenAxes);
 }
 
 void require_lse(const char* argument, const Tensor& lse, const Call& call) {
   require_dtype(argument, lse, {call.compute()});
-  require_shape(argument, lse, {call.batch, call.heads, call.queries, 1}, kRowAxes);
+  require_shape(argument, lse, {call.query.shape[0], call.heads, call.query.shape[2], 1}, kRowAxes);
 }
 
 /// Backward's results: each like what it is the gradient of, and apart from all else.
@@ -107,7 +111,7 @@ void require_results(const Call& call, const Problem& problem, const Gradients& 
 }  // namespace
 
 Call validate(const Problem& problem) {
-  Call call = resolve(problem, true);
+  Call call = resolve(problem, Use::forward);
   call.out = problem.out;
   call.lse = problem.lse;
   const auto inputs = inputs_of(call);
@@ -122,7 +126,7 @@ Call validate(const Problem& problem) {
 }
 
 BackwardCall validate(const Problem& problem, const Gradients& gradients) {
-  BackwardCall backward{resolve(problem, true), gradients};
+  BackwardCall backward{resolve(problem, Use::backward), gradients};
   Call& call = backward.call;
   call.out = problem.out;
   call.lse = problem.lse;
@@ -149,7 +153,7 @@ BackwardCall validate(const Problem& problem, const Gradients& gradients) {
 }
 
 Call validate(const Problem& problem, const Weights& weights) {
-  Call call = resolve(problem, false);
+  Call call = resolve(problem, Use::weights);
   Index rows = call.queries;
   if (weights.rows.given()) {
     rows = weights.rows.shape[2];

@@ -113,8 +113,9 @@ struct Dropout {
 /// cumulative[b] … cumulative[b + 1] − 1 of arrays whose batch axis is 1.  Every option is then as for the padded batch,
 /// but segments, which stand packed as well.
 struct Packing {
-  Tensor query_tokens;  ///< ints, (batch + 1, 1, 1, 1): of query, out and lse, from 0 to their number of tokens
-  Tensor key_tokens;    ///< the same of key and value; not given where these are paged
+  Tensor
+      query_tokens;   ///< ints, (batch + 1, 1, 1, 1): of query, out and lse, from 0 to their number of tokens
+  Tensor key_tokens;  ///< the same of key and value; not given where these are paged
 };
 
 /// Keys and values in pages (Kwon et al. 2023): key and value are pools (page, kv_head, slot, dim), and token t of entry b

@@ -53,7 +53,7 @@ class BackwardRun {
       return;
     }
     BackwardBiasTask task = plan_.biases[static_cast<std::size_t>(number - rows - tasks)];
-    task.sequences = call_.sequences.empty() ? nullptr : call_.sequences.data();
+    task.sequences = plan_.sequences.data();
     task.stats = stats_;
     task.poll = crew_.poll_for(thread);
     plan_.kernels->backward_bias(backward_, task, scratch);

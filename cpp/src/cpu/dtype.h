@@ -27,6 +27,24 @@ template <>
 struct Storage<DType::bf16> {
   using Item = std::uint16_t;
 };
+template <>
+struct Storage<DType::i8> {
+  using Item = std::uint8_t;
+};
+template <>
+struct Storage<DType::f8> {
+  using Item = std::uint8_t;
+};
+template <>
+struct Storage<DType::i4> {
+  using Item = std::uint8_t;  // a pair
+};
+
+/// Where item `i` of a row stands, in bytes; of i4, even ones.
+template <DType kStorage>
+ATTN_INLINE Index item_offset(Index i, Index stride) noexcept {
+  return kStorage == DType::i4 ? i / 2 : i * stride;
+}
 
 template <class Isa>
 using U32 = typename Register<std::uint32_t, Isa::kBytes / 4>::type;
@@ -58,20 +76,84 @@ struct Widen {  // f32 → f32, f64 → f64, and f32 → f64 for a float32 bias 
 
 template <class Isa>
 struct Widen<Isa, float, DType::bf16> {  // bfloat16 is the upper half of a float32
-  static ATTN_INLINE Vec<Isa, float> load(const void* p) noexcept {
-    return bit_cast<Vec<Isa, float>>(load_u16<Isa>(p) << 16);
+  static ATTN_INLINE Vec<Isa, float> of(U32<Isa> bits) noexcept {
+    return bit_cast<Vec<Isa, float>>(bits << 16);
   }
+  static ATTN_INLINE Vec<Isa, float> load(const void* p) noexcept { return of(load_u16<Isa>(p)); }
 };
 
 template <class Isa>
 struct Widen<Isa, float, DType::f16> {
-  static ATTN_INLINE Vec<Isa, float> load(const void* p) noexcept {
-    const U32<Isa> half = load_u16<Isa>(p);
+  static ATTN_INLINE Vec<Isa, float> load(const void* p) noexcept { return of(load_u16<Isa>(p)); }
+  static ATTN_INLINE Vec<Isa, float> of(U32<Isa> half) noexcept {
     // Exponent and fraction moved into place, then the bias (127 − 15) by a product, which normalises
     // subnormals too.
     const Vec<Isa, float> magnitude = bit_cast<Vec<Isa, float>>((half & 0x7fff) << 13) * 0x1p112F;
     const U32<Isa> inf_or_nan = (half & 0x7c00) == 0x7c00 ? U32<Isa>{} + 0x7f800000U : U32<Isa>{};
     return bit_cast<Vec<Isa, float>>(bit_cast<U32<Isa>>(magnitude) | inf_or_nan | (half & 0x8000) << 16);
+  }
+};
+
+template <class Isa>
+using I32 = typename Register<std::int32_t, Isa::kBytes / 4>::type;
+
+template <class Isa>
+struct Widen<Isa, float, DType::i8> {
+  static ATTN_INLINE Vec<Isa, float> load(const void* p) noexcept {
+    return of(ZeroExtend<Isa, std::uint32_t, std::uint8_t>::load(p));
+  }
+  static ATTN_INLINE Vec<Isa, float> of(U32<Isa> bits) noexcept {
+    const I32<Isa> high = bit_cast<I32<Isa>>(bits << 24);
+    return __builtin_convertvector(high >> 24, Vec<Isa, float>);
+  }
+};
+
+template <class Isa>
+struct Widen<Isa, float, DType::f8> {
+  static ATTN_INLINE Vec<Isa, float> load(const void* p) noexcept {
+    return of(ZeroExtend<Isa, std::uint32_t, std::uint8_t>::load(p));
+  }
+  static ATTN_INLINE Vec<Isa, float> of(U32<Isa> bits) noexcept {
+    // As for f16: the bias is 7 here, and the largest magnitude is a NaN.
+    const Vec<Isa, float> magnitude = bit_cast<Vec<Isa, float>>((bits & 0x7f) << 20) * 0x1p120F;
+    const U32<Isa> nan = (bits & 0x7f) == 0x7f ? U32<Isa>{} + 0x7fc00000U : U32<Isa>{};
+    return bit_cast<Vec<Isa, float>>(bit_cast<U32<Isa>>(magnitude) | nan | (bits & 0x80) << 24);
+  }
+};
+
+template <class Isa>
+struct Widen<Isa, float, DType::i4> {
+  static ATTN_INLINE Vec<Isa, float> load(const void* p) noexcept {
+    // A byte in each 64 bits; then its halves at the top of each 32.
+    const auto pairs = ZeroExtend<Isa, std::uint64_t, std::uint8_t>::load(p);
+    return of(bit_cast<U32<Isa>>(pairs | (pairs >> 4) << 32));
+  }
+  static ATTN_INLINE Vec<Isa, float> of(U32<Isa> bits) noexcept {
+    const I32<Isa> high = bit_cast<I32<Isa>>(bits << 28);
+    return __builtin_convertvector(high >> 28, Vec<Isa, float>);
+  }
+};
+
+/// A lane as wide as T of a row in memory: of the accumulation type, or several shorter items.
+template <class Isa, class T, DType kStorage>
+struct InLane {
+  static constexpr int kBits = kStorage == DType::i4 ? 4 : 8 * sizeof(typename Storage<kStorage>::Item);
+  static constexpr int kItems = 8 * static_cast<int>(sizeof(T)) / kBits;
+
+  /// A register of `bytes` bytes; the rest is 0.
+  static ATTN_INLINE Vec<Isa, T> load(const std::byte* p, Index bytes) noexcept {
+    if (bytes == Isa::kBytes) return attncore::load<Vec<Isa, T>>(p);
+    Vec<Isa, T> v{};
+    __builtin_memcpy(&v, p, static_cast<std::size_t>(bytes));
+    return v;
+  }
+  static ATTN_INLINE Vec<Isa, T> item(Vec<Isa, T> lanes, int item) noexcept {
+    if constexpr (kItems == 1) {
+      return lanes;
+    } else {
+      const U32<Isa> bits = bit_cast<U32<Isa>>(lanes) >> (item * kBits);
+      return Widen<Isa, T, kStorage>::of(bits & ((1U << kBits) - 1));
+    }
   }
 };
 
@@ -122,7 +204,8 @@ ATTN_INLINE Vec<Isa, T> load_items(const std::byte* p, Index stride, Index n) no
   constexpr Index kItem = sizeof(Item);
   if (n == kWidth<Isa, T> && stride == kItem) return Widen<Isa, T, kStorage>::load(p);
   alignas(Isa::kBytes) Item items[kWidth<Isa, T>]{};
-  for (Index i = 0; i < n; ++i) __builtin_memcpy(&items[i], p + i * stride, sizeof(Item));
+  const Index count = kStorage == DType::i4 ? n / 2 : n;
+  for (Index i = 0; i < count; ++i) __builtin_memcpy(&items[i], p + i * stride, sizeof(Item));
   return Widen<Isa, T, kStorage>::load(items);
 }
 
@@ -153,6 +236,17 @@ ATTN_INLINE decltype(auto) with_storage(DType dtype, Run run) noexcept {
         return run.template operator()<DType::f32>();
     }
   }
+}
+
+/// The same for keys and values, which may be quantised too.
+template <class T, class Run>
+ATTN_INLINE decltype(auto) with_key_storage(DType dtype, Run run) noexcept {
+  if constexpr (sizeof(T) == 4) {
+    if (dtype == DType::i8) return run.template operator()<DType::i8>();
+    if (dtype == DType::f8) return run.template operator()<DType::f8>();
+    if (dtype == DType::i4) return run.template operator()<DType::i4>();
+  }
+  return with_storage<T>(dtype, run);
 }
 
 /// One item, converted.

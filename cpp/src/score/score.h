@@ -13,10 +13,31 @@
 namespace attncore {
 
 /// A query row, or a register of them: kernels may lay scores out either way, so per-head parameters are read
-/// per row.
+/// per row.  Query, out and what is like them have it as token `token` of entry `entry`; its keys stand at `key_place`, the
+/// queries' own from `new_keys` on.
 struct Row {
   Index batch, head, query, position;
+  Index entry, token;
+  Place key_place;
+  Index new_keys;
 };
+
+ATTN_FN constexpr Row row_of(const Sequence& sequence, Index head, Index query) noexcept {
+  const Place& place = sequence.query_place;
+  return {sequence.batch,
+          head,
+          query,
+          query + sequence.offset,
+          place.batch,
+          place.first + query,
+          sequence.key_place,
+          sequence.keys - sequence.queries};
+}
+
+/// The row's place in a tensor like query.
+ATTN_FN std::byte* at(const Tensor& t, const Row& row) noexcept {
+  return at(t, row.entry, row.head, row.token);
+}
 
 /// The query rows of one tile: `heads` × `queries` of one sequence.
 struct Block {

@@ -8,6 +8,7 @@
 #include "relative.h"
 #include "segments.h"
 #include "softcap.h"
+#include "tree.h"
 #include "window.h"
 
 namespace attncore {
@@ -85,6 +86,6 @@ struct Pipeline {
 };
 
 /// In the order of application.
-using ScoreSteps = Pipeline<SoftCap, Alibi, Relative, Bias, Mask, Segments, Window, Lengths>;
+using ScoreSteps = Pipeline<SoftCap, Alibi, Relative, Bias, Mask, Segments, TreeMask, Window, Lengths>;
 
 }  // namespace attncore

@@ -40,6 +40,12 @@ struct Widen<Avx2, float, DType::f16> {
   static ATTN_INLINE Vec<Avx2, float> load(const void* p) noexcept {
     return bit_cast<Vec<Avx2, float>>(_mm256_cvtph_ps(attncore::load<__m128i>(p)));
   }
+  static ATTN_INLINE Vec<Avx2, float> of(U32<Avx2> bits) noexcept {
+    const __m256i words = bit_cast<__m256i>(bits);  // 16 bits each, so that packing saturates none
+    const __m128i halves =
+        _mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+    return bit_cast<Vec<Avx2, float>>(_mm256_cvtph_ps(halves));
+  }
 };
 
 template <>

@@ -41,6 +41,10 @@ struct Widen<Avx512, float, DType::f16> {
   static ATTN_INLINE Vec<Avx512, float> load(const void* p) noexcept {
     return bit_cast<Vec<Avx512, float>>(_mm512_maskz_cvtph_ps(0xffff, attncore::load<__m256i>(p)));
   }
+  static ATTN_INLINE Vec<Avx512, float> of(U32<Avx512> bits) noexcept {
+    const __m256i halves = _mm512_maskz_cvtepi32_epi16(0xffff, bit_cast<__m512i>(bits));
+    return bit_cast<Vec<Avx512, float>>(_mm512_maskz_cvtph_ps(0xffff, halves));
+  }
 };
 
 template <>

@@ -14,7 +14,7 @@ namespace attncore {
 
 template <class Isa, class T>
 BackwardSizes backward_sizes(const Call& call, Index owned_rows) noexcept {
-  const Index rows = call.batch * call.kv_heads * call.queries * call.group;
+  const Index rows = call.query.shape[0] * call.kv_heads * call.query.shape[2] * call.group;
   return {.row_tile = backward_rows(call, Isa::kRows),
           .stats = 3 * rows * Index{sizeof(T)},
           .scratch = max(BackwardKernel<Isa, T>::bytes(call, owned_rows), rows_scratch<Isa, T>(call)),

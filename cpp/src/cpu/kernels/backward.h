@@ -83,7 +83,7 @@ class BackwardKernel {
     if (!task_.owns_rows) return;
     key_panel_ = scratch_.key_panel;
     key_panel_.depth = keys.size();
-    const KeySource source = key_source(call_.key, task_.sequence.batch, task_.kv_head);
+    const KeySource source = key_source(call_, call_.key, task_.sequence, task_.kv_head);
     keys_are_finite_ = pack_rows<Isa, T>(key_panel_, source, keys.begin);
   }
 
@@ -124,8 +124,9 @@ class BackwardKernel {
 
   void write_keys(Range keys) const noexcept {
     const Tensor &d_key = gradients_.d_key, &d_value = gradients_.d_value;
-    for (Index i = 0; i < keys.size(); ++i) {
-      const Index batch = task_.sequence.batch, head = task_.kv_head, key = keys.begin + i;
+    const Place& place = task_.sequence.key_place;
+    for (Index i = 0; i < min(keys.end, place.tokens) - keys.begin; ++i) {
+      const Index batch = place.batch, head = task_.kv_head, key = place.first + keys.begin + i;
       if (d_key.given()) {
         write_row<Isa, T>(scratch_.d_key.row(i), call_.dim, call_.scale, at(d_key, batch, head, key), d_key);
       }
@@ -140,10 +141,10 @@ class BackwardKernel {
     const Tensor& d_query = gradients_.d_query;
     const Task all{.sequence = task_.sequence, .kv_head = task_.kv_head, .rows = task_.rows};
     const TaskRows row_at{call_, all};
-    for (Index row = 0; row < task_.rows.size(); ++row) {
+    const Index end = min(task_.rows.end, task_.sequence.query_place.tokens * call_.group);
+    for (Index row = 0; row < end - task_.rows.begin; ++row) {
       const Row r = row_at(row);
-      write_row<Isa, T>(d_query_.row(row), call_.dim, call_.scale, at(d_query, r.batch, r.head, r.query),
-                        d_query);
+      write_row<Isa, T>(d_query_.row(row), call_.dim, call_.scale, at(d_query, r), d_query);
     }
   }
 

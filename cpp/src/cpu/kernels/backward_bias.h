@@ -31,11 +31,8 @@ class BackwardBiasKernel {
   void run() noexcept {
     __builtin_memset(sums_.data, 0, static_cast<std::size_t>(sum_rows() * sums_.stride) * sizeof(T));
     for (Index batch = task_.batches.begin; batch < task_.batches.end; ++batch) {
-      const Sequence sequence = task_.sequences != nullptr
-                                    ? task_.sequences[batch]
-                                    : Sequence{batch, call_.queries, call_.keys, call_.keys - call_.queries};
       for (Index head = task_.kv_heads.begin; head < task_.kv_heads.end; ++head) {
-        if (!add_head(sequence, head)) return;
+        if (!add_head(task_.sequences[batch], head)) return;
       }
     }
     write();

@@ -76,7 +76,7 @@ void backward_rows_task(const BackwardCall& backward, const BackwardTask& task, 
                &sinks = call.score.sinks;
   using Softmax = OnlineSoftmax<Isa, T>;
   BackwardTile<Isa, T> tile(backward, task.sequence, task.kv_head, scratch, task.stats);
-  const auto stats = RowStats<T>::in(task.stats, call, task.sequence.batch, task.kv_head);
+  const auto stats = RowStats<T>::in(task.stats, call, task.sequence, task.kv_head);
   const Index most = backward_rows(call, Isa::kRows);
   const auto softmax = Softmax::in(scratch + tile.scratch().bytes, most, 0);
   T* const keep = softmax.sum + Softmax::padded(most);
@@ -91,13 +91,11 @@ void backward_rows_task(const BackwardCall& backward, const BackwardTask& task, 
       const Row r = row_at(row);
       const Index i = first + row;
       T lse = 0, d = 0;
-      __builtin_memcpy(&lse, at(call.lse, r.batch, r.head, r.query), sizeof lse);
-      if (d_lse.given()) __builtin_memcpy(&d, at(d_lse, r.batch, r.head, r.query), sizeof d);
+      __builtin_memcpy(&lse, at(call.lse, r), sizeof lse);
+      if (d_lse.given()) __builtin_memcpy(&d, at(d_lse, r), sizeof d);
       stats.origin[i] = Softmax::base(lse);
       stats.factor[i] = 1;
-      stats.delta[i] = dot<Isa, T>(at(d_out, r.batch, r.head, r.query), d_out,
-                                   at(call.out, r.batch, r.head, r.query), call.out, call.value_dim) -
-                       d;
+      stats.delta[i] = dot<Isa, T>(at(d_out, r), d_out, at(call.out, r), call.out, call.value_dim) - d;
       precise &= !(absolute(stats.origin[i]) > T{kPreciseLse});
     }
     if (!precise) renormalise<Isa, T>(call, task, tile, rows, softmax, keep);

@@ -23,9 +23,12 @@ template <class T>
 struct RowStats {
   T *origin, *factor, *delta;  // (rows of one sequence and KV head)
 
-  static ATTN_INLINE RowStats in(std::byte* memory, const Call& call, Index batch, Index kv_head) noexcept {
-    const Index rows = call.queries * call.group;
-    T* const first = reinterpret_cast<T*>(memory) + (batch * call.kv_heads + kv_head) * 3 * rows;
+  static ATTN_INLINE RowStats in(std::byte* memory, const Call& call, const Sequence& sequence,
+                                 Index kv_head) noexcept {
+    const Place& place = sequence.query_place;
+    const Index tokens = call.query.shape[2], rows = place.tokens * call.group;
+    const Index before = (place.batch * call.kv_heads + kv_head) * tokens + place.first;
+    T* const first = reinterpret_cast<T*>(memory) + before * 3 * call.group;
     return {first, first + rows, first + 2 * rows};
   }
 };
@@ -94,7 +97,7 @@ class BackwardTile {
         d_out_(backward.gradients.d_out),
         task_{.sequence = sequence, .kv_head = kv_head},
         scratch_(BackwardScratch<Isa, T>::in(scratch, backward.call)),
-        stats_(RowStats<T>::in(stats, backward.call, sequence.batch, kv_head)) {}
+        stats_(RowStats<T>::in(stats, backward.call, sequence, kv_head)) {}
 
   /// Which keys of the tile `keys` the rows see, if any, and what the steps do there.
   struct Seen {
@@ -111,8 +114,8 @@ class BackwardTile {
   }
 
   void load_keys(Range keys) noexcept {
-    const KeySource k = key_source(call_.key, task_.sequence.batch, task_.kv_head);
-    const KeySource v = key_source(call_.value, task_.sequence.batch, task_.kv_head);
+    const KeySource k = key_source(call_, call_.key, task_.sequence, task_.kv_head);
+    const KeySource v = key_source(call_, call_.value, task_.sequence, task_.kv_head);
     scratch_.keys_transposed.columns = scratch_.values_transposed.columns = keys.size();
     pack_transposed<Isa, T>(scratch_.keys_transposed, k, keys.begin);
     pack_transposed<Isa, T>(scratch_.values_transposed, v, keys.begin);

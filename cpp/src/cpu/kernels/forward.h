@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../tile/coins.h"
+#include "direct.h"
 #include "task.h"
 
 namespace attncore {
@@ -13,7 +14,7 @@ void load_rows(const Tensor& t, Index dims, const TaskRows& row_at, Matrix<T> ro
   with_storage<T>(t.dtype, [&]<DType kStorage>() {
     for (Index row = 0; row < rows; ++row) {
       const Row r = row_at(row);
-      const std::byte* const in = at(t, r.batch, r.head, r.query);
+      const std::byte* const in = at(t, r);
       for (Index dim = 0; dim < dims; dim += kWidth<Isa, T>) {
         const Index count = min(kWidth<Isa, T>, dims - dim);
         store(room.row(row) + dim, load_items<Isa, T, kStorage>(in + dim * t.stride[3], t.stride[3], count));
@@ -28,7 +29,7 @@ ATTN_INLINE Matrix<const T> rows_of(const Tensor& t, Index dims, const TaskRows&
                                     Index rows, bool load) noexcept {
   constexpr Index kItem = sizeof(T);
   const Row first = row_at(0);
-  const std::byte* const data = at(t, first.batch, first.head, first.query);
+  const std::byte* const data = at(t, first);
   const bool aligned = t.stride[2] % kItem == 0 && reinterpret_cast<std::uintptr_t>(data) % alignof(T) == 0;
   if (t.dtype == row_at.call.compute() && row_at.call.group == 1 && t.stride[3] == kItem && aligned) {
     return {reinterpret_cast<const T*>(data), t.stride[2] / kItem};
@@ -61,7 +62,7 @@ void finish_rows(const Call& call, const TaskRows& row_at, const OnlineSoftmax<I
     const Row r = row_at(row);
     if (sinks.given()) softmax.add_sink(row, load_scalar<Isa, T>(at(sinks, 0, r.head), sinks.dtype));
     const T factor = softmax.sum[row] == 0 ? T{0} : 1 / softmax.sum[row];  // nothing visible: 0
-    std::byte* const out = at(call.out, r.batch, r.head, r.query);
+    std::byte* const out = at(call.out, r);
     const Index stride = call.out.stride[3];
     with_storage<T>(call.out.dtype, [&]<DType kStorage>() {
       for (Index dim = 0; dim < call.value_dim; dim += kWidth<Isa, T>) {
@@ -73,7 +74,7 @@ void finish_rows(const Call& call, const TaskRows& row_at, const OnlineSoftmax<I
     });
     if (call.lse.given()) {
       const T lse = softmax.log_sum_exp(row);
-      __builtin_memcpy(at(call.lse, r.batch, r.head, r.query), &lse, sizeof lse);
+      __builtin_memcpy(at(call.lse, r), &lse, sizeof lse);
     }
   }
 }
@@ -91,56 +92,139 @@ ATTN_INLINE KeyTile<Isa, T> key_tile_of(const Call& call, const Task& task, Rang
   return KeyTile<Isa, T>::in(panel, call, min(Isa::template kKeyTile<T>, task.keys.end - keys.begin));
 }
 
+/// What multiplies the scores and the weights of a tile's keys, where keys and values have scales: the scale of what is
+/// stored as x · scale leaves the product, Σ q (x · scale) = scale · Σ q x.
 template <class Isa, class T>
-void forward_task(const Call& call, const Task& task, std::byte* scratch_memory) noexcept {
-  const Index rows = task.rows.size();
-  const TaskRows row_at{call, task};
-  const Block block = row_at.block();
-  const auto scratch = Scratch<Isa, T>::in(scratch_memory, call, rows);
-  const auto state = RowState<Isa, T>::in(task.state, call, rows);
-  const auto& softmax = state.recent;
-  const auto weights = as_const(scratch.scores);
-  const Accumulated<T> accumulated{scratch.keep};
-  const Index panel_bytes = Scratch<Isa, T>::sizes(call, rows).panel;
-  const Index key_tile = Isa::template kKeyTile<T>;
-  TileCoins<Isa, T> coins;
+struct TileScales {
+  static constexpr Index kKeys = Isa::template kKeyTile<T>;
 
-  if (task.first) state.clear(rows);
-  const bool load = task.first || task.packed != nullptr;  // else they are there from the keys before
-  const auto queries =
-      rows_of<Isa, T>(call.query, call.dim, row_at, scratch.queries, rows, load);  // (rows, dim)
-
-  const Range seen = intersect(task.keys, ScoreSteps::visible(call, block));
-  for (Index first = seen.begin - seen.begin % key_tile; first < seen.end; first += key_tile) {
-    if (first % kFoldKeys == 0 && first > 0) state.fold(rows);
-    const Range keys{first, min(first + key_tile, seen.end)};
-    const Range padded{first, first + round_up(keys.size(), kWidth<Isa, T>)};
-    const TileWork work = ScoreSteps::touch(call, block, padded);
-    if (work.hidden) continue;
-    const auto tile = key_tile_of<Isa, T>(call, task, keys, panel_bytes, scratch.panel);
-    const bool poison = *tile.poison != 0;
-
-    // S (rows, keys) = scale · Q·Kᵀ
-    gemm<Isa, T>(scratch.scores, queries, as_const(tile.keys), rows, keys.size(), call.dim,
-                 Scaled<T>{static_cast<T>(call.scale)});
-    // S → P: softcap, biases and masks where they have work, then the online softmax
-    for (Index row = 0; row < rows; ++row) {
-      T* const scores = scratch.scores.row(row);
-      if (work.steps != 0) {
-        apply_steps<Isa, T>(call, row_at(row), work.steps, keys, task.sequence.keys, scores);
-      }
-      const T* const factors = call.dropout.given() ? coins.of(call.dropout, row_at(row), keys) : nullptr;
-      softmax.update(row, scores, keys.size(), poison, scratch.keep, factors);
+  /// Those of the keys, or nothing where there are none; the same for values.
+  ATTN_INLINE const T* of(const Call& call, const Tensor& scale, const Task& task, Range keys) noexcept {
+    if (!scale.given()) return nullptr;
+    const KeySource source = key_source(call, scale, task.sequence, task.kv_head);
+    for (Index i = 0; i < round_up(keys.size(), kWidth<Isa, T>); ++i) {
+      float item = 1;
+      if (i < keys.size()) __builtin_memcpy(&item, source.token(keys.begin + i), sizeof item);
+      factors[i] = item;
     }
-    // O (rows, value_dim) = keep · O + P·V
+    return factors;
+  }
+
+  alignas(Isa::kBytes) T factors[kKeys];
+};
+
+template <class Isa, class T>
+ATTN_INLINE void multiply_by(T* items, const T* factors, Index count) noexcept {
+  using V = Vec<Isa, T>;
+  for (Index i = 0; i < count; i += kWidth<Isa, T>)
+    store(items + i, load<V>(items + i) * load<V>(factors + i));
+}
+
+template <class Isa, class T>
+class ForwardKernel {
+ public:
+  ForwardKernel(const Call& call, const Task& task, std::byte* memory) noexcept
+      : call_(call),
+        task_(task),
+        row_at_{call, task},
+        rows_(task.rows.size()),
+        scratch_(Scratch<Isa, T>::in(memory, call, rows_)),
+        state_(RowState<Isa, T>::in(task.state, call, rows_)),
+        keys_(key_source(call, call.key, task.sequence, task.kv_head)),
+        values_(key_source(call, call.value, task.sequence, task.kv_head)),
+        direct_(task.packed == nullptr && rows_ <= kDirectRows && is_direct<T>(keys_) &&
+                is_direct<T>(values_)) {
+    const bool load = task.first || task.packed != nullptr;  // else they are there from the keys before
+    queries_ = rows_of<Isa, T>(call.query, call.dim, row_at_, scratch_.queries, rows_, load);
+  }
+
+  void run() noexcept {
+    const Index key_tile = Isa::template kKeyTile<T>;
+    const Block block = row_at_.block();
+    if (task_.first) state_.clear(rows_);
+    const Range seen = intersect(task_.keys, ScoreSteps::visible(call_, block));
+    for (Index first = seen.begin - seen.begin % key_tile; first < seen.end; first += key_tile) {
+      if (first % kFoldKeys == 0 && first > 0) state_.fold(rows_);
+      const Range keys{first, min(first + key_tile, seen.end)};
+      const Range padded{first, first + round_up(keys.size(), kWidth<Isa, T>)};
+      const TileWork work = ScoreSteps::touch(call_, block, padded);
+      if (work.hidden) continue;
+      if (direct_) {
+        run_direct_tile(keys, work.steps);
+      } else {
+        run_packed_tile(keys, work.steps);
+      }
+    }
+    if (task_.last) finish_rows<Isa, T>(call_, row_at_, state_.whole(rows_), rows_);
+  }
+
+ private:
+  void run_packed_tile(Range keys, StepSet steps) noexcept {
+    const Index panel_bytes = Scratch<Isa, T>::sizes(call_, rows_).panel;
+    const auto tile = key_tile_of<Isa, T>(call_, task_, keys, panel_bytes, scratch_.panel);
+    const bool poison = *tile.poison != 0;
+    gemm<Isa, T>(scratch_.scores, queries_, as_const(tile.keys), rows_, keys.size(), call_.dim, scaled());
+    weigh(keys, steps, poison);
     const auto values = as_const(tile.values);
+    const Matrix<T> output = state_.recent.output;
     if (poison) {
-      gemm_of_visible<Isa, T>(softmax.output, weights, values, rows, keys.size(), accumulated);
+      gemm_of_visible<Isa, T>(output, weights(), values, rows_, keys.size(), accumulated());
     } else {
-      gemm<Isa, T>(softmax.output, weights, values, rows, call.value_dim, keys.size(), accumulated);
+      gemm<Isa, T>(output, weights(), values, rows_, call_.value_dim, keys.size(), accumulated());
     }
   }
-  if (task.last) finish_rows<Isa, T>(call, row_at, state.whole(rows), rows);
+
+  /// Memory is what takes the time: each product fetches what the next one reads.
+  void run_direct_tile(Range keys, StepSet steps) noexcept {
+    const Index last = task_.keys.end - 1;
+    multiply_few_rows<Isa, T>(
+        scratch_.scores, queries_, keys_, keys.begin, rows_, keys.size(), call_.dim, scaled(),
+        [&](Index key, Index byte) { __builtin_prefetch(values_.token(min(key, last)) + byte, 0, 2); });
+    weigh(keys, steps, true);
+    add_few_rows<Isa, T>(state_.recent.output, weights(), values_, keys, rows_, call_.value_dim,
+                         accumulated(), [&](Index key, Index byte) {
+                           __builtin_prefetch(keys_.token(min(key + keys.size(), last)) + byte, 0, 2);
+                         });
+  }
+
+  /// S → P: scales, softcap, biases and masks where they have work, then the online softmax; `mark`: hidden pairs become −0.
+  void weigh(Range keys, StepSet steps, bool mark) noexcept {
+    const T* const key_scales = key_scales_.of(call_, call_.key_scale, task_, keys);
+    const T* const value_scales = value_scales_.of(call_, call_.value_scale, task_, keys);
+    for (Index row = 0; row < rows_; ++row) {
+      T* const scores = scratch_.scores.row(row);
+      if (key_scales != nullptr) multiply_by<Isa, T>(scores, key_scales, keys.size());
+      if (steps != 0) apply_steps<Isa, T>(call_, row_at_(row), steps, keys, task_.sequence.keys, scores);
+      const T* factors = value_scales;
+      if (call_.dropout.given()) {
+        T* const coins = coins_.of(call_.dropout, row_at_(row), keys);
+        if (value_scales != nullptr) multiply_by<Isa, T>(coins, value_scales, keys.size());
+        factors = coins;
+      }
+      state_.recent.update(row, scores, keys.size(), mark || value_scales != nullptr, scratch_.keep, factors);
+    }
+  }
+
+  [[nodiscard]] Scaled<T> scaled() const noexcept { return {static_cast<T>(call_.scale)}; }
+  [[nodiscard]] Accumulated<T> accumulated() const noexcept { return {scratch_.keep}; }
+  [[nodiscard]] Matrix<const T> weights() const noexcept { return as_const(scratch_.scores); }
+
+  const Call& call_;
+  const Task& task_;
+  const TaskRows row_at_;
+  const Index rows_;
+  const Scratch<Isa, T> scratch_;
+  const RowState<Isa, T> state_;
+  const KeySource keys_, values_;
+  const bool direct_;
+  Matrix<const T> queries_{};  // (rows, dim)
+  TileCoins<Isa, T> coins_;
+  TileScales<Isa, T> key_scales_, value_scales_;
+};
+
+template <class Isa, class T>
+void forward_task(const Call& call, const Task& task, std::byte* scratch) noexcept {
+  ForwardKernel<Isa, T>(call, task, scratch).run();
 }
 
 }  // namespace attncore

@@ -72,7 +72,7 @@ struct BackwardTask {
 struct BackwardBiasTask {
   std::size_t bias = 0;
   Range batches, kv_heads, queries, keys;
-  const Sequence* sequences = nullptr;  // of all batch entries, where they differ
+  const Sequence* sequences = nullptr;  // of all batch entries
   std::byte* stats = nullptr;
   Poll poll;
 };

@@ -160,14 +160,13 @@ class ProductTile {
     if (task_.packed != nullptr) {
       panel = reinterpret_cast<T*>(const_cast<std::byte*>(task_.packed)) +
               panel_items<Isa, T>(columns_, depth.begin - task_.depth.begin);
-    } else if (p_.b_transposed && rows_ <= kDirectRows) {
-      const Tensor& b = p_.b;
-      const KeySource source{at(b, 0, 0, task_.columns.begin, depth.begin), b.stride[2], b.stride[3],
-                             b.dtype};
-      return with_storage<T>(b.dtype, [&]<DType kStorage>() {
-        multiply_few_rows<Isa, T, kStorage, kDirectRows>(sums_, a, source, rows_, columns_, depth.size(),
-                                                         finish);
-      });
+    } else if (const KeySource b = b_rows(depth);
+               !p_.a_transposed && p_.b_transposed && rows_ <= kDirectRows && is_direct<T>(b)) {
+      // A row of b is one stream of many, too many for the hardware to follow.
+      constexpr Index kAhead = 512;  // bytes
+      return multiply_few_rows<Isa, T>(
+          sums_, a, b, 0, rows_, columns_, depth.size(), finish,
+          [&](Index row, Index byte) { __builtin_prefetch(b.token(row) + byte + kAhead, 0, 2); });
     } else {
       pack_panel<Isa, T>(p_, Panel<T>{panel, columns_, depth.size()}, depth.begin, task_.columns.begin,
                          scratch_.row);
@@ -175,6 +174,11 @@ class ProductTile {
     const Panel<const T> b{panel, columns_, depth.size()};
     if (p_.a_transposed) return gemm<Isa, T>(sums_, transposed(a), b, rows_, columns_, depth.size(), finish);
     gemm<Isa, T>(sums_, a, b, rows_, columns_, depth.size(), finish);
+  }
+
+  [[nodiscard]] KeySource b_rows(Range depth) const noexcept {
+    const Tensor& b = p_.b;
+    return {at(b, 0, 0, task_.columns.begin, depth.begin), b.stride[2], b.stride[3], b.dtype};
   }
 
   void finish() const noexcept {

@@ -28,8 +28,8 @@ template <class Isa, class T>
 void pack_key_tile(const Call& call, const Sequence& sequence, Index kv_head, Range keys,
                    std::byte* memory) noexcept {
   const auto tile = KeyTile<Isa, T>::in(memory, call, keys.size());
-  const KeySource k = key_source(call.key, sequence.batch, kv_head);
-  const KeySource v = key_source(call.value, sequence.batch, kv_head);
+  const KeySource k = key_source(call, call.key, sequence, kv_head);
+  const KeySource v = key_source(call, call.value, sequence, kv_head);
   pack_transposed<Isa, T>(tile.keys, k, keys.begin);
   *tile.poison = pack_rows<Isa, T>(tile.values, v, keys.begin) ? 0 : 1;
 }
@@ -107,7 +107,7 @@ struct TaskRows {
     const Index at = task.rows.begin + row;
     const Index query = call.group == 1 ? at : at / call.group;  // a division costs as much as an exp
     const Index head = task.kv_head * call.group + (at - query * call.group);
-    return {task.sequence.batch, head, query, query + task.sequence.offset};
+    return row_of(task.sequence, head, query);
   }
   ATTN_INLINE Block block() const noexcept { return block_of(call, task.sequence, task.kv_head, task.rows); }
 };

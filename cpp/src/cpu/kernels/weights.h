@@ -40,7 +40,7 @@ class WeightsKernel {
   [[nodiscard]] Row row_at(Index row) const noexcept {
     const Index query = task_.query(chosen(row));
     const Index head = task_.kv_head * call_.group + (task_.rows.begin + row) % call_.group;
-    return {task_.sequence.batch, head, query, query + task_.sequence.offset};
+    return row_of(task_.sequence, head, query);
   }
 
   /// The hull of the chosen queries that exist.
@@ -60,7 +60,7 @@ class WeightsKernel {
     const Tensor& q = call_.query;
     T* const out = scratch_.queries.row(row);
     for (Index dim = 0; dim < call_.dim; ++dim) {
-      out[dim] = load_scalar<Isa, T>(at(q, r.batch, r.head, r.query, dim), q.dtype);
+      out[dim] = load_scalar<Isa, T>(at(q, r.entry, r.head, r.token, dim), q.dtype);
     }
   }
 
@@ -85,7 +85,7 @@ class WeightsKernel {
     if (rows.queries.empty()) return;
     const Index key_tile = Isa::template kKeyTile<T>;
     const Range seen = ScoreSteps::visible(call_, rows);
-    const KeySource source = key_source(call_.key, task_.sequence.batch, task_.kv_head);
+    const KeySource source = key_source(call_, call_.key, task_.sequence, task_.kv_head);
     for (Index first = seen.begin - seen.begin % key_tile; first < seen.end; first += key_tile) {
       const Range keys{first, min(first + key_tile, seen.end)};
       const TileWork work =

@@ -68,7 +68,7 @@ struct TileCoins {
   static_assert(kKeys % Philox::kKeys == 0);
 
   /// Valid until the next call.
-  ATTN_INLINE const T* of(const Coins& coins, const Row& row, Range keys) noexcept {
+  ATTN_INLINE T* of(const Coins& coins, const Row& row, Range keys) noexcept {
     for (Index first = 0; first < keys.size(); first += Philox::kKeys) {
       coin_factors<Isa, T>(coins, row, keys.begin + first, factors + first);
     }

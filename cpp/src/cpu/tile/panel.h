@@ -40,20 +40,21 @@ void pack_transposed(Panel<T> panel, const KeySource& source, Index first) noexc
     const Index registers = strip_registers<Isa, T>(panel.columns, strip);
     T* const out = panel.data + strip * panel.depth + (column - strip);
     const Index keys = min(n, panel.columns - column);
-    const std::byte* const in = source.data + (first + column) * source.token_stride;
+    const std::byte* in[n];
+    for (Index key = 0; key < n; ++key) in[key] = source.token(first + column + min(key, keys - 1));
     for (Index dim = 0; dim < panel.depth; dim += n) {
       const Index dims = min(n, panel.depth - dim);
       Vec<Isa, T> block[n];
       if (dims == n && keys == n && source.dim_stride == kItem) {
         for (Index key = 0; key < n; ++key) {
-          const std::byte* const p = in + key * source.token_stride + dim * kItem;
+          const std::byte* const p = in[key] + item_offset<kStorage>(dim, kItem);
           __builtin_prefetch(p +
                              n * source.token_stride);  // of the next square down: tokens may lie far apart
           block[key] = Widen<Isa, T, kStorage>::load(p);
         }
       } else {
         for (Index key = 0; key < n; ++key) {
-          const std::byte* const p = in + key * source.token_stride + dim * source.dim_stride;
+          const std::byte* const p = in[key] + item_offset<kStorage>(dim, source.dim_stride);
           block[key] = load_items<Isa, T, kStorage>(p, source.dim_stride, key < keys ? dims : 0);
         }
       }
@@ -75,13 +76,12 @@ bool pack_rows(Panel<T> panel, const KeySource& source, Index first) noexcept {
     const Index registers = strip_registers<Isa, T>(panel.columns, strip);
     T* out = panel.data + strip * panel.depth;
     for (Index key = 0; key < panel.depth; ++key) {
-      const std::byte* const in =
-          source.data + (first + key) * source.token_stride + strip * source.dim_stride;
+      const std::byte* const in = source.token(first + key) + item_offset<kStorage>(strip, source.dim_stride);
       for (Index j = 0; j < registers; ++j, out += n) {
-        __builtin_prefetch(in + kPrefetchTokens * source.token_stride + j * n * source.dim_stride);
+        const std::byte* const p = in + item_offset<kStorage>(j * n, source.dim_stride);
+        __builtin_prefetch(p + kPrefetchTokens * source.token_stride);
         const Index dims = min(n, panel.columns - strip - j * n);
-        const auto items =
-            load_items<Isa, T, kStorage>(in + j * n * source.dim_stride, source.dim_stride, dims);
+        const auto items = load_items<Isa, T, kStorage>(p, source.dim_stride, dims);
         poison |= bit_cast<Bits>(items * T{0});
         store(out, items);
       }
@@ -93,14 +93,14 @@ bool pack_rows(Panel<T> panel, const KeySource& source, Index first) noexcept {
 /// The same for the source's own storage dtype.
 template <class Isa, class T>
 void pack_transposed(Panel<T> panel, const KeySource& source, Index first) noexcept {
-  with_storage<T>(source.storage,
-                  [&]<DType kStorage>() { pack_transposed<Isa, T, kStorage>(panel, source, first); });
+  with_key_storage<T>(source.storage,
+                      [&]<DType kStorage>() { pack_transposed<Isa, T, kStorage>(panel, source, first); });
 }
 
 template <class Isa, class T>
 bool pack_rows(Panel<T> panel, const KeySource& source, Index first) noexcept {
-  return with_storage<T>(source.storage,
-                         [&]<DType kStorage>() { return pack_rows<Isa, T, kStorage>(panel, source, first); });
+  return with_key_storage<T>(
+      source.storage, [&]<DType kStorage>() { return pack_rows<Isa, T, kStorage>(panel, source, first); });
 }
 
 }  // namespace attncore

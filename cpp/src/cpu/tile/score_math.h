@@ -40,6 +40,16 @@ struct ScoreMath {
     return Extend::load(bytes) != 0 ? s : hidden();
   }
 
+  /// Bit i of the words is for key first + i; keys before `first` are not hidden.
+  static ATTN_INLINE Scores hide_where_clear(Scores s, const std::uint64_t* words, Index first,
+                                             const Keys& keys) noexcept {
+    for (Index i = max(0, first - keys.first); i < keys.count; ++i) {
+      const Index bit = keys.first + i - first;
+      if ((words[bit / 64] >> (bit % 64) & 1U) == 0) s[i] = -static_cast<T>(__builtin_inf());
+    }
+    return s;
+  }
+
   static ATTN_INLINE Scores hide_where_unequal(Scores s, const std::byte* segments, const Tensor& like,
                                                Index segment, const Keys& keys) noexcept {
     for (Index i = 0; i < keys.count; ++i) {
