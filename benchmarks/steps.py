@@ -32,13 +32,13 @@ class Step:
     layout: str = "bhsd"  # of an array or a page; bshd is flash-attention's
     page: int = 0  # slots a page; 0: no pages
     packed: bool = False  # one sequence after another, (token, head, dim)
-    prompt: bool = False  # every key is a query too
+    prompt: bool = False  # every key is a query too, whatever `queries` says
     spread: float = 0.0  # lengths are lognormal with this sigma, of equal lengths' total work
     prefix: int = 0  # the first keys are those of all sequences …
     sharing: bool = False  # … and lie once
     own_value_dim: int = 0  # 0: dim
     latent: bool = False  # value is a view of key's first numbers
-    held: int = GIB  # calls rotate over this much memory; at least one call's
+    held: int = GIB  # calls take turns with at least so much memory
 
     @property
     def value_dim(self) -> int:
@@ -65,7 +65,8 @@ class Step:
         draws = np.exp([normal.inv_cdf(place) for place in places])
         power = 2 if self.prompt else 1
         draws *= self.keys / np.mean(draws**power) ** (1 / power)
-        return np.maximum(self.queries, np.rint(draws)).astype(np.int64)
+        fewest = 1 if self.prompt else self.queries
+        return np.maximum(fewest, np.rint(draws)).astype(np.int64)
 
     @cached_property
     def query_lengths(self) -> Array:
@@ -104,4 +105,4 @@ class Step:
     def sets(self) -> int:
         """How many times a call's keys and values are there, for calls to take turns with."""
         whole = int(self.lengths.sum()) * self.kv_heads * self.row_bytes
-        return max(1, self.held // whole)
+        return max(1, -(-self.held // whole))
