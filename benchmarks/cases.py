@@ -7,7 +7,7 @@ from dataclasses import replace
 from fnmatch import fnmatch
 
 from attncore._cli.case import Case
-from steps import MIB, QUANTISED, Step
+from steps import MIB, QUANTISED, Append, Step
 
 CASES: tuple[Case, ...] = (
     # prefill: a prompt of a language model
@@ -143,6 +143,20 @@ DECODE_CASES: dict[str, Lines] = {
     },
     "lengths-packed": unequal_lines(Step(32, 32, 8, 1, 4096, 128, packed=True)),
     "lengths-paged": unequal_lines(Step(32, 32, 8, 1, 4096, 128, page=64)),
+}
+
+
+#: of decode.py's case "append": what a token costs before its step
+APPENDS: dict[str, Append] = {
+    "KVCache bfloat16": Append(1, 8, 64),
+    "KVCache float32": Append(1, 8, 64, "float32"),
+    "KVCache int8": Append(1, 8, 64, "int8"),
+    "KVCache int4": Append(1, 8, 64, "int4"),
+    "KVCache float8": Append(1, 8, 64, "float8"),
+    "KVCache rotary": Append(1, 8, 64, rotary=True),
+    "KVCache 16 entries": Append(16, 8, 64),
+    "PagedKVCache": Append(1, 8, 64, page=16),
+    "PagedKVCache 16 entries": Append(16, 8, 64, page=16),
 }
 
 

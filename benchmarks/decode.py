@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 import attncore
+from appending import appending
 from attncore._cli.measure import (
     Contender,
     Summary,
@@ -36,7 +37,7 @@ from attncore._cli.measure import (
 )
 from attncore._cli.packages import progress, say
 from bench import environment
-from cases import DECODE_CASES, Lines, fits
+from cases import APPENDS, DECODE_CASES, Lines, fits
 from steppers import verified
 from steps import MIB, Step
 from stores import Pools, stores
@@ -136,6 +137,29 @@ def run(name: str, lines: Lines, options: argparse.Namespace) -> tuple[list[Reco
     return rows, skipped
 
 
+def run_appends(options: argparse.Namespace) -> tuple[list[Record], list[str]]:
+    """The lines of "append": the time of one."""
+    line: list[Contender] = []
+    skipped = []
+    for label, append in APPENDS.items():
+        try:
+            line.append(appending(label, append))
+        except Unsupported as reason:
+            skipped.append(f"# append {label}: skipped, {reason}")
+    times = time_in_rounds(line, options.rounds, options.budget) if line else {}
+    rows = []
+    for label, seconds in times.items():
+        append = APPENDS[label]
+        summary = Summary.of([second / append.tokens for second in seconds])
+        rows.append({
+            "case": f"append/{label}", "isa": attncore.isa(), "dtype": append.stored,
+            "threads": options.threads, "rounds": len(seconds), "median": summary.median,
+            "spread": summary.spread, "best": summary.best,
+            "tokens_per_second": append.batch / summary.median,
+        })  # fmt: skip
+    return rows, skipped
+
+
 def record(step: Step, seconds: list[float], read: Any, peak: Any) -> Record:
     """One line's numbers; shares are medians over rounds."""
     summary = Summary.of(seconds)
@@ -167,42 +191,58 @@ HEADER = (
 
 def show(row: Record) -> str:
     """A record as one line."""
+    start = (
+        f"{row['case']:<34} {human(row['median']):>9} {row['spread']:>7.1%}"
+        f" {row['tokens_per_second']:>9.0f}"
+    )
+    if "gbytes" not in row:
+        return start
     first = "" if row["first"] is None else f"{row['first']:.2f}x"
     return (
-        f"{row['case']:<34} {human(row['median']):>9} {row['spread']:>7.1%}"
-        f" {row['tokens_per_second']:>9.0f} {row['gbytes']:>7.1f} {row['read_share']:>6.0%}"
+        f"{start} {row['gbytes']:>7.1f} {row['read_share']:>6.0%}"
         f" {row['gflops']:>8.1f} {row['roof_share']:>6.0%} {first:>7}"
     )
+
+
+def run_named(name: str, options: argparse.Namespace) -> tuple[list[Record], list[str]]:
+    """The records of a case, and the lines to print below them."""
+    if name == "append":
+        return run_appends(options)
+    lines = DECODE_CASES[name]
+    most = options.held * MIB if options.held else max(step.held for step in lines.values())
+    steps = {label: replace(step, held=min(step.held, most)) for label, step in lines.items()}
+    rows, below = run(name, steps, options)
+    if rows:
+        below.append(f"{'':<34} reads {rows[0]['read_gbytes']:.1f} GB/s, multiply-adds"
+                     f" {rows[0]['peak_gflops']:.0f} GFLOP/s")  # fmt: skip
+    return rows, below
 
 
 def main() -> int:
     """Run the cases; exit status 1 where an output of attncore is wrong."""
     options = arguments().parse_args()
-    cases = {name: lines for name, lines in DECODE_CASES.items() if fits(name, options.case)}
-    if not cases:
-        raise SystemExit("decode.py: no such case; there are: " + ", ".join(DECODE_CASES))
+    known = {name: ", ".join(lines) for name, lines in DECODE_CASES.items()}
+    known["append"] = ", ".join(APPENDS)
+    names = [name for name in known if fits(name, options.case)]
+    if not names:
+        raise SystemExit("decode.py: no such case; there are: " + ", ".join(known))
     if options.list:
-        print(*(f"{name:<22} {', '.join(lines)}" for name, lines in cases.items()), sep="\n")
+        print(*(f"{name:<22} {known[name]}" for name in names), sep="\n")
         return 0
     say(f"attncore {attncore.__version__}, {attncore.isa()}, {options.threads} threads")
     say(HEADER)
     records: list[Record] = []
     failed = False
-    for name, lines in progress(list(cases.items()), "decode"):
-        most = options.held * MIB if options.held else max(step.held for step in lines.values())
-        steps = {label: replace(step, held=min(step.held, most)) for label, step in lines.items()}
+    for name in progress(names, "decode"):
         try:
-            rows, skipped = run(name, steps, options)
+            rows, below = run_named(name, options)
         except WrongOutput as wrong:
             say(f"WRONG OUTPUT: {name}: {wrong}")
             failed = True
             continue
-        for text in (*map(show, rows), *skipped):
+        for text in (*map(show, rows), *below):
             say(text)
         records += rows
-        if rows:
-            say(f"{'':<34} reads {rows[0]['read_gbytes']:.1f} GB/s, multiply-adds"
-                f" {rows[0]['peak_gflops']:.0f} GFLOP/s")  # fmt: skip
     if options.json:
         page = {"environment": environment(), "records": records}
         options.json.write_text(json.dumps(page, indent=1, default=str) + "\n", encoding="utf-8")

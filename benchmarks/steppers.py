@@ -65,10 +65,21 @@ def ours(
 def kv_cache(
     step: Step, query: Array, stores: Sequence[Store], threads: int
 ) -> list[Callable[[], Any]]:
-    """A call of attend of a KVCache for each of the stores, which hold what those hold."""
+    """attend of a KVCache for each of the stores, to which the store's tokens were appended."""
     if not hasattr(attncore, "KVCache"):
         raise Unsupported("no KVCache yet")
-    raise Unsupported("not written")
+
+    def attend(store: Store) -> Callable[[], Any]:
+        cache = attncore.KVCache(
+            step.batch, step.kv_heads, step.dim,
+            capacity=step.keys, value_dim=step.value_dim, dtype=step.stored,
+        )  # fmt: skip
+        for batch in range(step.batch):
+            entry = store.entry(batch)
+            cache.append(entry.key, entry.value, entries=batch)
+        return partial(cache.attend, query, num_threads=threads)
+
+    return [attend(store) for store in stores]
 
 
 def torch(

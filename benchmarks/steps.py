@@ -106,3 +106,17 @@ class Step:
         """How many times a call's keys and values are there, for calls to take turns with."""
         whole = int(self.lengths.sum()) * self.kv_heads * self.row_bytes
         return max(1, -(-self.held // whole))
+
+
+@dataclass(frozen=True)
+class Append:
+    """A token of each sequence that is appended to a cache of some hundreds."""
+
+    batch: int
+    kv_heads: int
+    dim: int
+    stored: str = "bfloat16"
+    page: int = 0  # slots a page of a PagedKVCache; 0: a KVCache
+    rotary: bool = False
+    before: int = 512  # tokens of each sequence
+    tokens: int = 64  # appended one after another, then taken back

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,10 +14,13 @@ import pytest
 import attncore
 from attncore import _core
 from attncore._cli.measure import WrongOutput
-from test_bench import script
+from test_bench import FOLDER, script
 
-from cases import DECODE_CASES  # isort: skip  (test_bench makes benchmarks/ known)
-from steppers import check, query_of, verified
+sys.path.insert(0, str(FOLDER))
+
+from appending import appending
+from cases import APPENDS, DECODE_CASES
+from steppers import check, numbers, query_of, verified
 from steps import BITS, QUANTISED, Step
 from stores import Pools, Store, stores
 from training import Unsupported
@@ -141,8 +145,6 @@ def test_a_wrong_output_is_noticed(name: str) -> None:
 
 @pytest.mark.parametrize("stored", BITS)
 def test_stored_numbers_are_what_their_reader_says(stored: str) -> None:
-    from steppers import numbers
-
     step = Step(1, 2, 2, 1, 40, 16, stored, page=8, held=0)
     entry = stores(step, Pools())[0].entry(0)
     scale = None if entry.key_scale is None else entry.key_scale[1]
@@ -155,6 +157,16 @@ def test_stored_numbers_are_what_their_reader_says(stored: str) -> None:
         assert entry.key_scale is not None
         assert rows[0, 0] == low * np.float64(entry.key_scale[1, 0])
     assert (entry.key_scale is not None) == (stored in QUANTISED)
+
+
+@pytest.mark.parametrize("name", APPENDS)
+def test_what_is_appended_is_there(name: str) -> None:
+    try:
+        contender = appending(name, APPENDS[name])
+    except Unsupported as reason:
+        pytest.skip(str(reason))
+    contender.call()
+    contender.call()  # there is room again
 
 
 def test_the_bandwidth_probe() -> None:
@@ -183,7 +195,7 @@ def test_the_script_writes_records_that_compare_reads(tmp_path: Path) -> None:
 def test_the_script_knows_its_cases() -> None:
     done = script("decode.py", "--list")
     assert done.returncode == 0, done.stderr
-    assert [line.split()[0] for line in done.stdout.splitlines()] == list(DECODE_CASES)
+    assert [line.split()[0] for line in done.stdout.splitlines()] == [*DECODE_CASES, "append"]
     done = script("decode.py", "--case", "none")
     assert done.returncode != 0
     assert "there are: " in done.stderr
