@@ -8,5 +8,6 @@ namespace attncore::python {
 void bind_backward(pybind11::module_& m);  ///< attention_backward and dropout_mask
 void bind_layers(pybind11::module_& m);    ///< linear, linear_backward and rope
 void bind_multi_head_attention(pybind11::module_& m);
+void bind_paged(pybind11::module_& m);  ///< attention_paged and append_paged
 
 }  // namespace attncore::python

@@ -84,6 +84,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   bind_backward(m);
   bind_layers(m);
   bind_multi_head_attention(m);
+  bind_paged(m);
   m.def("version", version);
   m.def("isa", isa);
   m.def("available_isas", available_isas);

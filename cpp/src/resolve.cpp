@@ -63,28 +63,29 @@ void require_query(Call& call, const Problem& problem) {
 }
 
 void require_operands(Call& call, const Problem& problem, Use use) {
-  constexpr auto kAxes = "(batch, head, token, dim)";
-  require_query(call, problem);
-  require_data("key", call.key);
-  require_storage("key", call.key, call, use);
-  call.kv_heads = call.key.shape[1];
   const bool paged = problem.paging.block_table.given();
+  const char* const axes = paged ? "(page, head, slot, dim)" : "(batch, head, token, dim)";
+  const char *const key = paged ? "key_pages" : "key", *const value = paged ? "value_pages" : "value";
+  require_query(call, problem);
+  require_data(key, call.key);
+  require_storage(key, call.key, call, use);
+  call.kv_heads = call.key.shape[1];
   if (paged && problem.packing.key_tokens.given()) reject("cu_key_lengths", "comes with a block_table");
   const Index entries = paged ? call.key.shape[0] : problem.packing.key_tokens.given() ? 1 : call.batch;
   const Index tokens = call.key.shape[2];
-  require_shape("key", call.key, {entries, call.kv_heads, tokens, call.dim}, kAxes);
+  require_shape(key, call.key, {entries, call.kv_heads, tokens, call.dim}, axes);
   if (call.kv_heads < 1 || call.heads % call.kv_heads != 0) {
-    reject("key", "has " + to_string(call.kv_heads) + " heads, query's " + to_string(call.heads) +
-                      " must be a multiple of it");
+    reject(key, "has " + to_string(call.kv_heads) + " heads, query's " + to_string(call.heads) +
+                    " must be a multiple of it");
   }
   call.group = call.heads / call.kv_heads;
   require_scale("key_scale", call.key_scale, call.key);
   if (use == Use::weights) return;
-  require_data("value", call.value);
-  require_storage("value", call.value, call, use);
+  require_data(value, call.value);
+  require_storage(value, call.value, call, use);
   call.value_dim = call.value.shape[3];
-  require_shape("value", call.value, {entries, call.kv_heads, tokens, call.value_dim}, kAxes);
-  require_dim("value", call.value);
+  require_shape(value, call.value, {entries, call.kv_heads, tokens, call.value_dim}, axes);
+  require_dim(value, call.value);
   require_scale("value_scale", call.value_scale, call.value);
 }
 

@@ -8,6 +8,7 @@ from attncore._inspect import attention_weights, explain
 from attncore._layers import LinearGradients, linear, linear_backward, rope
 from attncore._merge import merge
 from attncore._multi_head_attention import MultiHeadAttention
+from attncore._paged import attention_paged
 from attncore._runtime import (
     available_isas,
     get_cmake_dir,
@@ -34,6 +35,7 @@ __all__ = [
     "__version__",
     "attention",
     "attention_backward",
+    "attention_paged",
     "attention_weights",
     "available_isas",
     "dropout_mask",

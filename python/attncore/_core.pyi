@@ -34,6 +34,17 @@ def attention_backward(
     /,
     *options: Any,
 ) -> None: ...
+def attention_paged(
+    query: npt.NDArray[Any],
+    pools: tuple[Any, ...],
+    block_table: Any,
+    page_layout: str,
+    cu_query_lengths: Any,
+    out: npt.NDArray[Any] | None,
+    return_lse: bool,
+    /,
+    *options: Any,
+) -> Any: ...
 def dropout_mask(
     arg0: int,
     arg1: float,
