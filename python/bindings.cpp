@@ -87,6 +87,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.def(
       "fma_peak", [](const std::string& name, int threads) { return fma_peak(name, DType::f32, threads); },
       py::call_guard<py::gil_scoped_release>());
+  m.def("read_bandwidth", read_bandwidth, py::call_guard<py::gil_scoped_release>());
 }
 
 }  // namespace attncore::python

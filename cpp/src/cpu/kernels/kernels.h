@@ -89,6 +89,10 @@ struct BackwardSizes {
       bias_scratch;  // rows; bytes of all rows' stats; bytes; queries; bytes
 };
 
+/// The bandwidth probe reads multiples of so many bytes, in so many ways.
+inline constexpr Index kReadStep = 1024;
+inline constexpr int kReadPatterns = 6;
+
 struct Kernels {
   const char* name;
   Index row_block, key_block, key_tile;  // rows of a register block, keys of a strip, keys of a tile
@@ -121,6 +125,8 @@ struct Kernels {
 
   /// The floating-point operations of `rounds` rounds of multiply-adds in registers, which it does.
   double (*multiply_adds)(Index rounds) noexcept;
+  /// Reads memory once in one of kReadPatterns ways; returns the bits seen.  bytes is a multiple of kReadStep.
+  std::uint64_t (*read_memory)(const std::byte* memory, Index bytes, int pattern) noexcept;
 };
 
 /// An ISA: its tables for float and double accumulation.
