@@ -117,18 +117,25 @@ void require_scalars(Call& call) {
   if (call.score.right > 2 * kFarthest) call.score.right = kUnbounded;
 }
 
+/// What masks and biases broadcast to.  Where keys are paged, they may end with the longest sequence or with the table.
+Shape scores_of(const Call& call, const Tensor& t) {
+  Index longest = 0;
+  for (const Sequence& sequence : call.sequences) longest = max(longest, sequence.keys);
+  const bool as_table = !call.pages.given() || t.shape[3] == call.keys;
+  return {call.batch, call.heads, call.queries, as_table ? call.keys : longest};
+}
+
 void require_mask_and_biases(Call& call) {
-  const Shape scores{call.batch, call.heads, call.queries, call.keys};
   constexpr auto kAxes = "(batch, head, query, key)";
   if (Tensor& mask = call.score.mask; mask.given()) {
     require_dtype("mask", mask, {DType::boolean});
-    broadcast_to("mask", mask, scores, kAxes);
+    broadcast_to("mask", mask, scores_of(call, mask), kAxes);
   }
   for (std::size_t i = 0; i < call.score.biases.size; ++i) {
     Tensor& bias = call.score.biases.items[i];
     require_data("bias", bias);
     require_addend_dtype("bias", bias, call);
-    broadcast_to("bias", bias, scores, kAxes);
+    broadcast_to("bias", bias, scores_of(call, bias), kAxes);
   }
 }
 

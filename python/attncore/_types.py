@@ -70,10 +70,9 @@ class CrossValueGradients(NamedTuple):
     value_context: Array | None
 
 
-class ScoreOptions(TypedDict, total=False):
-    """The options that `attention`, `attention_weights` and `explain` share."""
+class PackedOptions(TypedDict, total=False):
+    """The options of attention over packed sequences, whose layout is fixed."""
 
-    layout: Layout
     causal: bool
     window: Window | None
     query_offset: int | Ints | None
@@ -90,6 +89,14 @@ class ScoreOptions(TypedDict, total=False):
     key_lengths: int | Ints | None
     tree_parents: Ints | None
     num_threads: int | None
+
+
+class _LayoutOption(TypedDict, total=False):
+    layout: Layout
+
+
+class ScoreOptions(_LayoutOption, PackedOptions, total=False):
+    """The options that `attention`, `attention_weights` and `explain` share."""
 
 
 @dataclass(frozen=True)
