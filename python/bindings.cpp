@@ -71,9 +71,12 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.def("attention_weights", weights);
   m.def("explain", explain_call);
   bind_backward(m);
+  bind_cache(m);
   bind_layers(m);
   bind_multi_head_attention(m);
+  bind_paged(m);
   bind_varlen(m);
+  bind_state(m);
   m.def("version", version);
   m.def("isa", isa);
   m.def("available_isas", available_isas);
@@ -84,6 +87,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.def(
       "fma_peak", [](const std::string& name, int threads) { return fma_peak(name, DType::f32, threads); },
       py::call_guard<py::gil_scoped_release>());
+  m.def("read_bandwidth", read_bandwidth, py::call_guard<py::gil_scoped_release>());
 }
 
 }  // namespace attncore::python

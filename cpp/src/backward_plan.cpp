@@ -4,7 +4,7 @@
 #include <numeric>
 #include <queue>
 
-#include "plan.h"
+#include "work.h"
 
 namespace attncore {
 namespace {

@@ -7,27 +7,6 @@ namespace attncore {
 
 using std::to_string;
 
-void Tensors::add(Tensor& tensor, DType dtype, const Shape& shape) {
-  constexpr Index kAlignment = 64;
-  tensor = Tensor::contiguous(nullptr, dtype, shape);
-  tensors_.emplace_back(&tensor, bytes_);
-  Index bytes = item_size(dtype);
-  for (const Index extent : shape) bytes *= extent;
-  bytes_ = round_up(bytes_ + bytes, kAlignment);
-}
-
-void Tensors::reserve(Workspace& memory) {
-  std::byte* const data = memory.reserve(static_cast<std::size_t>(max(bytes_, 1)));
-  for (const auto& [tensor, offset] : tensors_) tensor->data = data + offset;
-}
-
-Tensor heads_of(const Tensor& t, Index first, Index count) noexcept {
-  Tensor view = t;
-  view.data = at(t, 0, first);
-  view.shape[1] = count;
-  return view;
-}
-
 namespace {
 
 void require_input(const char* argument, const Tensor& t, const Shape& shape, DType dtype) {
@@ -181,11 +160,11 @@ void Heads::add_to(Tensors& memory, const MultiHeadAttentionSettings& s, const E
 }
 
 void Heads::split(const MultiHeadAttentionSettings& s, const Extents& e) {
-  query = heads_of(first_, 0, s.num_heads);
+  query = part_of(first_, 1, 0, s.num_heads);
   const Tensor& others = e.self ? first_ : second_;
   const Index first = e.self ? s.num_heads : 0;
-  key = heads_of(others, first, s.num_kv_heads);
-  value = heads_of(others, first + s.num_kv_heads, s.num_kv_heads);
+  key = part_of(others, 1, first, s.num_kv_heads);
+  value = part_of(others, 1, first + s.num_kv_heads, s.num_kv_heads);
 }
 
 Rotations::Rotations(const MultiHeadAttentionSettings& settings, const MultiHeadAttention::Inputs& inputs)

@@ -10,20 +10,6 @@
 
 namespace attncore {
 
-/// Tensors that lie in one piece of memory: all are added, then memory is reserved and they are set.
-class Tensors {
- public:
-  void add(Tensor& tensor, DType dtype, const Shape& shape);
-  void reserve(Workspace& memory);
-
- private:
-  std::vector<std::pair<Tensor*, Index>> tensors_;
-  Index bytes_ = 0;
-};
-
-/// heads first … first + count − 1 of (batch, head, token, dim)
-[[nodiscard]] Tensor heads_of(const Tensor& t, Index first, Index count) noexcept;
-
 /// The extents of a call.
 struct Extents {
   bool self = true;  // no context is given

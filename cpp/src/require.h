@@ -8,8 +8,6 @@
 
 namespace attncore {
 
-using Shape = std::array<Index, 4>;
-
 /// Throws std::invalid_argument, "argument: what".
 [[noreturn]] void reject(const std::string& argument, const std::string& what);
 

@@ -2,8 +2,8 @@
 
 #include <cmath>
 
-#include "cpu/crew.h"
 #include "cpu/dtype.h"
+#include "row_tasks.h"
 
 namespace attncore {
 namespace {
@@ -26,27 +26,6 @@ void with_dtype(DType dtype, Run run) {
     default:
       return run.template operator()<float, DType::f32>();
   }
-}
-
-constexpr Index kRowsATask = 64;
-
-Index row_count(const Tensor& t) noexcept { return t.shape[0] * t.shape[1] * t.shape[2]; }
-
-/// Row number `row`, the tokens of a head following each other.
-std::byte* row_at(const Tensor& t, Index row) noexcept {
-  const Index token = row % t.shape[2], head = row / t.shape[2] % t.shape[1];
-  return at(t, row / t.shape[2] / t.shape[1], head, token);
-}
-
-/// run(rows) for blocks of the rows of `t`, on as many threads as the work is worth.
-template <class Run>
-void for_rows(const Tensor& t, Index rows_a_task, const Options& options, Run run) {
-  constexpr Index kItemsAThread = 1 << 15;
-  const Index rows = row_count(t), worth = ceil_div(rows * t.shape[3], kItemsAThread);
-  const int most = options.num_threads > 0 ? options.num_threads : get_num_threads();
-  Crew crew(static_cast<int>(max(1, min(most, worth))), options);
-  crew.run(ceil_div(rows, rows_a_task),
-           [&](Index task, int) { run(Range{task * rows_a_task, min(rows, (task + 1) * rows_a_task)}); });
 }
 
 /// run(first item, items) for each register of a row.

@@ -67,7 +67,7 @@ bool is_empty(const Tensor& t) noexcept {
   return std::find(t.shape.begin(), t.shape.end(), Index{0}) != t.shape.end();
 }
 
-std::string shape_text(const std::array<Index, 4>& shape) {
+std::string shape_text(const Shape& shape) {
   std::string text = "(";
   for (const Index extent : shape) text += (text.size() > 1 ? ", " : "") + std::to_string(extent);
   return text + ")";
@@ -133,5 +133,26 @@ bool may_overlap(const Tensor& a, const Tensor& b) noexcept {
 }
 
 bool may_overlap_itself(const Tensor& t) noexcept { return !is_empty(t) && Runs(t).overlaps_itself; }
+
+void Tensors::add(Tensor& tensor, DType dtype, const Shape& shape) {
+  constexpr Index kAlignment = 64;
+  tensor = Tensor::contiguous(nullptr, dtype, shape);
+  tensors_.emplace_back(&tensor, bytes_);
+  Index bytes = item_size(dtype);
+  for (const Index extent : shape) bytes *= extent;
+  bytes_ = round_up(bytes_ + bytes, kAlignment);
+}
+
+void Tensors::reserve(Workspace& memory) {
+  std::byte* const data = memory.reserve(static_cast<std::size_t>(max(bytes_, 1)));
+  for (const auto& [tensor, offset] : tensors_) tensor->data = data + offset;
+}
+
+Tensor part_of(const Tensor& t, std::size_t axis, Index first, Index count) noexcept {
+  Tensor part = t;
+  part.data = static_cast<std::byte*>(t.data) + first * t.stride[axis];
+  part.shape[axis] = count;
+  return part;
+}
 
 }  // namespace attncore

@@ -2,20 +2,38 @@
 #pragma once
 
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "call.h"
 
 namespace attncore {
 
+using Shape = std::array<Index, 4>;
+
 [[nodiscard]] bool is_empty(const Tensor& t) noexcept;
 
 /// "(2, 8, 16, 64)"
-[[nodiscard]] std::string shape_text(const std::array<Index, 4>& shape);
+[[nodiscard]] std::string shape_text(const Shape& shape);
 
 /// Whether an item of `a` may lie on one of `b`: false is certain.
 [[nodiscard]] bool may_overlap(const Tensor& a, const Tensor& b) noexcept;
 
 /// Whether two items of `t` may lie on each other: false is certain.
 [[nodiscard]] bool may_overlap_itself(const Tensor& t) noexcept;
+
+/// Tensors that lie in one piece of memory: all are added, then memory is reserved and they are set.
+class Tensors {
+ public:
+  void add(Tensor& tensor, DType dtype, const Shape& shape);
+  void reserve(Workspace& memory);
+
+ private:
+  std::vector<std::pair<Tensor*, Index>> tensors_;
+  Index bytes_ = 0;
+};
+
+/// Items first … first + count − 1 along an axis.
+[[nodiscard]] Tensor part_of(const Tensor& t, std::size_t axis, Index first, Index count) noexcept;
 
 }  // namespace attncore

@@ -12,7 +12,7 @@ import numpy as np
 
 from attncore._types import Array
 
-_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16"}
+_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "I64": "int64"}
 
 
 def _safetensors() -> Any:
@@ -25,9 +25,13 @@ def _safetensors() -> Any:
     return safetensors
 
 
-def write(path: str | os.PathLike[str], arrays: Mapping[str, Array]) -> None:
+def write(
+    path: str | os.PathLike[str],
+    arrays: Mapping[str, Array],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
     """The file is there with all of its content, or as it was before: also after a power cut."""
-    content = _safetensors().numpy.save(dict(arrays))
+    content = _safetensors().numpy.save(dict(arrays), None if metadata is None else dict(metadata))
     target = Path(path)
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     try:
@@ -52,6 +56,12 @@ def read(path: str | os.PathLike[str]) -> dict[str, Array]:
     except package.SafetensorError as error:
         raise ValueError(f"path: {os.fspath(path)} is no safetensors file: {error}") from None
     return {name: _array(name, item) for name, item in items}
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """The metadata that `write` was given, of a file that `read` takes."""
+    with _safetensors().safe_open(path, "np") as file:
+        return file.metadata() or {}
 
 
 def _array(name: str, item: Mapping[str, Any]) -> Array:

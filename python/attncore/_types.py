@@ -12,6 +12,7 @@ import numpy.typing as npt
 Array: TypeAlias = npt.NDArray[Any]
 Floats: TypeAlias = npt.NDArray[np.floating[Any]]
 Ints: TypeAlias = npt.NDArray[np.integer[Any]] | Sequence[int]
+Table: TypeAlias = npt.NDArray[np.integer[Any]] | Sequence[Sequence[int]] | Sequence[int]
 Layout: TypeAlias = Literal["bhsd", "bshd"]
 Window: TypeAlias = tuple[int | None, int | None]
 
@@ -86,6 +87,7 @@ class PackedOptions(TypedDict, total=False):
     key_segments: Ints | None
     query_lengths: int | Ints | None
     key_lengths: int | Ints | None
+    tree_parents: Ints | None
     num_threads: int | None
 
 

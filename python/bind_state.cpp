@@ -1,0 +1,148 @@
+#include <attncore/state.hpp>
+
+#include "arguments.h"
+#include "bind.h"
+#include "run.h"
+
+namespace attncore::python {
+
+/// The C++ state, with the axes that its query came in.
+class State {
+ public:
+  /// `options` are those of attncore.attention, as Arguments has them.
+  State(py::handle query, const py::dtype& dtype, const py::object& value_dim, const py::args& options)
+      : State(Arguments(query, py::handle(), py::handle(), options), dtype, value_dim, options[0]) {}
+
+  /// `mapped`: arrays of bytes, each a file's mapping.
+  void update(py::handle key, py::handle value, const py::object& first_key, const py::list& mapped,
+              const py::args& options) {
+    if (const py::ssize_t rank = require_array("key", key).ndim(); rank != rank_) {
+      reject_value("key", "has " + std::to_string(rank) + " dimensions, query has " + std::to_string(rank_));
+    }
+    Arguments arguments(py::handle(), key, value, options);
+    const Problem& p = arguments.problem;
+    AttentionState::Piece piece{.key = p.key,
+                                .value = p.value,
+                                .mask = p.score.mask,
+                                .biases = p.score.biases,
+                                .key_segments = p.score.key_segments,
+                                .key_lengths = p.score.key_lengths,
+                                .first_key = arguments.ints("first_key", first_key, 1)};
+    for (const py::handle item : mapped) {
+      const auto bytes = item.cast<py::array>();
+      piece.mappings.push_back({bytes.data(), static_cast<std::size_t>(bytes.nbytes())});
+    }
+    run_without_gil(arguments.options, [&] { state_.update(piece, arguments.options); });
+  }
+
+  void merge(const State& other, const py::object& num_threads) {
+    Options options;
+    options.num_threads = thread_count(num_threads);
+    run_without_gil(options, [&] { state_.merge(other.state_, options); });
+  }
+
+  [[nodiscard]] py::tuple result(const py::object& num_threads) const {
+    Options options;
+    options.num_threads = thread_count(num_threads);
+    const Tensor& query = state_.query();
+    std::vector<py::ssize_t> shape{query.shape[0], query.shape[1], query.shape[2]};
+    shape.erase(shape.begin(), shape.begin() + (4 - rank_));
+    const py::array lse(dtype_, shape);
+    shape = {query.shape[0], query.shape[1], query.shape[2], state_.settings().value_dim};
+    if (bshd_) std::swap(shape[1], shape[2]);
+    if (rank_ < 4) shape.erase(shape.begin());
+    if (rank_ < 3) shape.erase(bshd_ ? shape.begin() + 1 : shape.begin());
+    const py::array out(dtype_, shape);
+    const int lacking = static_cast<int>(4 - rank_);
+    const Tensor out_tensor = tensor("out", out, axes_of(bshd_, rank_), kFloats),
+                 lse_tensor = tensor("lse", lse, {0 - lacking, 1 - lacking, 2 - lacking, -1}, kFloats);
+    run_without_gil(options, [&] { state_.result(out_tensor, lse_tensor, options); });
+    return py::make_tuple(out, lse);
+  }
+
+  /// The query as it is held, (batch, head, query, dim).
+  [[nodiscard]] py::array query() const { return copy_of(state_.query()); }
+
+  [[nodiscard]] py::dict parts() const {
+    py::dict parts;
+    state_.read_parts([&](const AttentionState::Part& part) { parts[part.name] = copy_of(part.tensor); });
+    return parts;
+  }
+
+  /// Takes over what parts() gave, if all of it is there.
+  void set_parts(const py::dict& parts) {
+    state_.read_parts([&](const AttentionState::Part& part) { (void)given(parts, part); });
+    state_.write_parts([&](const AttentionState::Part& part) {
+      const py::array array = given(parts, part);
+      __builtin_memcpy(part.tensor.data, array.data(), static_cast<std::size_t>(array.nbytes()));
+    });
+  }
+
+  [[nodiscard]] Index value_dim() const { return state_.settings().value_dim; }
+  [[nodiscard]] py::ssize_t rank() const { return rank_; }
+
+ private:
+  State(const Arguments& arguments, const py::dtype& dtype, const py::object& value_dim,
+        const py::object& layout)
+      : state_(arguments.problem.query, settings(arguments, dtype, value_dim)),
+        dtype_(dtype),
+        rank_(arguments.rank()),
+        bshd_(is_bshd(layout)) {}
+
+  static AttentionStateSettings settings(const Arguments& arguments, const py::dtype& dtype,
+                                         const py::object& value_dim) {
+    AttentionStateSettings s;
+    s.dtype = dtype_of("dtype", py::array(dtype, 0), "float32 or float64");
+    if (!value_dim.is_none()) {
+      s.value_dim = integer("value_dim", value_dim);
+      if (s.value_dim < 1) {
+        reject_value("value_dim", "is " + std::to_string(s.value_dim) + ", must be at least 1");
+      }
+    }
+    s.score = arguments.problem.score;
+    return s;
+  }
+
+  static py::dtype dtype_of_tensor(const Tensor& t) {
+    return t.dtype == DType::i64   ? py::dtype::of<std::int64_t>()
+           : t.dtype == DType::f64 ? py::dtype::of<double>()
+                                   : py::dtype::of<float>();
+  }
+
+  static py::array copy_of(const Tensor& t) {
+    return {dtype_of_tensor(t), std::vector<py::ssize_t>(t.shape.begin(), t.shape.end()), t.data};
+  }
+
+  /// The array for a part, without gaps.
+  static py::array given(const py::dict& parts, const AttentionState::Part& part) {
+    if (!parts.contains(part.name)) reject_value("state", std::string("has no ") + part.name);
+    const auto array = py::module_::import("numpy")
+                           .attr("ascontiguousarray")(parts[part.name], dtype_of_tensor(part.tensor))
+                           .cast<py::array>();
+    const std::vector<py::ssize_t> shape(part.tensor.shape.begin(), part.tensor.shape.end());
+    if (std::vector<py::ssize_t>(array.shape(), array.shape() + array.ndim()) != shape) {
+      reject_value("state", std::string(part.name) + " is of another shape");
+    }
+    return array;
+  }
+
+  AttentionState state_;
+  py::dtype dtype_;  // of results
+  py::ssize_t rank_;
+  bool bshd_;
+};
+
+void bind_state(py::module_& m) {
+  py::class_<State>(m, "AttentionState")
+      .def(py::init<py::handle, const py::dtype&, const py::object&, const py::args&>())
+      .def("update", &State::update)
+      .def("merge", &State::merge)
+      .def("result", &State::result)
+      .def("query", &State::query)
+      .def("parts", &State::parts)
+      .def("set_parts", &State::set_parts)
+      .def("value_dim", &State::value_dim)
+      .def("rank", &State::rank);
+}
+
+}  // namespace attncore::python

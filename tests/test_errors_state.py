@@ -1,0 +1,294 @@
+"""AttentionState: bad input, Ctrl-C, several threads.  What fails leaves the state as it was."""
+
+from __future__ import annotations
+
+import re
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+
+import attncore
+from kit import assert_same_bits, inputs, run_child
+from reference import Array
+
+B, H, HK, S, K, D, DV = 2, 4, 2, 5, 7, 8, 6
+State: Any = attncore.AttentionState  # what the type checker would not let through
+
+
+def zeros(*shape: int, dtype: Any = np.float32) -> Array:
+    return np.zeros(shape, dtype)
+
+
+QUERY = zeros(B, H, S, D)
+# name: (what differs from a good call, exception, message)
+MAKING: dict[str, tuple[dict[str, Any], Any, str]] = {
+    "query of a list": ({"query": [1.0]}, TypeError, "query.*array.*list"),
+    "query of ints": ({"query": zeros(S, D, dtype=int)}, TypeError, "query.*int64.*float32"),
+    "query of one axis": ({"query": zeros(D)}, ValueError, "query.*1.*2, 3 or 4"),
+    "query without dims": ({"query": zeros(S, 0)}, ValueError, r"query.*\(1, 1, 5, 0\)"),
+    "query without heads": ({"query": zeros(B, 0, S, D)}, ValueError, "query.*1 head"),
+    "dtype of 16 bits": ({"dtype": np.float16}, TypeError, "dtype.*float16.*float32 or float64"),
+    "dtype of ints": ({"dtype": int}, TypeError, "dtype.*int64.*float32 or float64"),
+    "dtype of another order": ({"dtype": ">f4"}, TypeError, "dtype.*>f4.*float32 or float64"),
+    "no dtype": ({"dtype": "floaty"}, TypeError, "floaty"),
+    "value_dim 0": ({"value_dim": 0}, ValueError, "value_dim: is 0, must be at least 1"),
+    "value_dim of a float": ({"value_dim": 6.0}, TypeError, "value_dim.*int.*float"),
+    "huge value_dim": ({"value_dim": 2**40}, ValueError, "value.*dim must be 1"),
+    "causal, no offset": ({"causal": True}, ValueError, "query_offset: is not given.*causal"),
+    "window, no offset": ({"window": (3, None)}, ValueError, "query_offset: is not given.*window"),
+    "alibi, no offset": ({"alibi": [1.0] * H}, ValueError, "query_offset: is not given.*alibi"),
+    "relative bias, no offset": (
+        {"relative_bias": attncore.RelativeBias(zeros(H, 32))},
+        ValueError,
+        "query_offset: is not given.*relative_bias",
+    ),
+    "offset of a float": ({"query_offset": 1.5}, TypeError, "query_offset.*float.*integer"),
+    "far offset": ({"query_offset": 2**60}, ValueError, r"query_offset.*1152921504606846976.*59"),
+    "offsets of another batch": ({"query_offset": [1, 2, 3]}, ValueError, r"query_offset.*3.*2"),
+    "alibi of another width": (
+        {"alibi": [1.0], "query_offset": 0},
+        ValueError,
+        "alibi: has 1 slopes, query has 4 heads",
+    ),
+    "alibi of 16 bits": (
+        {"alibi": zeros(H, dtype=np.float16), "query_offset": 0},
+        TypeError,
+        "alibi.*float16.*float32",
+    ),
+    "softcap 0": ({"softcap": 0.0}, ValueError, "softcap: is 0, must be"),
+    "scale of text": ({"scale": "large"}, TypeError, "scale.*number.*str"),
+    "scale that is not finite": ({"scale": np.inf}, ValueError, "scale: is inf, must be finite"),
+    "sinks of another width": ({"sinks": [1.0]}, ValueError, r"sinks.*\(1, 1, 1, 1\)"),
+    "window of one": ({"window": (3,)}, ValueError, "window.*pair.*1"),
+    "negative window": ({"window": (-3, 0), "query_offset": 0}, ValueError, "window.*-3"),
+    "segments of another length": (
+        {"query_segments": zeros(B, S + 1, dtype=int)},
+        ValueError,
+        r"query_segments.*\(2, 1, 6, 1\).*\(2, 1, 5, 1\)",
+    ),
+    "lengths past the queries": ({"query_lengths": [S, S + 1]}, ValueError, "query_lengths.*6.*5"),
+    "layout": ({"layout": "sbhd"}, ValueError, "layout.*sbhd"),
+    "unknown option": ({"dropout_p": 0.1}, TypeError, "dropout_p"),
+}
+
+
+@pytest.mark.parametrize("case", MAKING)
+def test_making(case: str) -> None:
+    change, exception, message = MAKING[case]
+    given = {"query": QUERY, **change}
+    with pytest.raises(exception, match=message):
+        State(given.pop("query"), **given)
+
+
+KEY, VALUE = zeros(B, HK, K, D), zeros(B, HK, K, DV)
+UPDATES: dict[str, tuple[dict[str, Any], Any, str]] = {
+    "no key": ({"key": None}, TypeError, "key.*array.*None"),
+    "value of a list": ({"value": [1.0]}, TypeError, "value.*array.*list"),
+    "masked value": ({"value": np.ma.masked_array(VALUE)}, TypeError, "value.*masked"),
+    "key of another rank": ({"key": KEY[0]}, ValueError, "key: has 3 dimensions, query has 4"),
+    "value of another rank": ({"value": VALUE[0]}, ValueError, "value: has 3.*query has 4"),
+    "key of ints": ({"key": KEY.astype(np.int16)}, TypeError, "key.*int16"),
+    "key of float64": ({"key": KEY.astype(float)}, TypeError, "key.*float64.*float32"),
+    "value of another order": ({"value": VALUE.astype(">f4")}, TypeError, "value.*>f4"),
+    "key of another dim": ({"key": zeros(B, HK, K, D + 1)}, ValueError, r"key.*9.*8"),
+    "key of another batch": ({"key": zeros(1, HK, K, D)}, ValueError, r"key.*\(1, 2, 7, 8\)"),
+    "key heads": ({"key": zeros(B, 3, K, D)}, ValueError, "key: has 3 heads.*4"),
+    "no key heads": ({"key": zeros(B, 0, K, D)}, ValueError, "key: has 0 heads"),
+    "fewer values": ({"value": VALUE[:, :, 1:]}, ValueError, r"value.*\(2, 2, 6, 6\)"),
+    "value of another dim": (
+        {"value": zeros(B, HK, K, D)},
+        ValueError,
+        "value: has a dim of 8, the state's value_dim is 6",
+    ),
+    "mask of another width": ({"mask": zeros(K + 1, dtype=bool)}, ValueError, "mask.*8.*7"),
+    "mask of floats": ({"mask": zeros(K)}, TypeError, "mask.*float32.*bool"),
+    "bias of 16 bits": ({"bias": zeros(K, dtype=np.float16)}, TypeError, "bias.*float16.*float32"),
+    "bias of another width": ({"bias": zeros(K - 1)}, ValueError, "bias.*6.*7"),
+    "key_segments alone": (
+        {"key_segments": zeros(B, K, dtype=int)},
+        ValueError,
+        "query_segments: is not given",
+    ),
+    "lengths past the keys": ({"key_lengths": [K, K + 1]}, ValueError, "key_lengths.*8.*7"),
+    "negative lengths": ({"key_lengths": [-1, 0]}, ValueError, "key_lengths.*-1"),
+    "negative position": ({"first_key": -1}, ValueError, "first_key: is -1, must be 0"),
+    "far position": ({"first_key": 2**59}, ValueError, "first_key: is 576460752303423488"),
+    "position of a float": ({"first_key": 0.5}, TypeError, "first_key.*float.*integer"),
+    "positions of another batch": ({"first_key": [1, 2, 3]}, ValueError, "first_key.*3.*2"),
+    "positions of two axes": ({"first_key": [[1, 2]]}, ValueError, "first_key.*2 dimensions"),
+    "no threads": ({"num_threads": 0}, ValueError, "num_threads.*0.*1"),
+    "dropout": ({"dropout_p": 0.1}, TypeError, "dropout_p"),
+}
+
+
+@pytest.mark.parametrize("case", UPDATES)
+def test_updates(case: str, rng: np.random.Generator) -> None:
+    change, exception, message = UPDATES[case]
+    state = State(rng.standard_normal((B, H, S, D), dtype=np.float32), value_dim=DV)
+    key, value = (rng.standard_normal(a.shape, dtype=np.float32) for a in (KEY, VALUE))
+    state.update(key, value)
+    before = state.result()
+    given = {"key": key, "value": value, **change}
+    with pytest.raises(exception, match=message):
+        state.update(given.pop("key"), given.pop("value"), **given)
+    assert state.next_key.tolist() == [K, K]
+    for ours, theirs in zip(state.result(), before, strict=True):
+        assert_same_bits(ours, theirs)
+
+
+def test_a_state_of_segments_needs_those_of_keys() -> None:
+    state = State(QUERY, value_dim=DV, query_segments=zeros(B, S, dtype=int))
+    with pytest.raises(ValueError, match="key_segments: is not given"):
+        state.update(KEY, VALUE)
+
+
+OTHERS: dict[str, dict[str, Any]] = {
+    "query": {"query": QUERY + 1},
+    "dtype": {"dtype": np.float64},
+    "value_dim": {"value_dim": DV},
+    "layout": {"query": zeros(B, S, H, D), "layout": "bshd"},
+    "scale": {"scale": 3.0},
+    "softcap": {"softcap": 3.0},
+    "window": {"causal": True},
+    "query_offset": {"query_offset": 4},
+    "alibi": {"alibi": [1.0] * H},
+    "relative_bias": {"relative_bias": attncore.RelativeBias(zeros(H, 32))},
+    "sinks": {"sinks": [0.0] * H},
+    "query_segments": {"query_segments": zeros(B, S, dtype=int)},
+    "query_lengths": {"query_lengths": [S, S]},
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_merging_states_of_something_else(name: str) -> None:
+    first, second = ({"query": QUERY, "query_offset": 3, **o} for o in ({}, OTHERS[name]))
+    states = [State(given.pop("query"), **given) for given in (first, second)]
+    for state, other in (states, states[::-1]):
+        with pytest.raises(ValueError, match=f"other: has another {name}, must be a state of"):
+            state.merge(other)
+
+
+def test_merging_what_is_no_other_state() -> None:
+    state = State(QUERY)
+    with pytest.raises(ValueError, match="other: is the state itself"):
+        state.merge(state)
+    with pytest.raises(TypeError, match="other: must be an AttentionState, is tuple"):
+        state.merge(state.result())
+    with pytest.raises(ValueError, match="num_threads"):
+        state.merge(State(QUERY), num_threads=0)
+
+
+CTRL_C = """
+import os, signal, threading, time
+import numpy as np
+import attncore
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+rng = np.random.default_rng(1)
+q, k, v = (rng.standard_normal((1, 4, tokens, 64), dtype=np.float32) for tokens in {tokens})
+state = attncore.AttentionState(q, dtype="{dtype}")
+state.update(k[:, :, :100], v[:, :, :100])
+before = state.result()
+sent = 0.0
+
+def press():
+    global sent
+    time.sleep(0.3)
+    sent = time.monotonic()
+    os.kill(os.getpid(), signal.SIGINT)
+
+presser = threading.Thread(target=press)
+presser.start()
+try:
+    for _ in range(100):
+        state.update(k, v, num_threads=2)
+        before = state.result()
+    print("not interrupted")
+except KeyboardInterrupt:
+    print(time.monotonic() - sent)
+presser.join()
+print(all((a == b).all() for a, b in zip(state.result(), before)))
+state.update(k[:, :, :100], v[:, :, :100])
+"""
+
+
+@pytest.mark.parametrize(
+    ("tokens", "dtype"),
+    [((20_000, 30_000, 30_000), "float32"), ((20_000, 30_000, 30_000), "float64")],
+)
+def test_ctrl_c(tokens: tuple[int, ...], dtype: str) -> None:
+    """In one stretch of keys, and between many; 0.2 s is promised, 1 s asserted."""
+    seconds, same = run_child(CTRL_C.format(tokens=tokens, dtype=dtype)).split()
+    assert float(seconds) < 1.0
+    assert same == "True"
+
+
+def refusal(use: Any) -> str:
+    try:
+        use()
+    except RuntimeError as error:
+        return str(error)
+    return ""
+
+
+def test_several_threads(rng: np.random.Generator) -> None:
+    """While one changes the state, any other use fails at once; what it changed is whole."""
+    q, k, v = inputs(rng, 3000, 6000, heads=4)
+    state, other, empty = State(q), State(q), State(q)
+    small = tuple(array[:, :, :2] for array in (k, v))
+
+    def work() -> None:
+        while True:
+            try:
+                return state.update(k, v)
+            except RuntimeError:  # the first looks of the other thread were earlier
+                continue
+
+    worker = threading.Thread(target=work)
+    reads: dict[str, Any] = {
+        "other": lambda: other.merge(state),
+        "result": state.result,
+        "next_key": lambda: state.next_key,
+        "pickle": state.__getstate__,
+    }
+    writes = {"update": lambda: state.update(*small), "merge": lambda: state.merge(empty)}
+    refused: set[str] = set()
+    worker.start()
+    while worker.is_alive():
+        for name, use in {**reads, **(writes if refused else {})}.items():  # once it is at work
+            message = refusal(use)
+            assert re.match("(state|other): another thread is changing it|^$", message)
+            refused |= {name} if message else set()
+    worker.join()
+    assert refused == {*reads, *writes}
+    expected = attncore.attention(q, k, v)
+    if state.next_key.tolist() == [6000]:  # no use came after the worker's end
+        np.testing.assert_allclose(state.result()[0], expected, rtol=0, atol=1e-5)
+
+
+def test_readers_go_together(rng: np.random.Generator) -> None:
+    q, k, v = inputs(rng, 2000, 50)
+    state = State(q)
+    state.update(k, v)
+    expected, results, faults = state.result(), [], []
+
+    def read() -> None:
+        try:
+            for _ in range(20):
+                merged = State(q)
+                merged.merge(state)
+                results.append(merged.result())
+        except RuntimeError as error:
+            faults.append(error)
+
+    readers = [threading.Thread(target=read) for _ in range(4)]
+    for reader in readers:
+        reader.start()
+    for reader in readers:
+        reader.join()
+    assert not faults
+    for result in results:
+        for ours, theirs in zip(result, expected, strict=True):
+            assert_same_bits(ours, theirs)
