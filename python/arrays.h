@@ -66,14 +66,18 @@ inline constexpr auto kInts = "an integer dtype";
 /// Axes of an array by where they stand in (batch, head, token, dim); −1: not there.
 using Axes = std::array<int, 4>;
 
-inline Tensor tensor(const char* argument, const py::array& array, const Axes& axes, const char* accepted) {
-  Tensor t{const_cast<void*>(array.data()), dtype_of(argument, array, accepted), {1, 1, 1, 1}, {}};
+inline Tensor tensor_of(const py::array& array, DType dtype, const Axes& axes) {
+  Tensor t{const_cast<void*>(array.data()), dtype, {1, 1, 1, 1}, {}};
   for (std::size_t axis = 0; axis < 4; ++axis) {
     if (axes[axis] < 0) continue;
     t.shape[axis] = array.shape(axes[axis]);
     t.stride[axis] = array.strides(axes[axis]);
   }
   return t;
+}
+
+inline Tensor tensor(const char* argument, const py::array& array, const Axes& axes, const char* accepted) {
+  return tensor_of(array, dtype_of(argument, array, accepted), axes);
 }
 
 /// (batch, head, token, dim) and (batch, token, head, dim), with the axes that fewer dimensions leave.

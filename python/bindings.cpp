@@ -1,27 +1,16 @@
 // The Python module attncore._core; arguments.h turns Python's arguments into a Problem.
 #include <pybind11/stl.h>
 
-#include "arguments.h"
 #include "bind.h"
-#include "run.h"
+#include "call.h"
 
 namespace attncore::python {
 namespace {
 
 py::object attention(py::handle query, py::handle key, py::handle value, const py::object& out_or_none,
-                     const py::object& return_lse_or_not, const py::args& options) {
+                     const py::object& return_lse, const py::args& options) {
   Arguments arguments(query, key, value, options);
-  const bool return_lse = boolean("return_lse", return_lse_or_not);
-  py::array out = out_or_none.is_none() ? arguments.allocate_out() : require_array("out", out_or_none);
-  arguments.problem.out = arguments.out_tensor(out);
-  py::array lse;
-  if (return_lse) {
-    lse = arguments.allocate_rows(arguments.compute_dtype(), arguments.problem.query.shape[2], std::nullopt);
-    arguments.problem.lse = arguments.rows_tensor("lse", lse, false);
-  }
-  run_without_gil(arguments.options, [&] { forward(arguments.problem, arguments.options); });
-  if (return_lse) return py::make_tuple(out, lse);
-  return out;
+  return call_forward(arguments, out_or_none, return_lse);
 }
 
 /// rows: int64 indices in 0 … queries − 1, or None for all.
@@ -82,8 +71,11 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.def("attention_weights", weights);
   m.def("explain", explain_call);
   bind_backward(m);
+  bind_cache(m);
   bind_layers(m);
   bind_multi_head_attention(m);
+  bind_paged(m);
+  bind_varlen(m);
   bind_state(m);
   m.def("version", version);
   m.def("isa", isa);
@@ -95,6 +87,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.def(
       "fma_peak", [](const std::string& name, int threads) { return fma_peak(name, DType::f32, threads); },
       py::call_guard<py::gil_scoped_release>());
+  m.def("read_bandwidth", read_bandwidth, py::call_guard<py::gil_scoped_release>());
 }
 
 }  // namespace attncore::python

@@ -15,11 +15,11 @@ inline bool boolean(const char* argument, const py::object& object) {
   return object.cast<bool>();
 }
 
-inline bool is_bshd(const py::object& layout) {
+inline bool is_bshd(const py::object& layout, const char* argument = "layout") {
   if (!py::isinstance<py::str>(layout))
-    reject_type("layout", "must be 'bhsd' or 'bshd', is " + type_name(layout));
+    reject_type(argument, "must be 'bhsd' or 'bshd', is " + type_name(layout));
   const auto name = layout.cast<std::string>();
-  if (name != "bhsd" && name != "bshd") reject_value("layout", "is '" + name + "', must be 'bhsd' or 'bshd'");
+  if (name != "bhsd" && name != "bshd") reject_value(argument, "is '" + name + "', must be 'bhsd' or 'bshd'");
   return name == "bshd";
 }
 

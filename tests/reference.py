@@ -108,6 +108,7 @@ def score(
     key_segments: Array | None = None,
     query_lengths: Any = None,
     key_lengths: Any = None,
+    tree_parents: Any = None,
     layout: str = "bhsd",
 ) -> Scored:
     q, k, v = (to_bhsd(a, layout).astype(accumulate) for a in (query, key, value))
@@ -153,7 +154,23 @@ def score(
     if query_segments is not None and key_segments is not None:
         ours, theirs = np.atleast_2d(query_segments), np.atleast_2d(key_segments)
         visible = visible & (ours[:, None, :, None] == theirs[:, None, None, :])
+    if tree_parents is not None:
+        first = (key_length - query_length).reshape(batch)
+        visible = visible & descent(np.broadcast_to(tree_parents, (batch, rows)), first, keys)
     return Scored(q, k, v, factor, products, scores, exists[..., 0], visible, distance)
+
+
+def descent(parents: Array, first: Array, keys: int) -> Array:
+    """Which keys a query sees: those before the new ones, which begin at `first`, and its line of descent."""
+    sees = np.zeros((*parents.shape[:2], keys), bool)
+    for entry, line in enumerate(parents):
+        sees[entry, :, : first[entry]] = True
+        for row in range(len(line)):
+            at = row
+            while at >= 0 and first[entry] + at < keys:
+                sees[entry, row, first[entry] + at] = True
+                at = line[at]
+    return sees[:, None]
 
 
 def as_tuple(bias: Any) -> tuple[Array, ...]:

@@ -4,7 +4,7 @@
 #include <numeric>
 #include <queue>
 
-#include "plan.h"
+#include "work.h"
 
 namespace attncore {
 namespace {
@@ -18,10 +18,8 @@ class BackwardPlanner {
   BackwardPlanner(const BackwardCall& backward, const Kernels& kernels, const Machine& machine)
       : call_(backward.call), gradients_(backward.gradients), kernels_(kernels) {
     plan_.kernels = &kernels;
-    plan_.key_tiles = ceil_div(call_.keys, kernels.key_tile);
     row_tile_ = kernels.backward_sizes(call_, 0).row_tile;
     for (Index batch = 0; batch < call_.batch; ++batch) plan_.sequences.push_back(call_.sequence(batch));
-    most_rows_ = call_.queries * call_.group;
     measure(machine);
   }
 
@@ -32,11 +30,16 @@ class BackwardPlanner {
     add_biases();
     const bool wants_keys = g.d_key.given() || g.d_value.given() || g.d_alibi.given() ||
                             g.d_relative_bias.given() || own_biases_ != 0;
-    const bool one_owner = wants_rows && wants_keys && owners_fill_threads();
-    for (const Index batch : longest_first()) {
+    const std::vector<Index> order = longest_first();
+    const std::size_t split = wants_rows && wants_keys ? best_split(order) : order.size();
+    for (std::size_t i = 0; i < order.size(); ++i) {
+      const Index batch = order[i];
+      const bool owned = i >= split && fits(batch);
+      if (!owned) unowned_.push_back(batch);
+      const Range rows = all_rows(sequence(batch)), keys = all_keys(sequence(batch));
+      if (owned) owned_rows_ = max(owned_rows_, rows.end);
       for (Index kv_head = 0; kv_head < call_.kv_heads; ++kv_head) {
-        const Range rows = all_rows(sequence(batch)), keys = all_keys(sequence(batch));
-        if (one_owner) {
+        if (owned) {
           add(batch, kv_head, rows, keys, true, true);
         } else if (wants_keys) {
           for (Index key = 0; key < keys.end; key += kernels_.key_tile) {
@@ -45,8 +48,8 @@ class BackwardPlanner {
         }
       }
     }
-    if (wants_rows && !one_owner) add_row_tasks();
-    size(one_owner ? most_rows_ : owned_rows_);
+    if (wants_rows) add_row_tasks();
+    size();
     return std::move(plan_);
   }
 
@@ -84,22 +87,49 @@ class BackwardPlanner {
     return batches;
   }
 
-  /// Five products by owners, the longest first, against seven by all threads.
-  [[nodiscard]] bool owners_fill_threads() const {
-    if (most_rows_ * call_.dim * item_size(call_.compute()) > kOwnedBytes) return false;
-    if (plan_.threads == 1) return true;
+  /// Whether one owner's sums for d_query do.
+  [[nodiscard]] bool fits(Index batch) const {
+    return all_rows(sequence(batch)).end * call_.dim * item_size(call_.compute()) <= kOwnedBytes;
+  }
+
+  struct Time {
+    double owners, all;  // until the last owner ends; until all threads could
+    [[nodiscard]] double end() const { return std::max(owners, all); }
+  };
+
+  /// Of a plan where the first `split` sequences, and those that do not fit, have two passes: seven products by all threads,
+  /// beside five by the owners of the others, who come the longest first.
+  [[nodiscard]] Time time_of(const std::vector<Index>& order, std::size_t split) const {
     std::priority_queue<double, std::vector<double>, std::greater<>> busy;
     for (int thread = 0; thread < plan_.threads; ++thread) busy.push(0);
-    double last = 0;
-    for (const Index batch : longest_first()) {
-      for (Index kv_head = 0; kv_head < call_.kv_heads; ++kv_head) {
-        const double end = busy.top() + work_[static_cast<std::size_t>(batch)];
+    double last = 0, by_owners = 0;
+    for (std::size_t i = split; i < order.size(); ++i) {
+      const double work = work_[static_cast<std::size_t>(order[i])];
+      for (Index kv_head = 0; fits(order[i]) && kv_head < call_.kv_heads; ++kv_head) {
+        const double end = busy.top() + work;
         busy.pop();
         busy.push(end);
         last = std::max(last, end);
+        by_owners += work;
       }
     }
-    return 5 * last <= 7 * flops_ / plan_.threads;
+    return {5 * last, (7 * flops_ - 2 * by_owners) / plan_.threads};
+  }
+
+  /// How many of the longest sequences have two passes: where owners of the others cease to be what all wait for.
+  [[nodiscard]] std::size_t best_split(const std::vector<Index>& order) const {
+    std::size_t split = 0, end = order.size();
+    while (split < end) {
+      const std::size_t middle = (split + end) / 2;
+      const Time time = time_of(order, middle);
+      if (time.owners > time.all) {
+        split = middle + 1;
+      } else {
+        end = middle;
+      }
+    }
+    const bool one_less = split > 0 && time_of(order, split - 1).end() <= time_of(order, split).end();
+    return one_less ? split - 1 : split;
   }
 
   void add(Index batch, Index kv_head, Range rows, Range keys, bool owns_rows, bool owns_keys) {
@@ -124,13 +154,16 @@ class BackwardPlanner {
     }
   }
 
+  /// Of the sequences without one owner.
   void add_row_tasks() {
-    const Index tiles = call_.batch * call_.kv_heads * ceil_div(most_rows_, row_tile_);
+    Index tiles = 0;
+    for (const Index batch : unowned_)
+      tiles += call_.kv_heads * ceil_div(all_rows(sequence(batch)).end, row_tile_);
     const Index most = row_tile_ * std::clamp(tiles / (4 * Index{plan_.threads}), Index{1}, kTilesOfRows);
-    owned_rows_ = min(most, most_rows_);
-    for (const Index batch : longest_first()) {
+    for (const Index batch : unowned_) {
+      const Index rows = all_rows(sequence(batch)).end;
+      owned_rows_ = max(owned_rows_, min(most, rows));
       for (Index kv_head = 0; kv_head < call_.kv_heads; ++kv_head) {
-        const Index rows = all_rows(sequence(batch)).end;
         for (Index end = ceil_div(rows, most); end > 0; --end) {  // the last rows see most keys
           add(batch, kv_head, {(end - 1) * most, min(end * most, rows)}, {0, sequence(batch).keys}, true,
               false);
@@ -170,16 +203,19 @@ class BackwardPlanner {
     for (Index begin = 0; begin < extent; begin += piece) visit(Range{begin, min(begin + piece, extent)});
   }
 
-  void size(Index owned_rows) {
-    const BackwardSizes sizes = kernels_.backward_sizes(call_, owned_rows);
-    const Index owners = call_.batch * call_.kv_heads;
+  void size() {
+    const BackwardSizes sizes = kernels_.backward_sizes(call_, owned_rows_);
     plan_.threads = static_cast<int>(min(plan_.threads, max(1, plan_.size())));
-    if (gradients_.d_alibi.given()) plan_.alibi_shares = plan_.key_tiles * call_.group;
-    if (gradients_.d_relative_bias.given()) {
-      plan_.relative_shares = plan_.key_tiles * call_.group * call_.distance_bias.buckets;
+    plan_.first_key_tile.assign(1, 0);
+    for (const Sequence& sequence : plan_.sequences) {
+      const Index tiles = ceil_div(all_keys(sequence).end, kernels_.key_tile);
+      plan_.first_key_tile.push_back(plan_.first_key_tile.back() + tiles);
     }
+    if (gradients_.d_alibi.given()) plan_.alibi_shares = call_.group;
+    if (gradients_.d_relative_bias.given()) plan_.relative_shares = call_.group * call_.distance_bias.buckets;
     if (gradients_.d_sinks.given()) plan_.sink_shares = call_.group;
-    const Index shares = owners * (plan_.alibi_shares + plan_.relative_shares) +
+    const Index tiles = plan_.first_key_tile.back() * call_.kv_heads;
+    const Index shares = tiles * (plan_.alibi_shares + plan_.relative_shares) +
                          static_cast<Index>(plan_.rows.size()) * plan_.sink_shares;
     plan_.stats_bytes = round_up(sizes.stats, 64);
     plan_.shares_bytes = round_up(shares * Index{sizeof(double)}, 64);
@@ -191,7 +227,9 @@ class BackwardPlanner {
   const Call& call_;
   const Gradients& gradients_;
   const Kernels& kernels_;
-  Index row_tile_ = 0, most_rows_ = 0, owned_rows_ = 0;
+  Index row_tile_ = 0;
+  Index owned_rows_ = 0;        // of a task, at most
+  std::vector<Index> unowned_;  // batch entries without one owner
   unsigned own_biases_ = 0;
   std::vector<double> work_;  // of a batch entry's KV head
   double flops_ = 0;

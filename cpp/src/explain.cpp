@@ -1,13 +1,12 @@
 // What a person may want to know: of a call's plan, of the build, of the machine.
 #include <algorithm>
 #include <atomic>
-#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 
 #include "backend.h"
-#include "cpu/dispatch.h"
 #include "parallel.h"
+#include "probe.h"
 #include "text.h"
 
 namespace attncore {
@@ -20,33 +19,6 @@ int default_threads() noexcept {
   // "4,2" is a number a nesting level: the outermost counts.
   const long wanted = variable != nullptr ? std::strtol(variable, nullptr, 10) : 0;
   return wanted > 0 ? static_cast<int>(std::min(wanted, long{kMostThreads})) : available_cores();
-}
-
-/// Multiply-adds a second of so many threads: of one, the best of several short tries (a team's tries would measure
-/// how it wakes up), times their number.
-double estimated_peak(const Kernels& kernels, int threads) {
-  constexpr Index kRounds = 50'000;  // a fraction of a millisecond
-  double best = 0;
-  for (int attempt = 0; attempt < 10; ++attempt) {
-    const auto start = std::chrono::steady_clock::now();
-    const double operations = kernels.multiply_adds(kRounds);
-    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
-    best = std::max(best, operations / seconds.count());
-  }
-  return best * threads;
-}
-
-double measured_peak(const Kernels& kernels, int threads) {
-  constexpr Index kRounds = 4'000'000;
-  double best = 0;
-  for (int attempt = 0; attempt < 5; ++attempt) {
-    std::atomic<double> operations{0};
-    const auto start = std::chrono::steady_clock::now();
-    parallel(threads, [&](int) { operations += kernels.multiply_adds(kRounds); });
-    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
-    best = std::max(best, operations / seconds.count());
-  }
-  return best;
 }
 
 std::string size_text(double bytes) {
@@ -100,12 +72,6 @@ void set_num_threads(int num_threads) {
   chosen_threads = std::min(num_threads, kMostThreads);
 }
 
-double fma_peak(const std::string& isa, DType dtype, int num_threads) {
-  const DType compute = accumulation(dtype);
-  const int threads = num_threads > 0 ? std::min(num_threads, kMostThreads) : get_num_threads();
-  return measured_peak(table_named(isa).kernels(compute), threads) / 1e9;
-}
-
 Explanation explain(const Problem& problem, const Options& options) {
   const Call call = validate(problem);
   const Plan plan = backend(options.device).plan(call, options);
@@ -123,7 +89,7 @@ Explanation explain(const Problem& problem, const Options& options) {
   e.flops = plan.flops;
   e.bytes = plan.bytes;
   e.estimated_seconds = std::max(plan.flops / estimated_peak(*plan.kernels, plan.threads),
-                                 plan.bytes / read_bandwidth(plan.threads));
+                                 plan.bytes / estimated_bandwidth(plan.threads));
   e.text = text(e, plan);
   return e;
 }

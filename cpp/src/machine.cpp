@@ -3,16 +3,10 @@
 #include <sched.h>
 
 #include <algorithm>
-#include <atomic>
-#include <chrono>
-#include <cstdint>
-#include <cstring>
 #include <fstream>
-#include <mutex>
 #include <thread>
 #include <vector>
 
-#include "parallel.h"
 #include "text.h"
 
 namespace attncore {
@@ -52,35 +46,6 @@ std::string cpu_features() {
 #else
   return "the compiler's default";
 #endif
-}
-
-double read_bandwidth(int threads) {
-  static std::mutex mutex;
-  static std::vector<double> known;
-  const std::lock_guard lock(mutex);
-  const auto slot = static_cast<std::size_t>(threads);
-  if (known.size() <= slot) known.resize(slot + 1, 0);
-  if (known[slot] > 0) return known[slot];
-
-  constexpr std::size_t kItems = std::size_t{8} << 20U;  // 64 MiB: more than most caches of a core hold
-  const std::vector<std::uint64_t> memory(kItems, 1);
-  std::atomic<std::uint64_t> total{0};
-  double best = 0;
-  for (int round = 0; round < 5; ++round) {
-    const auto start = std::chrono::steady_clock::now();
-    parallel(threads, [&](int thread) {
-      const std::size_t share = kItems / slot;
-      std::uint64_t sum[8]{};
-      const std::uint64_t* const items = memory.data() + share * static_cast<std::size_t>(thread);
-      for (std::size_t i = 0; i + 8 <= share; i += 8) {
-        for (std::size_t j = 0; j < 8; ++j) sum[j] += items[i + j];
-      }
-      for (const std::uint64_t s : sum) total += s;
-    });
-    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
-    best = std::max(best, static_cast<double>(kItems * sizeof(std::uint64_t)) / seconds.count());
-  }
-  return known[slot] = best;
 }
 
 }  // namespace attncore

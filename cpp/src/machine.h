@@ -16,7 +16,4 @@ struct Machine {
 [[nodiscard]] std::string cpu_name();
 [[nodiscard]] std::string cpu_features();
 
-/// Bytes per second that so many threads read from memory, measured once a process.
-[[nodiscard]] double read_bandwidth(int threads);
-
 }  // namespace attncore

@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <iterator>
 
+#include "prefix.h"
 #include "score/steps.h"
+#include "work.h"
 
 namespace attncore {
 namespace {
@@ -23,10 +25,6 @@ constexpr Index kStateBytes = Index{2} << 20;  // of states that wait, a thread,
 constexpr double kThreadFlops = 1e6;           // work that is worth another thread: some 10 µs
 constexpr double kThreadBytes = 256 << 10;
 
-double item_bytes(DType dtype) noexcept {
-  return dtype == DType::i4 ? 0.5 : static_cast<double>(item_size(dtype));
-}
-
 class Planner {
  public:
   Planner(const Call& call, const Kernels& kernels, const Machine& machine)
@@ -41,14 +39,14 @@ class Planner {
 
   Plan make() {
     measure();
-    for (const Sequence& sequence : longest_first()) {
-      Sequence padding = sequence;  // rows past the query's length, as if there were no keys: 0 is written
-      padding.keys = 0;
-      const Index rows = sequence.queries * call_.group, end = sequence.query_place.tokens * call_.group;
-      for (Index kv_head = 0; kv_head < call_.kv_heads; ++kv_head) {
-        add_rows(sequence, kv_head, {0, rows});
-        add_rows(padding, kv_head, {rows, end});
+    if (call_.pages.given()) {
+      for (const PrefixGroup& group :
+           prefix_groups(call_.pages, longest_first(), most_members(),
+                         [this](const Sequence& s) { return shared_part_keys(s); })) {
+        add_group(group);
       }
+    } else {
+      for (const Sequence& sequence : longest_first()) add_group({{sequence}, {}});
     }
     order();
     size();
@@ -67,19 +65,55 @@ class Planner {
     return sequences;
   }
 
+  /// So many sequences' states may wait at a time.
+  [[nodiscard]] std::size_t most_members() const {
+    const Index rows = max(1, min(kSplitRows, call_.queries * call_.group));
+    const Index parts = max(1, min(most_parts_, ceil_div(call_.keys, kPartKeys)));
+    const Index bytes = parts * kernels_.sizes(call_, rows).state;
+    return static_cast<std::size_t>(max(2, plan_.threads * kStateBytes / bytes));
+  }
+
+  /// Keys of the parts that a sequence may share with others: a window would leave them different ones.
+  [[nodiscard]] Index shared_part_keys(const Sequence& sequence) const {
+    const Index rows = sequence.queries * call_.group;
+    const bool one_tile = rows > 0 && rows <= min(kSplitRows, most_tile_rows_);
+    return one_tile && call_.score.left == kUnbounded ? part_keys(sequence) : 0;
+  }
+
+  void add_group(const PrefixGroup& group) {
+    const Index first_state = plan_.states;
+    for (Index kv_head = 0; kv_head < call_.kv_heads; ++kv_head) {
+      std::vector<Index> sections;
+      for (const Sequence& sequence : group.sequences) {
+        Sequence padding = sequence;  // rows past the query's length, as if there were no keys: 0 is written
+        padding.keys = 0;
+        const Index rows = sequence.queries * call_.group, end = sequence.query_place.tokens * call_.group;
+        sections.push_back(static_cast<Index>(plan_.sections.size()));
+        add_rows(sequence, kv_head, {0, rows});
+        add_rows(padding, kv_head, {rows, end});
+      }
+      for (const SharedPart& part : group.parts) add_gang(part, sections);
+      if (kv_head == 0) most_states_ = max(most_states_, plan_.states - first_state);
+    }
+  }
+
+  void add_gang(const SharedPart& shared, const std::vector<Index>& sections) {
+    Gang gang{.part = shared.part, .sections = {}};
+    for (const std::size_t member : shared.members) {
+      Section& section = plan_.sections[static_cast<std::size_t>(sections[member])];
+      if (section.gang_parts != shared.part || shared.part >= section.parts || section.state_slot < 0)
+        continue;
+      ++section.gang_parts;
+      gang.sections.push_back(sections[member]);
+    }
+    if (!gang.sections.empty()) plan_.gangs.push_back(std::move(gang));
+  }
+
   /// Work, and from it the threads.
   void measure() {
-    for (Index batch = 0; batch < call_.batch; ++batch) {
-      const Sequence sequence = call_.sequence(batch);
-      const double heads = static_cast<double>(call_.heads), kv_heads = static_cast<double>(call_.kv_heads);
-      const double dims = static_cast<double>(call_.dim + call_.value_dim);
-      const double keys = static_cast<double>(sequence.keys), rows = static_cast<double>(sequence.queries);
-      plan_.flops += 2 * visible_pairs(call_, sequence) * heads * dims;
-      plan_.bytes += keys * kv_heads *
-                         (item_bytes(call_.key.dtype) * static_cast<double>(call_.dim) +
-                          item_bytes(call_.value.dtype) * static_cast<double>(call_.value_dim)) +
-                     rows * heads * dims * item_bytes(call_.query.dtype);
-    }
+    const Work work = work_of(call_);
+    plan_.flops = work.flops;
+    plan_.bytes = work.bytes;
     const double worth = std::max(plan_.flops / kThreadFlops, plan_.bytes / kThreadBytes);
     plan_.threads = std::clamp(static_cast<int>(std::min(worth, 1e6)), 1, machine_.threads);
   }
@@ -97,9 +131,11 @@ class Planner {
     return max(1, min(panels, kBlockKeys / kernels.key_tile)) * kernels.key_tile;
   }
 
-  /// Parts that a sequence's keys are split into, at most.
+  /// Parts that a sequence's keys are split into, at most.  Whether states are double is a matter of the longest entry,
+  /// and of padding: here they always are.
   static Index parts(const Call& call, const Kernels& kernels) {
-    return max(1, min(kMostParts, kStateBytes / kernels.sizes(call, kSplitRows).state));
+    const Index state = kernels.sizes(call, kSplitRows).state * (call.keys > kFoldKeys ? 1 : 2);
+    return max(1, min(kMostParts, kStateBytes / state));
   }
 
   void add_rows(const Sequence& sequence, Index kv_head, Range rows) {
@@ -123,7 +159,9 @@ class Planner {
   }
 
   [[nodiscard]] Index part_keys(const Sequence& sequence) const {
-    return round_up(max(kPartKeys, ceil_div(sequence.keys, most_parts_)), kernels_.key_tile);
+    Index keys = round_up(kPartKeys, kernels_.key_tile);  // in steps of 2, so that sequences share parts
+    while (ceil_div(sequence.keys, keys) > most_parts_) keys *= 2;
+    return keys;
   }
 
   [[nodiscard]] Range visible(const Section& section) const {
@@ -176,8 +214,12 @@ class Planner {
   /// its use.
   void order() {
     std::vector<Batch> runs;
+    std::size_t gang = 0;
     for (std::size_t i = 0; i < plan_.sections.size(); ++i) {
       const Section& section = plan_.sections[i];
+      for (; gang < plan_.gangs.size() && plan_.gangs[gang].sections[0] == static_cast<Index>(i); ++gang) {
+        runs.push_back({.section = static_cast<Index>(i), .gang = static_cast<Index>(gang)});
+      }
       Batch batch{.section = static_cast<Index>(i)};
       if (!section.shared) {
         runs.push_back(batch);
@@ -202,7 +244,7 @@ class Planner {
     for (const Batch& run : runs) {
       if (run.block >= 0) add_packing();
       const Section& section = plan_.sections[static_cast<std::size_t>(run.section)];
-      add(run, section.shared ? section.tiles : section.parts);
+      add(run, run.gang >= 0 ? 1 : section.shared ? section.tiles : section.parts - section.gang_parts);
     }
   }
 
@@ -218,11 +260,15 @@ class Planner {
     for (const Section& section : plan_.sections)
       most_rows = max(most_rows, min(section.tile_rows, section.rows.size()));
     plan_.task = kernels_.sizes(call_, most_rows);
+    if (!plan_.gangs.empty()) {  // each of a gang's tasks has its own
+      const Index of_gang = kernels_.gang_rows * kernels_.sizes(call_, 1).scratch;
+      plan_.task.scratch = max(plan_.task.scratch, of_gang);
+    }
     plan_.threads = static_cast<int>(min(plan_.threads, max(1, plan_.tasks)));
     plan_.block_slots = min(plan_.blocks, kBlockSlots);
     plan_.block_bytes = block_keys_ / kernels_.key_tile * plan_.task.panel;
     const Index slots = max(2, plan_.threads * kStateBytes / max(1, plan_.state_bytes));
-    plan_.state_slots = min(plan_.states, plan_.threads > 1 ? slots : 1);
+    plan_.state_slots = min(plan_.states, max(most_states_, plan_.threads > 1 ? slots : 1));
     const bool packs_alone = std::any_of(plan_.sections.begin(), plan_.sections.end(),
                                          [](const Section& section) { return !section.shared; });
     plan_.thread_bytes = plan_.task.state + plan_.task.scratch + (packs_alone ? plan_.task.panel : 0);
@@ -236,22 +282,11 @@ class Planner {
   const Kernels& kernels_;
   const Machine& machine_;
   const Index most_tile_rows_, block_keys_, most_parts_;
+  Index most_states_ = 1;  // of a group's sequences and a KV head
   Plan plan_;
 };
 
 }  // namespace
-
-double visible_pairs(const Call& call, const Sequence& sequence) {
-  const Index band = max(1, ceil_div(sequence.queries, 64));
-  double pairs = 0;
-  for (Index query = 0; query < sequence.queries; query += band) {
-    const Index count = min(band, sequence.queries - query);
-    const Index middle = query + count / 2;
-    const Range seen = ScoreSteps::visible(call, {sequence, {0, 1}, {middle, middle + 1}});
-    pairs += static_cast<double>(count) * static_cast<double>(seen.size());
-  }
-  return pairs;
-}
 
 Plan make_plan(const Call& call, const Kernels& kernels, const Machine& machine) {
   return Planner(call, kernels, machine).make();

@@ -9,10 +9,10 @@
 //
 // In any other there is one row tile, which packs for itself.  If the rows are few (decoding), its keys are
 // split into parts of a size that depends on the sequence alone; each part leaves a state, and the last one
-// to end merges them.
+// to end merges them.  Parts that several sequences read from the same pages are one task, a *gang*.
 //
 // A *batch* is a run of tasks, claimed one by one from a single counter: the packing of a super-block's key tiles,
-// or the row tiles against it, or the parts of a split.  Packing stands one super-block ahead of its use.
+// or the row tiles against it, or the parts of a split, or a gang.  Packing stands one super-block ahead of its use.
 #pragma once
 
 #include <vector>
@@ -30,6 +30,7 @@ struct Section {
   Index tiles = 1;      // row tiles
   bool shared = false;
   Index parts = 1;        // split: parts of the keys
+  Index gang_parts = 0;   // split: the first of them, which gangs run
   Index part_keys = 0;    // split: keys of a part; shared: keys of a super-block
   Range keys;             // what any row sees, from a multiple of part_keys on
   Index state_slot = -1;  // number among the sections whose state waits (in slot number % state_slots), or −1
@@ -40,8 +41,15 @@ struct Section {
   }
 };
 
+/// Sections that read the same keys as part `part`.
+struct Gang {
+  Index part = 0;
+  std::vector<Index> sections;
+};
+
 struct Batch {
   Index section = 0;
+  Index gang = -1;       // this gang's task
   Range keys;            // shared: of the super-block
   Index block = -1;      // shared: number of the super-block, over all sections
   bool packs = false;    // packs the key tiles of its super-block
@@ -51,6 +59,7 @@ struct Batch {
 struct Plan {
   const Kernels* kernels = nullptr;
   std::vector<Section> sections;
+  std::vector<Gang> gangs;  // in the order of their first sections
   std::vector<Batch> batches;
   Index tasks = 0;
   int threads = 1;
@@ -58,7 +67,8 @@ struct Plan {
   Index blocks = 0;       // super-blocks
   Index block_slots = 0;  // of them in memory at a time
   Index block_bytes = 0;  // of one slot
-  Index state_slots = 0;  // sections with state in memory at a time
+  Index state_slots =
+      0;  // sections with state in memory at a time: at least those of a gang and between them
   Index state_bytes = 0;  // of one slot
   Index states = 0;       // sections with state
   Index state_tiles = 0;  // their row tiles
@@ -69,9 +79,6 @@ struct Plan {
 
   double flops = 0, bytes = 0;  // of the visible tiles; of the operands
 };
-
-/// (query, key) pairs of one head that the window and the lengths leave, to the accuracy of 64 bands of rows.
-[[nodiscard]] double visible_pairs(const Call& call, const Sequence& sequence);
 
 [[nodiscard]] Plan make_plan(const Call& call, const Kernels& kernels, const Machine& machine);
 

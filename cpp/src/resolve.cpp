@@ -63,28 +63,29 @@ void require_query(Call& call, const Problem& problem) {
 }
 
 void require_operands(Call& call, const Problem& problem, Use use) {
-  constexpr auto kAxes = "(batch, head, token, dim)";
-  require_query(call, problem);
-  require_data("key", call.key);
-  require_storage("key", call.key, call, use);
-  call.kv_heads = call.key.shape[1];
   const bool paged = problem.paging.block_table.given();
+  const char* const axes = paged ? "(page, head, slot, dim)" : "(batch, head, token, dim)";
+  const char *const key = paged ? "key_pages" : "key", *const value = paged ? "value_pages" : "value";
+  require_query(call, problem);
+  require_data(key, call.key);
+  require_storage(key, call.key, call, use);
+  call.kv_heads = call.key.shape[1];
   if (paged && problem.packing.key_tokens.given()) reject("cu_key_lengths", "comes with a block_table");
   const Index entries = paged ? call.key.shape[0] : problem.packing.key_tokens.given() ? 1 : call.batch;
   const Index tokens = call.key.shape[2];
-  require_shape("key", call.key, {entries, call.kv_heads, tokens, call.dim}, kAxes);
+  require_shape(key, call.key, {entries, call.kv_heads, tokens, call.dim}, axes);
   if (call.kv_heads < 1 || call.heads % call.kv_heads != 0) {
-    reject("key", "has " + to_string(call.kv_heads) + " heads, query's " + to_string(call.heads) +
-                      " must be a multiple of it");
+    reject(key, "has " + to_string(call.kv_heads) + " heads, query's " + to_string(call.heads) +
+                    " must be a multiple of it");
   }
   call.group = call.heads / call.kv_heads;
   require_scale("key_scale", call.key_scale, call.key);
   if (use == Use::weights) return;
-  require_data("value", call.value);
-  require_storage("value", call.value, call, use);
+  require_data(value, call.value);
+  require_storage(value, call.value, call, use);
   call.value_dim = call.value.shape[3];
-  require_shape("value", call.value, {entries, call.kv_heads, tokens, call.value_dim}, kAxes);
-  require_dim("value", call.value);
+  require_shape(value, call.value, {entries, call.kv_heads, tokens, call.value_dim}, axes);
+  require_dim(value, call.value);
   require_scale("value_scale", call.value_scale, call.value);
 }
 
@@ -116,18 +117,25 @@ void require_scalars(Call& call) {
   if (call.score.right > 2 * kFarthest) call.score.right = kUnbounded;
 }
 
+/// What masks and biases broadcast to.  Where keys are paged, they may end with the longest sequence or with the table.
+Shape scores_of(const Call& call, const Tensor& t) {
+  Index longest = 0;
+  for (const Sequence& sequence : call.sequences) longest = max(longest, sequence.keys);
+  const bool as_table = !call.pages.given() || t.shape[3] == call.keys;
+  return {call.batch, call.heads, call.queries, as_table ? call.keys : longest};
+}
+
 void require_mask_and_biases(Call& call) {
-  const Shape scores{call.batch, call.heads, call.queries, call.keys};
   constexpr auto kAxes = "(batch, head, query, key)";
   if (Tensor& mask = call.score.mask; mask.given()) {
     require_dtype("mask", mask, {DType::boolean});
-    broadcast_to("mask", mask, scores, kAxes);
+    broadcast_to("mask", mask, scores_of(call, mask), kAxes);
   }
   for (std::size_t i = 0; i < call.score.biases.size; ++i) {
     Tensor& bias = call.score.biases.items[i];
     require_data("bias", bias);
     require_addend_dtype("bias", bias, call);
-    broadcast_to("bias", bias, scores, kAxes);
+    broadcast_to("bias", bias, scores_of(call, bias), kAxes);
   }
 }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <new>
 
 #include "require.h"
 
@@ -11,6 +12,8 @@ namespace {
 using std::to_string;
 
 constexpr Index kFarthest = Index{1} << 60;  // as far as positions reach: sums of two stay in range
+constexpr Index kMostWords = Index{1}
+                             << 44;  // more than any machine's memory: sums and products stay in range
 
 std::string entry_is(Index entry, Index value) {
   return "entry " + to_string(entry) + " is " + to_string(value);
@@ -75,12 +78,13 @@ void read_pages(Call& call, const Tensor& table) {
   constexpr auto kTable = "block_table";
   const Index slots = call.key.shape[2], pool = call.key.shape[0];
   if (pool > std::numeric_limits<std::int32_t>::max()) {
-    reject("key", "has " + to_string(pool) + " pages, must have fewer than 2**31");
+    reject("key_pages", "has " + to_string(pool) + " pages, must have fewer than 2**31");
   }
   Index count = 0;
   for (Sequence& sequence : call.sequences) {
     sequence.first_page = count;
     count += ceil_div(sequence.keys, slots);
+    if (count > kMostWords) throw std::bad_alloc();
   }
   const std::shared_ptr<std::int32_t[]> memory(new std::int32_t[static_cast<std::size_t>(max(1, count))]);
   for (const Sequence& sequence : call.sequences) {
@@ -88,7 +92,8 @@ void read_pages(Call& call, const Tensor& table) {
       const Index page = read_int(at(table, sequence.batch, 0, 0, i), table.dtype);
       if (page < 0 || page >= pool) {
         reject(kTable, "entry (" + to_string(sequence.batch) + ", " + to_string(i) + ") is " +
-                           to_string(page) + ", must be 0 … " + to_string(pool - 1));
+                           to_string(page) +
+                           (pool > 0 ? ", must be 0 … " + to_string(pool - 1) : ", key_pages has none"));
       }
       memory[static_cast<std::size_t>(sequence.first_page + i)] = static_cast<std::int32_t>(page);
     }
@@ -99,7 +104,12 @@ void read_pages(Call& call, const Tensor& table) {
 void require_table(const Call& call, const Tensor& table, const Tensor& key_lengths) {
   require_ints("block_table", table, {call.batch, 1, 1, table.shape[3]}, "(batch, pages)");
   if (!key_lengths.given() && call.batch > 0) reject("key_lengths", "is not given, pages need it");
-  if (call.key.shape[2] < 1) reject("key", "has pages of 0 tokens, must have at least 1");
+  const Index slots = call.key.shape[2];
+  if (slots < 1) reject("key_pages", "has pages of 0 tokens, must have at least 1");
+  if (table.shape[3] > kFarthest / slots) {
+    reject("block_table", "has " + to_string(table.shape[3]) + " pages of " + to_string(slots) +
+                              " tokens an entry, must have at most 2**60 tokens");
+  }
 }
 
 }  // namespace
@@ -157,6 +167,7 @@ void resolve_tree(Call& call) {
   require_dtype("tree_parents", parents, {DType::i32, DType::i64});
   broadcast_to("tree_parents", repeated, {entries, 1, tokens, 1}, "(batch, query)");
   Tree tree{.words = ceil_div(max(1, call.queries), kBits)};
+  if (max(1, call.batch) > kMostWords / tree.words / max(1, call.queries)) throw std::bad_alloc();
   tree.stride = call.queries * tree.words;
   const auto count = static_cast<std::size_t>(max(1, call.batch * tree.stride));
   const std::shared_ptr<std::uint64_t[]> lines(new std::uint64_t[count]());

@@ -19,9 +19,10 @@ using Inputs = BoundedArray<Named, 24 + kMaxBiases>;
 /// What a call reads; backward reads out and lse too, and more.
 Inputs inputs_of(const Call& call) {
   const Score& score = call.score;
+  const bool paged = call.pages.given();
   Inputs inputs{{"query", &call.query},
-                {"key", &call.key},
-                {"value", &call.value},
+                {paged ? "key_pages" : "key", &call.key},
+                {paged ? "value_pages" : "value", &call.value},
                 {"mask", &score.mask},
                 {"alibi", &score.alibi},
                 {"relative_bias", &score.relative_bias.table},
@@ -114,7 +115,8 @@ Call validate(const Problem& problem) {
   Call call = resolve(problem, Use::forward);
   call.out = problem.out;
   call.lse = problem.lse;
-  const auto inputs = inputs_of(call);
+  Inputs inputs = inputs_of(call);
+  inputs.push_back({"block_table", &problem.paging.block_table});
   require_out("out", call.out, call);
   require_output("out", call.out, inputs);
   if (call.lse.given()) {

@@ -5,10 +5,13 @@ from __future__ import annotations
 from attncore._api import attention
 from attncore._attention_state import AttentionState
 from attncore._backward import attention_backward, dropout_mask
+from attncore._cache import KVCache, PagedKVCache
+from attncore._cache_base import CacheMemory
 from attncore._inspect import attention_weights, explain
 from attncore._layers import LinearGradients, linear, linear_backward, rope
 from attncore._merge import merge
 from attncore._multi_head_attention import MultiHeadAttention
+from attncore._paged import attention_paged
 from attncore._runtime import (
     available_isas,
     get_cmake_dir,
@@ -22,20 +25,27 @@ from attncore._runtime import (
 )
 from attncore._torch_like import scaled_dot_product_attention
 from attncore._types import Gradients, Plan, RelativeBias, Rotary
+from attncore._varlen import attention_varlen, attention_varlen_backward
 
 __version__ = version()
 
 __all__ = [
     "AttentionState",
+    "CacheMemory",
     "Gradients",
+    "KVCache",
     "LinearGradients",
     "MultiHeadAttention",
+    "PagedKVCache",
     "Plan",
     "RelativeBias",
     "Rotary",
     "__version__",
     "attention",
     "attention_backward",
+    "attention_paged",
+    "attention_varlen",
+    "attention_varlen_backward",
     "attention_weights",
     "available_isas",
     "dropout_mask",

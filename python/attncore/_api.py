@@ -58,6 +58,7 @@ def attention(
     key_segments: Ints | None = None,
     query_lengths: int | Ints | None = None,
     key_lengths: int | Ints | None = None,
+    tree_parents: Ints | None = None,
     layout: Layout = "bhsd",
     dropout_p: float = 0.0,
     seed: int = 0,
@@ -94,6 +95,9 @@ def attention(
         key_segments: Ints (batch, keys).
         query_lengths: Ints (batch,): queries past them see nothing.
         key_lengths: Ints (batch,): keys past them do not exist.
+        tree_parents: Ints (batch, queries) or (queries,): new tokens that form a tree (Miao et al.
+            2024), whose own keys are the last ones.  The parent of each query among the queries
+            before it, or −1: a query sees the keys before the new ones, its ancestors and itself.
         layout: "bhsd", or "bshd" for query, key, value and out as (batch, token, head, dim).
         dropout_p: Each weight is dropped with this probability (to 2⁻¹⁶), else divided by
             1 − dropout_p (Srivastava et al. 2014); lse knows nothing of it.
@@ -142,6 +146,7 @@ def attention(
         key_segments,
         query_lengths,
         key_lengths,
+        tree_parents,
         num_threads,
         dropout_p,
         seed,

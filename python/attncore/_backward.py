@@ -75,19 +75,9 @@ def attention_backward(
     """
     given = _given(query, key, value, options)
     targets = _targets(given, _wanted(wanted, given), into)
-    biases = targets.bias if isinstance(targets.bias, (tuple, list)) else (targets.bias,)
-    results = (
-        targets.query,
-        targets.key,
-        targets.value,
-        None if targets.bias is None else tuple(biases),
-        targets.alibi,
-        targets.sinks,
-        targets.relative_bias,
-    )
     ordered = _ordered("attention_backward", options)
     _core.attention_backward(
-        query, key, value, out, lse, d_out, d_lse, results, *ordered, dropout_p, seed
+        query, key, value, out, lse, d_out, d_lse, _in_order(targets), *ordered, dropout_p, seed
     )
     return targets
 
@@ -162,6 +152,20 @@ def _targets(given: dict[str, Any], wanted: Collection[str], into: Gradients | N
         else:
             targets[name] = _place(name, ready, like)
     return Gradients(**targets)
+
+
+def _in_order(targets: Gradients) -> tuple[Any, ...]:
+    """The arrays to write to, as the core takes them."""
+    biases = targets.bias if isinstance(targets.bias, (tuple, list)) else (targets.bias,)
+    return (
+        targets.query,
+        targets.key,
+        targets.value,
+        None if targets.bias is None else tuple(biases),
+        targets.alibi,
+        targets.sinks,
+        targets.relative_bias,
+    )
 
 
 def _place(name: str, ready: Any, like: Array) -> Array:

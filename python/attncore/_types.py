@@ -12,6 +12,7 @@ import numpy.typing as npt
 Array: TypeAlias = npt.NDArray[Any]
 Floats: TypeAlias = npt.NDArray[np.floating[Any]]
 Ints: TypeAlias = npt.NDArray[np.integer[Any]] | Sequence[int]
+Table: TypeAlias = npt.NDArray[np.integer[Any]] | Sequence[Sequence[int]] | Sequence[int]
 Layout: TypeAlias = Literal["bhsd", "bshd"]
 Window: TypeAlias = tuple[int | None, int | None]
 
@@ -69,10 +70,9 @@ class CrossValueGradients(NamedTuple):
     value_context: Array | None
 
 
-class ScoreOptions(TypedDict, total=False):
-    """The options that `attention`, `attention_weights` and `explain` share."""
+class PackedOptions(TypedDict, total=False):
+    """The options of attention over packed sequences, whose layout is fixed."""
 
-    layout: Layout
     causal: bool
     window: Window | None
     query_offset: int | Ints | None
@@ -87,7 +87,16 @@ class ScoreOptions(TypedDict, total=False):
     key_segments: Ints | None
     query_lengths: int | Ints | None
     key_lengths: int | Ints | None
+    tree_parents: Ints | None
     num_threads: int | None
+
+
+class _LayoutOption(TypedDict, total=False):
+    layout: Layout
+
+
+class ScoreOptions(_LayoutOption, PackedOptions, total=False):
+    """The options that `attention`, `attention_weights` and `explain` share."""
 
 
 @dataclass(frozen=True)

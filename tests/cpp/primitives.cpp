@@ -7,6 +7,7 @@
 #include <limits>
 #include <vector>
 
+#include "cpu/kernels/probe.h"
 #include "isa_test.h"
 
 namespace {
@@ -183,6 +184,22 @@ void poison() {
   }
 }
 
+/// The bandwidth probe reads every byte of what it is given, in each of its ways.
+void reading() {
+  for (const Index bytes : {kReadStep, 3 * kReadStep}) {
+    std::vector<std::uint64_t> words(static_cast<std::size_t>(bytes / 8));
+    const auto* const memory = reinterpret_cast<const std::byte*>(words.data());
+    for (int pattern = 0; pattern < kReadPatterns; ++pattern) {
+      CHECK(read_memory<Isa>(memory, bytes, pattern) == 0);
+      for (std::size_t i = 0; i < words.size(); ++i) {
+        words[i] = std::uint64_t{1} << i % 64;
+        CHECK(read_memory<Isa>(memory, bytes, pattern) == words[i]);
+        words[i] = 0;
+      }
+    }
+  }
+}
+
 }  // namespace
 
 void test() {
@@ -200,4 +217,5 @@ void test() {
   packing<double, DType::f64>(memory);
   poison<float>();
   poison<double>();
+  reading();
 }

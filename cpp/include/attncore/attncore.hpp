@@ -239,4 +239,8 @@ void set_num_threads(int num_threads);
 /// Multiply-add throughput of registers in GFLOP/s: the ceiling that a benchmark compares with.
 [[nodiscard]] double fma_peak(const std::string& isa, DType dtype, int num_threads);
 
+/// GB/s at which threads read so much memory, each its share, over and over: the ceiling of decoding.  The best of
+/// several access patterns, in huge pages where the system gives them.  The memory stays for the next call.
+[[nodiscard]] double read_bandwidth(Index bytes, int num_threads);
+
 }  // namespace attncore

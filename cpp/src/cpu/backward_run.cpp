@@ -20,18 +20,17 @@ class BackwardRun {
         threads_(memory_.take(plan.threads * plan.thread_bytes)),
         stats_(memory_.take(plan.stats_bytes)),
         shares_(reinterpret_cast<double*>(memory_.take(plan.shares_bytes))) {
-    const Index owners = call_.batch * call_.kv_heads;
+    const Index tiles = plan.first_key_tile.back() * call_.kv_heads;
     alibi_shares_ = shares_;
-    relative_shares_ = alibi_shares_ + owners * plan.alibi_shares;
-    sink_shares_ = relative_shares_ + owners * plan.relative_shares;
+    relative_shares_ = alibi_shares_ + tiles * plan.alibi_shares;
+    sink_shares_ = relative_shares_ + tiles * plan.relative_shares;
   }
 
   void run() {
     unready_ = static_cast<Index>(plan_.rows.size());
     crew_.run(plan_.size(), [this](Index number, int thread) { run_task(number, thread); });
-    add_shares(backward_.gradients.d_alibi, alibi_shares_, plan_.alibi_shares, plan_.key_tiles, 1);
-    add_shares(backward_.gradients.d_relative_bias, relative_shares_, plan_.relative_shares, plan_.key_tiles,
-               call_.distance_bias.buckets);
+    add_shares(backward_.gradients.d_alibi, alibi_shares_, 1);
+    add_shares(backward_.gradients.d_relative_bias, relative_shares_, call_.distance_bias.buckets);
     add_sink_shares();
   }
 
@@ -60,11 +59,11 @@ class BackwardRun {
   }
 
   [[nodiscard]] BackwardTask prepared(BackwardTask task, int thread) noexcept {
-    const Index owner = task.sequence.batch * call_.kv_heads + task.kv_head;
+    const Index tile = plan_.first_share(call_, task.sequence.batch, task.kv_head);
     if (task.owns_keys && plan_.alibi_shares > 0)
-      task.alibi_shares = alibi_shares_ + owner * plan_.alibi_shares;
+      task.alibi_shares = alibi_shares_ + tile * plan_.alibi_shares;
     if (task.owns_keys && plan_.relative_shares > 0) {
-      task.relative_shares = relative_shares_ + owner * plan_.relative_shares;
+      task.relative_shares = relative_shares_ + tile * plan_.relative_shares;
     }
     task.stats = stats_;
     task.poll = crew_.poll_for(thread);
@@ -72,8 +71,7 @@ class BackwardRun {
   }
 
   /// A gradient over (1 or batch, head, 1, items) from its shares over (batch, KV head, key tile, group, items).
-  void add_shares(const Tensor& gradient, const double* shares, Index of_owner, Index tiles,
-                  Index items) const {
+  void add_shares(const Tensor& gradient, const double* shares, Index items) const {
     if (!gradient.given()) return;
     const Index entries = gradient.stride[0] == 0 ? 1 : call_.batch;
     const Index summed = gradient.stride[0] == 0 ? call_.batch : 1;
@@ -82,9 +80,9 @@ class BackwardRun {
         for (Index item = 0; item < items; ++item) {
           double sum = 0;
           for (Index batch = entry; batch < entry + summed; ++batch) {
-            const double* const own = shares + (batch * call_.kv_heads + head / call_.group) * of_owner;
-            for (Index tile = 0; tile < tiles; ++tile) {
-              sum += own[(tile * call_.group + head % call_.group) * items + item];
+            const Index first = plan_.first_share(call_, batch, head / call_.group);
+            for (Index tile = first; tile < first + plan_.key_tiles(batch); ++tile) {
+              sum += shares[(tile * call_.group + head % call_.group) * items + item];
             }
           }
           write_number(sum, at(gradient, entry, head, 0, item), gradient.dtype);

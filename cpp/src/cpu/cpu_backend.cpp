@@ -14,6 +14,8 @@
 namespace attncore {
 namespace {
 
+constexpr Index kMostGangTasks = 8;
+
 class ForwardRun {
  public:
   ForwardRun(const Call& call, const Plan& plan, const Options& options)
@@ -66,10 +68,12 @@ class ForwardRun {
     const Index item = number - batch.first_task;
     if (batch.packs) {
       pack(batch, item, thread);
+    } else if (batch.gang >= 0) {
+      run_gang(plan_.gangs[static_cast<std::size_t>(batch.gang)], thread);
     } else if (batch.block >= 0) {
       run_tile(batch, section(batch).tiles - 1 - item, thread);  // the last rows see most keys: longest first
     } else {
-      run_part(section(batch), item, thread);
+      run_part(section(batch), section(batch).gang_parts + item, thread);
     }
   }
 
@@ -159,18 +163,72 @@ class ForwardRun {
       if (!wait_for_slot(s, thread)) return;
       task.state = state(s) + part * plan_.kernels->sizes(call_, s.rows.size()).state;
     }
+    task.reach = keys.end;
     const Index stretch = 32 * tile;  // keys between two looks for a cancellation
     for (Index key = keys.begin; key < keys.end || key == keys.begin; key += stretch) {
       task.keys = {key, min(key + stretch, keys.end)};
       task.first = key == keys.begin;
+      task.loaded = !task.first;
       task.last = task.keys.end == keys.end && s.state_slot < 0;
       plan_.kernels->forward(call_, task, scratch(thread));
       if (crew_.poll(thread)) return;
     }
-    if (s.state_slot < 0 || Counter(unfinished_[s.state_slot]).count_down() > 1) return;
-    task.state = state(s);
+    if (s.state_slot >= 0) finish_part(s);
+  }
+
+  /// The last part to end merges all.
+  void finish_part(const Section& s) noexcept {
+    if (Counter(unfinished_[s.state_slot]).count_down() > 1) return;
+    const Task task{.sequence = s.sequence, .kv_head = s.kv_head, .rows = s.rows, .state = state(s)};
     plan_.kernels->combine(call_, task, s.parts);
     Counter(unfinished_[s.state_slot]).count_down();
+  }
+
+  // ---- the same keys for several sequences: each tile of them meets all while it is in the cache ----
+
+  void run_gang(const Gang& gang, int thread) noexcept {
+    bool packs = false;
+    for (const Index number : gang.sections) {
+      const Section& s = plan_.sections[static_cast<std::size_t>(number)];
+      if (!wait_for_slot(s, thread)) return;
+      packs |= !plan_.kernels->reads_in_place(call_, s.sequence);
+    }
+    const Section& first = plan_.sections[static_cast<std::size_t>(gang.sections[0])];
+    std::byte* const panel = packs ? scratch(thread) + plan_.task.scratch : nullptr;
+    const Index begin = gang.part * first.part_keys, end = begin + first.part_keys;
+    for (Index key = begin; key < end; key += plan_.kernels->key_tile) {
+      const Range keys{key, min(key + plan_.kernels->key_tile, end)};
+      if (packs) plan_.kernels->pack(call_, first.sequence, first.kv_head, keys, panel);
+      run_gang_tile(gang, {begin, end}, keys, panel, thread);
+      if (crew_.poll(thread)) return;
+    }
+    for (const Index number : gang.sections) finish_part(plan_.sections[static_cast<std::size_t>(number)]);
+  }
+
+  void run_gang_tile(const Gang& gang, Range part, Range keys, const std::byte* panel, int thread) noexcept {
+    Task tasks[kMostGangTasks];
+    Index count = 0, rows = 0;
+    const auto run = [&] {
+      if (count > 0) plan_.kernels->forward_gang(call_, tasks, count, scratch(thread));
+      count = rows = 0;
+    };
+    for (const Index number : gang.sections) {
+      const Section& s = plan_.sections[static_cast<std::size_t>(number)];
+      Task task{.sequence = s.sequence, .kv_head = s.kv_head, .rows = s.rows, .keys = keys};
+      task.first = keys.begin == part.begin;
+      task.last = false;
+      task.state = state(s) + gang.part * plan_.kernels->sizes(call_, s.rows.size()).state;
+      task.reach = part.end;
+      if (!plan_.kernels->reads_in_place(call_, s.sequence)) {
+        task.packed = panel;
+        plan_.kernels->forward(call_, task, scratch(thread));
+        continue;
+      }
+      if (count == kMostGangTasks || rows + s.rows.size() > plan_.kernels->gang_rows) run();
+      tasks[count++] = task;
+      rows += s.rows.size();
+    }
+    run();
   }
 
   const Call& call_;

@@ -134,29 +134,6 @@ struct Widen<Isa, float, DType::i4> {
   }
 };
 
-/// A lane as wide as T of a row in memory: of the accumulation type, or several shorter items.
-template <class Isa, class T, DType kStorage>
-struct InLane {
-  static constexpr int kBits = kStorage == DType::i4 ? 4 : 8 * sizeof(typename Storage<kStorage>::Item);
-  static constexpr int kItems = 8 * static_cast<int>(sizeof(T)) / kBits;
-
-  /// A register of `bytes` bytes; the rest is 0.
-  static ATTN_INLINE Vec<Isa, T> load(const std::byte* p, Index bytes) noexcept {
-    if (bytes == Isa::kBytes) return attncore::load<Vec<Isa, T>>(p);
-    Vec<Isa, T> v{};
-    __builtin_memcpy(&v, p, static_cast<std::size_t>(bytes));
-    return v;
-  }
-  static ATTN_INLINE Vec<Isa, T> item(Vec<Isa, T> lanes, int item) noexcept {
-    if constexpr (kItems == 1) {
-      return lanes;
-    } else {
-      const U32<Isa> bits = bit_cast<U32<Isa>>(lanes) >> (item * kBits);
-      return Widen<Isa, T, kStorage>::of(bits & ((1U << kBits) - 1));
-    }
-  }
-};
-
 /// float32 → bfloat16, round to nearest even; a NaN stays one.
 template <class Isa>
 ATTN_INLINE U32<Isa> narrow_bf16(Vec<Isa, float> v) noexcept {

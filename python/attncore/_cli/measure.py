@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 import attncore
+from attncore import _core
 from attncore._cli.case import Array, Case, Inputs
 
 #: largest relative error of a sampled row that passes; generous, as peers round more than we do
@@ -167,6 +168,11 @@ def fma_peak(isa: str, dtype: np.dtype[Any], threads: int) -> float | None:
         return None
     peak = float(probe(isa, threads))
     return peak / 2 if dtype == np.float64 else peak
+
+
+def read_bandwidth(held: int, threads: int) -> float:
+    """GB/s at which the threads read so many bytes now, of which each reads its share again."""
+    return _core.read_bandwidth(held, threads)
 
 
 def human(time_in_seconds: float) -> str:

@@ -6,28 +6,11 @@
 #include "../kernels/backward_rows.h"
 #include "../kernels/combine.h"
 #include "../kernels/linear.h"
+#include "../kernels/probe.h"
 #include "../kernels/rope.h"
 #include "../kernels/weights.h"
 
 namespace attncore {
-
-/// The peak of a core: independent multiply-adds, enough to hide their latency.
-template <class Isa, class T>
-double multiply_adds(Index rounds) noexcept {
-  using V = Vec<Isa, T>;
-  constexpr int kChains = Isa::kRows * 2;
-  V chain[kChains];
-  for (int i = 0; i < kChains; ++i) chain[i] = broadcast<V>(static_cast<T>(i));
-  V factor = broadcast<V>(T(0.999));
-  asm volatile("" : "+m"(factor));  // keeps the compiler from foreseeing the results
-  for (Index round = 0; round < rounds; ++round) {
-    for (int i = 0; i < kChains; ++i) chain[i] = chain[i] * factor + factor;
-  }
-  V total{};
-  for (int i = 0; i < kChains; ++i) total += chain[i];
-  asm volatile("" : : "m"(total));
-  return 2.0 * kChains * kWidth<Isa, T> * static_cast<double>(rounds);
-}
 
 template <class Isa, class T>
 BackwardSizes backward_sizes(const Call& call, Index owned_rows) noexcept {
@@ -46,9 +29,12 @@ constexpr Kernels make_kernels(const char* name) noexcept {
       .row_block = Isa::kRows,
       .key_block = Isa::kColumns * kWidth<Isa, T>,
       .key_tile = Isa::template kKeyTile<T>,
+      .gang_rows = kDirectRows,
       .sizes = Scratch<Isa, T>::sizes,
+      .reads_in_place = reads_in_place<Isa, T>,
       .pack = pack_key_tile<Isa, T>,
       .forward = forward_task<Isa, T>,
+      .forward_gang = forward_gang<Isa, T>,
       .combine = combine_parts<Isa, T>,
       .weights = weights_task<Isa, T>,
       .backward_sizes = backward_sizes<Isa, T>,
@@ -62,6 +48,7 @@ constexpr Kernels make_kernels(const char* name) noexcept {
       .rope_scratch = rope_scratch<Isa, T>,
       .rope = rope_task<Isa, T>,
       .multiply_adds = multiply_adds<Isa, T>,
+      .read_memory = read_memory<Isa>,
   };
 }
 

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "../tile/coins.h"
-#include "direct.h"
+#include "decode.h"
 #include "task.h"
 
 namespace attncore {
@@ -123,6 +123,12 @@ ATTN_INLINE void multiply_by(T* items, const T* factors, Index count) noexcept {
     store(items + i, load<V>(items + i) * load<V>(factors + i));
 }
 
+/// Bits depend on it: it may look at nothing but the sequence's own rows.
+template <class Isa, class T>
+bool reads_in_place(const Call& call, const Sequence& sequence) noexcept {
+  return sequence.queries * call.group <= kDirectRows;
+}
+
 template <class Isa, class T>
 class ForwardKernel {
  public:
@@ -135,39 +141,86 @@ class ForwardKernel {
         state_(RowState<Isa, T>::in(task.state, call, rows_)),
         keys_(key_source(call, call.key, task.sequence, task.kv_head)),
         values_(key_source(call, call.value, task.sequence, task.kv_head)),
-        direct_(task.packed == nullptr && rows_ <= kDirectRows && is_direct<T>(keys_) &&
-                is_direct<T>(values_)) {
-    const bool load = task.first || task.packed != nullptr;  // else they are there from the keys before
-    queries_ = rows_of<Isa, T>(call.query, call.dim, row_at_, scratch_.queries, rows_, load);
+        direct_(reads_in_place<Isa, T>(call, task.sequence)) {
+    queries_ = rows_of<Isa, T>(call.query, call.dim, row_at_, scratch_.queries, rows_, !task.loaded);
   }
 
   void run() noexcept {
-    const Index key_tile = Isa::template kKeyTile<T>;
-    const Block block = row_at_.block();
     if (task_.first) state_.clear(rows_);
-    const Range seen = intersect(task_.keys, ScoreSteps::visible(call_, block));
+    const Index key_tile = Isa::template kKeyTile<T>;
+    const Range seen = intersect(task_.keys, ScoreSteps::visible(call_, row_at_.block()));
     for (Index first = seen.begin - seen.begin % key_tile; first < seen.end; first += key_tile) {
-      if (first % kFoldKeys == 0 && first > 0) state_.fold(rows_);
-      const Range keys{first, min(first + key_tile, seen.end)};
-      const Range padded{first, first + round_up(keys.size(), kWidth<Isa, T>)};
-      const TileWork work = ScoreSteps::touch(call_, block, padded);
-      if (work.hidden) continue;
+      if (!begin_tile({first, min(first + key_tile, seen.end)})) continue;
       if (direct_) {
-        run_direct_tile(keys, work.steps);
+        ForwardKernel* const self = this;
+        run_direct_tile(&self, 1, scratch_.panel);
       } else {
-        run_packed_tile(keys, work.steps);
+        run_packed_tile();
       }
     }
     if (task_.last) finish_rows<Isa, T>(call_, row_at_, state_.whole(rows_), rows_);
   }
 
+  /// For a gang: the task's one tile.  True: it sees all of it, and waits for run_direct_tile; else it is done.
+  bool begin_gang() noexcept {
+    if (task_.first) state_.clear(rows_);
+    const Range seen = intersect(task_.keys, ScoreSteps::visible(call_, row_at_.block()));
+    if (seen.empty() || !begin_tile({task_.keys.begin, seen.end})) return false;
+    if (seen.end == task_.keys.end) return true;
+    ForwardKernel* const self = this;
+    run_direct_tile(&self, 1, scratch_.panel);
+    return false;
+  }
+
+  /// The rows of `count` tasks, kDirectRows in all at most, against the tile of keys that they share, where it lies.
+  /// Memory is what takes the time: each product fetches what the next one reads.  `room`: for a key tile.
+  static void run_direct_tile(ForwardKernel* const* members, Index count, std::byte* room) noexcept {
+    const ForwardKernel& one = *members[0];
+    const Call& call = one.call_;
+    const Range keys = one.tile_, next{keys.end, keys.end + keys.size()};
+    RowList<const T> queries, weights;
+    RowList<T> scores, outputs;
+    for (Index i = 0; i < count; ++i) {
+      for (Index row = 0; row < members[i]->rows_; ++row) {
+        queries.add(members[i]->queries_.row(row));
+        scores.add(members[i]->scratch_.scores.row(row));
+        weights.add(members[i]->scratch_.scores.row(row));
+        outputs.add(members[i]->state_.recent.output.row(row));
+      }
+    }
+    Tokens<Isa, T> k, v, ahead;
+    k.find(one.keys_, keys, call.dim, room);
+    ahead.find(one.values_, keys, keys.end);
+    dot_few_rows<Isa, T>(scores, queries, k, ahead, one.keys_.storage, keys.size(), call.dim, one.scaled());
+    T keep[kDirectRows];
+    for (Index i = 0, row = 0; i < count; row += members[i++]->rows_) {
+      members[i]->weigh(true);
+      for (Index j = 0; j < members[i]->rows_; ++j) keep[row + j] = members[i]->scratch_.keep[j];
+    }
+    v.find(one.values_, keys, call.value_dim, room);
+    ahead.find(one.keys_, next, max(one.task_.reach, keys.end));
+    add_few_rows<Isa, T>(outputs, weights, v, ahead, one.values_.storage, keys.size(), call.value_dim,
+                         Accumulated<T>{keep});
+  }
+
  private:
-  void run_packed_tile(Range keys, StepSet steps) noexcept {
+  /// False: nothing in the tile is seen.
+  bool begin_tile(Range keys) noexcept {
+    if (keys.begin % kFoldKeys == 0 && keys.begin > 0) state_.fold(rows_);
+    const Range padded{keys.begin, keys.begin + round_up(keys.size(), kWidth<Isa, T>)};
+    const TileWork work = ScoreSteps::touch(call_, row_at_.block(), padded);
+    tile_ = keys;
+    steps_ = work.steps;
+    return !work.hidden;
+  }
+
+  void run_packed_tile() noexcept {
+    const Range keys = tile_;
     const Index panel_bytes = Scratch<Isa, T>::sizes(call_, rows_).panel;
     const auto tile = key_tile_of<Isa, T>(call_, task_, keys, panel_bytes, scratch_.panel);
     const bool poison = *tile.poison != 0;
     gemm<Isa, T>(scratch_.scores, queries_, as_const(tile.keys), rows_, keys.size(), call_.dim, scaled());
-    weigh(keys, steps, poison);
+    weigh(poison);
     const auto values = as_const(tile.values);
     const Matrix<T> output = state_.recent.output;
     if (poison) {
@@ -177,27 +230,15 @@ class ForwardKernel {
     }
   }
 
-  /// Memory is what takes the time: each product fetches what the next one reads.
-  void run_direct_tile(Range keys, StepSet steps) noexcept {
-    const Index last = task_.keys.end - 1;
-    multiply_few_rows<Isa, T>(
-        scratch_.scores, queries_, keys_, keys.begin, rows_, keys.size(), call_.dim, scaled(),
-        [&](Index key, Index byte) { __builtin_prefetch(values_.token(min(key, last)) + byte, 0, 2); });
-    weigh(keys, steps, true);
-    add_few_rows<Isa, T>(state_.recent.output, weights(), values_, keys, rows_, call_.value_dim,
-                         accumulated(), [&](Index key, Index byte) {
-                           __builtin_prefetch(keys_.token(min(key + keys.size(), last)) + byte, 0, 2);
-                         });
-  }
-
   /// S → P: scales, softcap, biases and masks where they have work, then the online softmax; `mark`: hidden pairs become −0.
-  void weigh(Range keys, StepSet steps, bool mark) noexcept {
+  void weigh(bool mark) noexcept {
+    const Range keys = tile_;
     const T* const key_scales = key_scales_.of(call_, call_.key_scale, task_, keys);
     const T* const value_scales = value_scales_.of(call_, call_.value_scale, task_, keys);
     for (Index row = 0; row < rows_; ++row) {
       T* const scores = scratch_.scores.row(row);
       if (key_scales != nullptr) multiply_by<Isa, T>(scores, key_scales, keys.size());
-      if (steps != 0) apply_steps<Isa, T>(call_, row_at_(row), steps, keys, task_.sequence.keys, scores);
+      if (steps_ != 0) apply_steps<Isa, T>(call_, row_at_(row), steps_, keys, task_.sequence.keys, scores);
       const T* factors = value_scales;
       if (call_.dropout.given()) {
         T* const coins = coins_.of(call_.dropout, row_at_(row), keys);
@@ -221,6 +262,8 @@ class ForwardKernel {
   const KeySource keys_, values_;
   const bool direct_;
   Matrix<const T> queries_{};  // (rows, dim)
+  Range tile_;                 // of keys: the one at work, and the score steps that have work there
+  StepSet steps_ = 0;
   TileCoins<Isa, T> coins_;
   TileScales<Isa, T> key_scales_, value_scales_;
 };
@@ -228,6 +271,21 @@ class ForwardKernel {
 template <class Isa, class T>
 void forward_task(const Call& call, const Task& task, std::byte* scratch) noexcept {
   ForwardKernel<Isa, T>(call, task, scratch).run();
+}
+
+/// Tasks of several sequences that share their keys, one tile, where it lies; kDirectRows rows in all at most.
+template <class Isa, class T>
+void forward_gang(const Call& call, const Task* tasks, Index count, std::byte* scratch) noexcept {
+  using Kernel = ForwardKernel<Isa, T>;
+  alignas(Kernel) std::byte memory[kDirectRows][sizeof(Kernel)];
+  Kernel* members[kDirectRows];
+  Index ready = 0;
+  for (Index i = 0; i < count; ++i) {
+    members[ready] = new (memory[i]) Kernel(call, tasks[i], scratch);
+    scratch += Scratch<Isa, T>::sizes(call, tasks[i].rows.size()).scratch;
+    if (members[ready]->begin_gang()) ++ready;
+  }
+  if (ready > 0) Kernel::run_direct_tile(members, ready, scratch);
 }
 
 }  // namespace attncore

@@ -19,7 +19,13 @@ struct Task {
 
   std::byte* state = nullptr;         // Sizes::state bytes
   const std::byte* packed = nullptr;  // the tiles of `keys`, Sizes::panel bytes each; none: pack them here
+  Index reach = 0;                    // keys up to here are read next, and may be fetched ahead
+  bool loaded = false;                // the scratch has the rows' queries, from the keys before
 };
+
+/// Sums over many keys are sums of sums: at each multiple of so many keys the softmax's state is merged into a second
+/// one and begins anew, so that rounding errors grow with the number of such stretches, not of key tiles.
+inline constexpr Index kFoldKeys = 2048;
 
 /// Bytes of memory that a task of so many rows needs.
 struct Sizes {
@@ -83,14 +89,23 @@ struct BackwardSizes {
       bias_scratch;  // rows; bytes of all rows' stats; bytes; queries; bytes
 };
 
+/// The bandwidth probe reads multiples of so many bytes, in so many ways.
+inline constexpr Index kReadStep = 1024;
+inline constexpr int kReadPatterns = 6;
+
 struct Kernels {
   const char* name;
   Index row_block, key_block, key_tile;  // rows of a register block, keys of a strip, keys of a tile
+  Index gang_rows;                       // of forward_gang, at most
 
   Sizes (*sizes)(const Call&, Index rows) noexcept;
+  /// Whether a sequence has so few rows that its keys are not packed.
+  bool (*reads_in_place)(const Call&, const Sequence&) noexcept;
   void (*pack)(const Call&, const Sequence&, Index kv_head, Range keys,
                std::byte* panel) noexcept;  // one key tile
   void (*forward)(const Call&, const Task&, std::byte* scratch) noexcept;
+  /// Tasks of several sequences that read the same keys in place, one tile of them.
+  void (*forward_gang)(const Call&, const Task* tasks, Index count, std::byte* scratch) noexcept;
   /// Merges the states of `parts` tasks, in their order, and writes out and lse; task.state is the first.
   void (*combine)(const Call&, const Task&, Index parts) noexcept;
   void (*weights)(const Call&, const WeightsTask&, std::byte* scratch) noexcept;
@@ -110,6 +125,8 @@ struct Kernels {
 
   /// The floating-point operations of `rounds` rounds of multiply-adds in registers, which it does.
   double (*multiply_adds)(Index rounds) noexcept;
+  /// Reads memory once in one of kReadPatterns ways; returns the bits seen.  bytes is a multiple of kReadStep.
+  std::uint64_t (*read_memory)(const std::byte* memory, Index bytes, int pattern) noexcept;
 };
 
 /// An ISA: its tables for float and double accumulation.

@@ -160,13 +160,12 @@ class ProductTile {
     if (task_.packed != nullptr) {
       panel = reinterpret_cast<T*>(const_cast<std::byte*>(task_.packed)) +
               panel_items<Isa, T>(columns_, depth.begin - task_.depth.begin);
-    } else if (const KeySource b = b_rows(depth);
-               !p_.a_transposed && p_.b_transposed && rows_ <= kDirectRows && is_direct<T>(b)) {
-      // A row of b is one stream of many, too many for the hardware to follow.
-      constexpr Index kAhead = 512;  // bytes
-      return multiply_few_rows<Isa, T>(
-          sums_, a, b, 0, rows_, columns_, depth.size(), finish,
-          [&](Index row, Index byte) { __builtin_prefetch(b.token(row) + byte + kAhead, 0, 2); });
+    } else if (!p_.a_transposed && p_.b_transposed && rows_ <= kUnpackedRows) {
+      const KeySource b = b_rows(depth);
+      return with_storage<T>(b.storage, [&]<DType kStorage>() {
+        multiply_few_rows<Isa, T, kStorage, kUnpackedRows>(sums_, a, b, rows_, columns_, depth.size(),
+                                                           finish);
+      });
     } else {
       pack_panel<Isa, T>(p_, Panel<T>{panel, columns_, depth.size()}, depth.begin, task_.columns.begin,
                          scratch_.row);

@@ -34,10 +34,6 @@ void pack_key_tile(const Call& call, const Sequence& sequence, Index kv_head, Ra
   *tile.poison = pack_rows<Isa, T>(tile.values, v, keys.begin) ? 0 : 1;
 }
 
-/// Sums over many keys are sums of sums: at each multiple of so many keys the softmax's state is merged into a second
-/// one and begins anew, so that rounding errors grow with the number of such stretches, not of key tiles.
-inline constexpr Index kFoldKeys = 2048;
-
 template <class Isa, class T>
 struct RowState {
   OnlineSoftmax<Isa, T> recent;  // since the last multiple of kFoldKeys

@@ -1,0 +1,191 @@
+#include "cache_call.h"
+
+#include <algorithm>
+
+namespace attncore {
+namespace {
+
+using std::to_string;
+
+constexpr Index kMostDims = Index{1} << 24;
+constexpr Index kMostPages = std::numeric_limits<std::int32_t>::max();
+constexpr auto kAxes = "(entries, kv_heads, tokens, dim)";
+
+void require_range(const char* argument, Index value, Index most) {
+  if (value >= 1 && value <= most) return;
+  reject(argument, "is " + to_string(value) + ", must be 1 … " + to_string(most));
+}
+
+/// The rotation of a key of zeros: rope checks it.
+void require_rotary(const Rope& rotary, Index dim) {
+  if (rotary.positions.given()) reject("rotary", "has positions, which come with the tokens");
+  std::vector<float> key(static_cast<std::size_t>(dim));
+  const Tensor x = Tensor::contiguous(key.data(), DType::f32, {1, 1, 1, dim});
+  rope(x, rotary, x, false, {.num_threads = 1});
+}
+
+void require_not_given(const char* argument, const Tensor& t) {
+  if (t.given()) reject(argument, "is given, it must be left to the cache");
+}
+
+void require_tokens(const char* argument, const Tensor& t, const Shape& shape) {
+  require_data(argument, t);
+  require_dtype(argument, t, {DType::f32, DType::f64, DType::f16, DType::bf16});
+  require_shape(argument, t, shape, kAxes);
+}
+
+}  // namespace
+
+CacheSettings require_settings(const CacheSettings& settings, const char* extent_name, Index extent,
+                               const char* slots_name, Index slots) {
+  CacheSettings s = settings;
+  require_range(extent_name, extent, kMostPages);
+  require_range(slots_name, slots, Index{1} << 48);
+  require_range("kv_heads", s.kv_heads, kMostDims);
+  require_range("dim", s.dim, kMostDims);
+  if (s.value_dim == 0) s.value_dim = s.dim;
+  require_range("value_dim", s.value_dim, kMostDims);
+  require_dtype("dtype", {.dtype = s.dtype},
+                {DType::f32, DType::f64, DType::f16, DType::bf16, DType::i8, DType::i4, DType::f8});
+  for (const auto& [argument, dim] : {std::pair{"dim", s.dim}, std::pair{"value_dim", s.value_dim}}) {
+    if (s.dtype == DType::i4 && dim % 2 != 0)
+      reject(argument, "is " + to_string(dim) + ", must be even for int4");
+  }
+  if (s.window < 0) reject("window", "is " + to_string(s.window) + ", must be at least 0");
+  if (s.rotary) require_rotary(*s.rotary, s.dim);
+  return s;
+}
+
+void reject_entry(Index number) {
+  reject("entry", "is " + to_string(number) + ", which the cache does not have");
+}
+
+std::vector<Index> require_new_tokens(const CacheSettings& s, const NewTokens& tokens, Index entries) {
+  const Index count = tokens.key.shape[2];
+  require_tokens("key", tokens.key, {entries, s.kv_heads, count, s.dim});
+  require_tokens("value", tokens.value, {entries, s.kv_heads, count, s.value_dim});
+  if (const Tensor& positions = tokens.positions; positions.given()) {
+    if (!s.rotary) reject("positions", "is given, but the cache has no rotary embedding");
+    require_ints("positions", positions, {positions.shape[0] == 1 ? 1 : entries, 1, count, 1},
+                 "(1 or entries, 1, tokens, 1)");
+  }
+  std::vector<Index> counts(static_cast<std::size_t>(entries), count);
+  if (!tokens.lengths.given()) return counts;
+  require_ints("lengths", tokens.lengths, {entries, 1, 1, 1}, "(entries)");
+  for (Index i = 0; i < entries; ++i) {
+    Index& length = counts[static_cast<std::size_t>(i)];
+    length = read_int(at(tokens.lengths, i, 0), tokens.lengths.dtype);
+    if (length < 0 || length > count) {
+      reject("lengths",
+             "entry " + to_string(i) + " is " + to_string(length) + ", must be 0 … " + to_string(count));
+    }
+  }
+  return counts;
+}
+
+Incoming incoming(const NewTokens& tokens, Index row, Index count) {
+  const auto of_row = [&](Tensor t, Index at_row) {
+    t.data = at(t, at_row, 0);
+    t.shape[0] = 1;
+    t.shape[2] = count;
+    return t;
+  };
+  Incoming result;
+  result.key = of_row(tokens.key, row);
+  result.value = of_row(tokens.value, row);
+  if (tokens.positions.given())
+    result.positions = of_row(tokens.positions, tokens.positions.shape[0] == 1 ? 0 : row);
+  return result;
+}
+
+std::vector<Index> require_new_lengths(const Tensor& given, const std::vector<Index>& entries,
+                                       const std::vector<Index>& lengths) {
+  const auto count = static_cast<Index>(entries.size());
+  if (!given.given()) reject("lengths", "is not given");
+  Tensor t = given;
+  require_dtype("lengths", t, {DType::i32, DType::i64});
+  broadcast_to("lengths", t, {count, 1, 1, 1}, "(entries)");
+  std::vector<Index> result;
+  result.reserve(entries.size());
+  for (Index i = 0; i < count; ++i) {
+    const auto place = static_cast<std::size_t>(i);
+    const Index length = read_int(at(t, i, 0), t.dtype);
+    if (length < 0 || length > lengths[place]) {
+      reject("lengths", "is " + to_string(length) + " for entry " + to_string(entries[place]) +
+                            ", must be 0 … " + to_string(lengths[place]) + ", its length");
+    }
+    result.push_back(length);
+  }
+  return result;
+}
+
+Problem require_attend(const Problem& given, const CacheSettings& settings,
+                       const std::vector<Index>& lengths) {
+  require_not_given("key", given.key);
+  require_not_given("value", given.value);
+  require_not_given("key_scale", given.key_scale);
+  require_not_given("value_scale", given.value_scale);
+  require_not_given("query_tokens", given.packing.query_tokens);
+  require_not_given("key_tokens", given.packing.key_tokens);
+  require_not_given("block_table", given.paging.block_table);
+  require_not_given("key_lengths", given.score.key_lengths);
+  require_not_given("query_offset", given.score.query_offset);
+  require_not_given("query_segments", given.score.query_segments);
+  require_not_given("key_segments", given.score.key_segments);
+  const auto entries = static_cast<Index>(lengths.size());
+  const Tensor& query = given.query;
+  if (query.shape[0] != entries) {
+    reject("query", "shape is " + shape_text(query.shape) + ", its first axis must be " + to_string(entries) +
+                        ", the number of entries");
+  }
+  if (query.shape[3] != settings.dim) {
+    reject("query", "shape is " + shape_text(query.shape) + ", its last axis must be " +
+                        to_string(settings.dim) + ", the cache's dim");
+  }
+  if (query.shape[1] < 1 || query.shape[1] % settings.kv_heads != 0) {
+    reject("query", "has " + to_string(query.shape[1]) + " heads, must have a multiple of " +
+                        to_string(settings.kv_heads) + ", the cache's kv_heads");
+  }
+  Problem problem = given;
+  problem.score.key_lengths = ints(lengths);
+  problem.score.left = min(problem.score.left, settings.window);
+  return problem;
+}
+
+Range require_gathered(const CacheSettings& s, Range kept, Index first, const Tensor& key,
+                       const Tensor& value) {
+  const DType dtype = is_quantised(s.dtype) ? DType::f32 : s.dtype;
+  const Index tokens = key.shape[2];
+  const auto require = [&](const char* argument, const Tensor& t, Index dim) {
+    require_data(argument, t);
+    require_dtype(argument, t, {dtype});
+    require_shape(argument, t, {1, s.kv_heads, tokens, dim}, "(1, kv_heads, tokens, dim)");
+    if (may_overlap_itself(t)) reject(argument, "items overlap each other");
+  };
+  require("key", key, s.dim);
+  require("value", value, s.value_dim);
+  if (may_overlap(key, value)) reject("value", "overlaps key");
+  if (first < kept.begin || first > kept.end || tokens > kept.end - first) {
+    reject("first", "is " + to_string(first) + ", the entry has no " + to_string(tokens) +
+                        " tokens from there: it has " + to_string(kept.begin) + " … " + to_string(kept.end) +
+                        " - 1");
+  }
+  return {first, first + tokens};
+}
+
+void require_stored(const CacheSettings& s, Index tokens, const StoredTokens& stored) {
+  const auto require = [&](const char* argument, const Tensor& t, DType dtype, Index dim) {
+    require_data(argument, t);
+    require_dtype(argument, t, {dtype});
+    require_shape(argument, t, {1, s.kv_heads, tokens, dim}, "(1, kv_heads, tokens, dim)");
+    if (t.stride != Tensor::contiguous(t.data, dtype, t.shape).stride)
+      reject(argument, "has gaps, it must have none");
+  };
+  require("key", stored.key, s.dtype, s.dim);
+  require("value", stored.value, s.dtype, s.value_dim);
+  if (!is_quantised(s.dtype)) return;
+  require("key_scale", stored.key_scale, DType::f32, 1);
+  require("value_scale", stored.value_scale, DType::f32, 1);
+}
+
+}  // namespace attncore

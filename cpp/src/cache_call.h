@@ -1,0 +1,104 @@
+// What the calls of both caches share: who is in the cache, and the checks of arguments.
+#pragma once
+
+#include <atomic>
+
+#include "cache_store.h"
+#include "require.h"
+
+namespace attncore {
+
+/// Who is in a cache: readers together, a writer alone.  Nobody waits: who comes at the wrong time is turned away.
+class Users {
+ public:
+  void enter(bool writes) {
+    int now = users_.load(std::memory_order_relaxed);
+    do {
+      if (now == kWriter) throw CacheBusy("the cache is in use by another thread, which changes it");
+      if (writes && now > 0)
+        throw CacheBusy("the cache is in use by another thread: it cannot be changed meanwhile");
+    } while (!users_.compare_exchange_weak(now, writes ? kWriter : now + 1, std::memory_order_acquire,
+                                           std::memory_order_relaxed));
+  }
+  void leave(bool writes) noexcept {
+    if (writes) return users_.store(0, std::memory_order_release);
+    users_.fetch_sub(1, std::memory_order_release);
+  }
+
+ private:
+  static constexpr int kWriter = -1;
+  std::atomic<int> users_ = 0;  // readers, or kWriter
+};
+
+/// In the cache from here to the end of the scope.
+template <bool kWrites>
+class InUse {
+ public:
+  explicit InUse(Users& users) : users_(users) { users.enter(kWrites); }
+  InUse(const InUse&) = delete;
+  InUse& operator=(const InUse&) = delete;
+  ~InUse() { users_.leave(kWrites); }
+
+ private:
+  Users& users_;
+};
+using Reading = InUse<false>;
+using Writing = InUse<true>;
+
+/// A pool's extents and the settings: checked, every default in place.
+CacheSettings require_settings(const CacheSettings& settings, const char* extent_name, Index extent,
+                               const char* slots_name, Index slots);
+
+[[noreturn]] void reject_entry(Index number);
+
+/// The entries that a call names, or `all`.  `exists(number)` says which there are; `distinct`: none may come twice.
+template <class Exists>
+std::vector<Index> read_entries(const Tensor& entries, std::vector<Index> all, bool distinct, Exists exists) {
+  if (!entries.given()) return all;
+  const Index count = entries.shape[0];
+  require_ints("entries", entries, {count, 1, 1, 1}, "(entries)");
+  std::vector<Index> numbers;
+  numbers.reserve(static_cast<std::size_t>(count));
+  std::vector<bool> seen;
+  for (Index i = 0; i < count; ++i) {
+    const Index number = read_int(at(entries, i, 0), entries.dtype);
+    if (!exists(number))
+      reject("entries", "has " + std::to_string(number) + ", which the cache does not have");
+    const auto place = static_cast<std::size_t>(number);
+    if (seen.size() <= place) seen.resize(place + 1);
+    if (distinct && seen[place]) reject("entries", "has " + std::to_string(number) + " more than once");
+    seen[place] = true;
+    numbers.push_back(number);
+  }
+  return numbers;
+}
+
+/// Checks what is appended to so many entries: how many tokens each gets.
+std::vector<Index> require_new_tokens(const CacheSettings& settings, const NewTokens& tokens, Index entries);
+
+/// Those of row `row` of what is appended.
+Incoming incoming(const NewTokens& tokens, Index row, Index count);
+
+/// What truncate leaves of entries that have `lengths` tokens.
+std::vector<Index> require_new_lengths(const Tensor& given, const std::vector<Index>& entries,
+                                       const std::vector<Index>& lengths);
+
+/// The problem with what both caches set: lengths (which it refers to) and the window; key and value are missing.
+Problem require_attend(const Problem& given, const CacheSettings& settings,
+                       const std::vector<Index>& lengths);
+
+/// `count` ints as (count, 1, 1, 1).
+inline Tensor ints(const std::vector<Index>& numbers) {
+  static constexpr Index kNone = 0;
+  return Tensor::contiguous(numbers.empty() ? &kNone : numbers.data(), DType::i64,
+                            {static_cast<Index>(numbers.size()), 1, 1, 1});
+}
+
+/// Of what is `kept`, the tokens that gather writes from `first` on.
+Range require_gathered(const CacheSettings& settings, Range kept, Index first, const Tensor& key,
+                       const Tensor& value);
+
+/// A state's tokens.
+void require_stored(const CacheSettings& settings, Index tokens, const StoredTokens& stored);
+
+}  // namespace attncore

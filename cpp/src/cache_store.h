@@ -1,0 +1,62 @@
+// The pools of a cache, (page, kv_head, slot, dim), and what goes in and out of them.  KVCache's pages are its entries.
+#pragma once
+
+#include <attncore/cache.hpp>
+
+#include "cache_format.h"
+#include "cache_memory.h"
+
+namespace attncore {
+
+/// Tokens of one entry on their way into a store.
+struct Incoming {
+  Tensor key, value;                    // (1, kv_heads, count, dim)
+  Tensor positions;                     // of `rotary`: (1, 1, count, 1); not given: first, first + 1, …
+  const std::int32_t* table = nullptr;  // the entry's pages
+  Index entry = 0;                      // its number, for messages
+  Index first = 0;                      // what the first one is in the entry
+};
+
+class CacheStore {
+ public:
+  /// Throws CacheFull, naming `argument`.  `huge`: all of its memory comes in huge pages; else see prepare().
+  CacheStore(const CacheSettings& settings, Index pages, Index slots, const char* argument, bool huge);
+
+  /// Settings with every default in place.
+  [[nodiscard]] const CacheSettings& settings() const noexcept { return settings_; }
+  [[nodiscard]] const StoredTokens& pools() const noexcept { return pools_; }
+  [[nodiscard]] Index pages() const noexcept { return pools_.key.shape[0]; }
+  [[nodiscard]] Index slots() const noexcept { return pools_.key.shape[2]; }
+  [[nodiscard]] Index token_bytes() const noexcept;
+  [[nodiscard]] Index reserved_bytes() const noexcept;
+
+  /// Throws std::invalid_argument (what cannot be stored), Cancelled.
+  void write(const Incoming& tokens, const Options& options);
+
+  /// Before slots of a page are written for the first time: huge pages where they will be at least half full.
+  void prepare(Index page, Range slots) noexcept;
+
+  /// The first `count` slots of a page.
+  void copy(Index from, Index to, Index count) noexcept;
+
+  /// Slots 0 … count − 1 of a page are tokens first … of `packed`.
+  void save(Index page, Index count, const StoredTokens& packed, Index first) const noexcept;
+  void load(Index page, Index count, const StoredTokens& packed, Index first) noexcept;
+
+  /// Tokens begin … end − 1 of a table as floats; (1, kv_heads, tokens, dim), of the cache's dtype or f32.
+  void gather(const std::int32_t* table, Range tokens, const Tensor& key, const Tensor& value) const noexcept;
+
+ private:
+  void allocate(Reservation& memory, Tensor& pool, DType dtype, Index dim, const char* argument);
+  void place(const char* argument, const Tensor& x, const Incoming& tokens, Index done, const Tensor& pool,
+             const Tensor& scales);
+
+  CacheSettings settings_;
+  StoredTokens pools_;
+  Reservation memory_[4];  // of the pools, in their order
+};
+
+/// Tensors of `tokens` packed tokens in memory that is reserved for them.
+[[nodiscard]] StoredTokens packed_tokens(const CacheSettings& settings, Index tokens, Workspace& memory);
+
+}  // namespace attncore

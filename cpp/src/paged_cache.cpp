@@ -1,0 +1,190 @@
+// PagedKVCache: entries are tables of pages.
+#include "paged_cache.h"
+
+#include <algorithm>
+
+namespace attncore {
+
+using std::to_string;
+
+PagedKVCache::PagedKVCache(Index pages, Index page_size, const CacheSettings& settings)
+    : impl_(std::make_unique<Impl>(pages, page_size, settings)) {}
+PagedKVCache::~PagedKVCache() = default;
+PagedKVCache::PagedKVCache(PagedKVCache&&) noexcept = default;
+PagedKVCache& PagedKVCache::operator=(PagedKVCache&&) noexcept = default;
+
+const CacheSettings& PagedKVCache::settings() const noexcept { return impl_->store.settings(); }
+Index PagedKVCache::pages() const noexcept { return impl_->store.pages(); }
+Index PagedKVCache::page_size() const noexcept { return impl_->store.slots(); }
+
+Index PagedKVCache::add() {
+  const Writing use(impl_->users);
+  return impl_->pool.add();
+}
+
+Index PagedKVCache::fork(Index entry) {
+  const Writing use(impl_->users);
+  impl_->require_entry(entry);
+  return impl_->pool.fork(entry);
+}
+
+void PagedKVCache::free(Index entry) {
+  const Writing use(impl_->users);
+  impl_->require_entry(entry);
+  impl_->pool.free(entry);
+}
+
+void PagedKVCache::append(const NewTokens& tokens, const Tensor& entries, const Options& options) {
+  Impl& self = *impl_;
+  const Writing use(self.users);
+  const std::vector<Index> chosen = self.read(entries, true);
+  const std::vector<Index> counts = require_new_tokens(settings(), tokens, static_cast<Index>(chosen.size()));
+  PagedPool::Growth growth(self.pool);
+  for (std::size_t i = 0; i < chosen.size(); ++i) growth.add(chosen[i], counts[i]);
+  growth.take();
+  Index row = 0;
+  for (const auto& [number, count, old_pages, shared] : growth.steps()) {
+    const Index row_of_entry = row++;
+    if (count == 0) continue;
+    const PagedEntry& entry = self.pool.entry(number);
+    if (shared >= 0) self.store.copy(shared, entry.table[old_pages - 1], entry.length % page_size());
+    Incoming in = incoming(tokens, row_of_entry, count);
+    in.entry = number;
+    in.first = entry.length;
+    in.table = entry.table.data();
+    self.store.write(in, options);
+  }
+  growth.keep();
+  if (settings().window == kUnbounded) return;
+  for (const auto& step : growth.steps()) {
+    const Index first_new = self.pool.entry(step.entry).length - step.tokens;
+    if (step.tokens > 0) self.pool.give_back(step.entry, self.first_seen(first_new, settings().window));
+  }
+}
+
+void PagedKVCache::Impl::require_kept_keys(const Problem& problem, const std::vector<Index>& chosen) const {
+  const Tensor& lengths = problem.score.query_lengths;
+  const auto count = static_cast<Index>(chosen.size());
+  if (lengths.given()) require_ints("query_lengths", lengths, {count, 1, 1, 1}, "(entries)");
+  for (Index i = 0; i < count; ++i) {
+    const Index number = chosen[static_cast<std::size_t>(i)], length = pool.entry(number).length;
+    const Index queries =
+        lengths.given() ? read_int(at(lengths, i, 0), lengths.dtype) : problem.query.shape[2];
+    if (queries <= 0 || first_seen(length - queries, problem.score.left) >= kept_from(number)) continue;
+    reject("query", "has " + to_string(queries) + " tokens for entry " + to_string(number) +
+                        ", the first of which sees keys before " + to_string(kept_from(number)) +
+                        ": they were given back");
+  }
+}
+
+std::vector<std::int32_t> PagedKVCache::Impl::tables_of(const std::vector<Index>& chosen,
+                                                        Index columns) const {
+  std::vector<std::int32_t> tables(chosen.size() * static_cast<std::size_t>(columns));
+  auto row = tables.begin();
+  for (const Index number : chosen) {
+    const std::vector<std::int32_t>& table = pool.entry(number).table;
+    std::copy(table.begin(), table.end(), row);
+    row += columns;
+  }
+  return tables;
+}
+
+void PagedKVCache::attend(const Problem& given, const Tensor& entries, const Options& options) const {
+  const Impl& self = *impl_;
+  const Reading use(self.users);
+  const std::vector<Index> chosen = self.read(entries, false);
+  const std::vector<Index> lengths = self.lengths_of(chosen);
+  Problem problem = require_attend(given, settings(), lengths);
+  if (settings().window != kUnbounded) self.require_kept_keys(problem, chosen);
+  const StoredTokens& pools = self.store.pools();
+  problem.key = pools.key;
+  problem.value = pools.value;
+  problem.key_scale = pools.key_scale;
+  problem.value_scale = pools.value_scale;
+  const Index longest = lengths.empty() ? 0 : *std::max_element(lengths.begin(), lengths.end());
+  const Index columns = max(1, ceil_div(longest, page_size()));
+  std::vector<std::int32_t> tables = self.tables_of(chosen, columns);
+  if (tables.empty()) tables.push_back(0);  // a table that is given has memory
+  problem.paging.block_table =
+      Tensor::contiguous(tables.data(), DType::i32, {static_cast<Index>(chosen.size()), 1, 1, columns});
+  forward(problem, options);
+}
+
+void PagedKVCache::truncate(const Tensor& lengths, const Tensor& entries) {
+  Impl& self = *impl_;
+  const Writing use(self.users);
+  const std::vector<Index> chosen = self.read(entries, true);
+  const std::vector<Index> left = require_new_lengths(lengths, chosen, self.lengths_of(chosen));
+  for (std::size_t i = 0; i < chosen.size(); ++i) {
+    const Index kept = self.kept_from(chosen[i]);
+    if (left[i] == 0 || self.first_seen(left[i], settings().window) >= kept) continue;
+    reject("lengths", "is " + to_string(left[i]) + " for entry " + to_string(chosen[i]) +
+                          ", whose tokens before " + to_string(kept) +
+                          " were given back: must be 0 or at least " + to_string(kept + settings().window));
+  }
+  for (std::size_t i = 0; i < chosen.size(); ++i) self.pool.truncate(chosen[i], left[i]);
+}
+
+Index PagedKVCache::free_pages() const {
+  const Reading use(impl_->users);
+  return impl_->pool.free_pages();
+}
+
+std::vector<Index> PagedKVCache::entries() const {
+  const Reading use(impl_->users);
+  return impl_->pool.numbers();
+}
+
+std::vector<Index> PagedKVCache::lengths() const {
+  const Reading use(impl_->users);
+  std::vector<Index> result;
+  for (const PagedEntry& entry : impl_->pool.entries) result.push_back(entry.in_use ? entry.length : -1);
+  return result;
+}
+
+Index PagedKVCache::length(Index number) const {
+  const Reading use(impl_->users);
+  impl_->require_entry(number);
+  return impl_->pool.entry(number).length;
+}
+
+std::vector<Index> PagedKVCache::block_table(Index number) const {
+  const Reading use(impl_->users);
+  impl_->require_entry(number);
+  const PagedEntry& entry = impl_->pool.entry(number);
+  std::vector<Index> result(entry.table.begin(), entry.table.end());
+  std::fill_n(result.begin(), entry.given_back, Index{-1});
+  return result;
+}
+
+std::vector<Index> PagedKVCache::reference_counts() const {
+  const Reading use(impl_->users);
+  std::vector<Index> result;
+  for (Index page = 0; page < pages(); ++page) {
+    result.push_back(impl_->pool.references(static_cast<std::int32_t>(page)));
+  }
+  return result;
+}
+
+CacheMemory PagedKVCache::memory() const {
+  const Reading use(impl_->users);
+  const Index page_bytes = page_size() * impl_->store.token_bytes();
+  return {impl_->store.reserved_bytes(), (pages() - impl_->pool.free_pages()) * page_bytes};
+}
+
+void PagedKVCache::gather(Index number, Index first, const Tensor& key, const Tensor& value) const {
+  const Impl& self = *impl_;
+  const Reading use(self.users);
+  self.require_entry(number);
+  const PagedEntry& entry = self.pool.entry(number);
+  const Range kept{self.kept_from(number), entry.length};
+  self.store.gather(entry.table.data(), require_gathered(settings(), kept, first, key, value), key, value);
+}
+
+Index PagedKVCache::kept_from(Index number) const {
+  const Reading use(impl_->users);
+  impl_->require_entry(number);
+  return impl_->kept_from(number);
+}
+
+}  // namespace attncore

@@ -1,0 +1,53 @@
+// What a PagedKVCache is made of.
+#pragma once
+
+#include "cache_call.h"
+#include "paged_pool.h"
+
+namespace attncore {
+
+struct PagedKVCache::Impl {
+  CacheStore store;
+  PagedPool pool;
+  mutable Users users;
+
+  Impl(Index pages, Index page_size, const CacheSettings& settings)
+      : store(require_settings(settings, "pages", pages, "page_size", page_size), pages, page_size, "pages",
+              true),
+        pool(pages, page_size) {}
+
+  void require_entry(Index number) const {
+    if (!pool.exists(number)) reject_entry(number);
+  }
+
+  [[nodiscard]] std::vector<Index> read(const Tensor& entries, bool distinct) const {
+    std::vector<Index> all;
+    if (!entries.given()) all = pool.numbers();
+    return read_entries(entries, std::move(all), distinct, [&](Index number) { return pool.exists(number); });
+  }
+
+  [[nodiscard]] std::vector<Index> lengths_of(const std::vector<Index>& entries) const {
+    std::vector<Index> result;
+    result.reserve(entries.size());
+    for (const Index number : entries) result.push_back(pool.entry(number).length);
+    return result;
+  }
+
+  /// The first token that is still there.
+  [[nodiscard]] Index kept_from(Index number) const noexcept {
+    return pool.entry(number).given_back * pool.page_size();
+  }
+
+  /// The first key that a query at a position sees.
+  [[nodiscard]] Index first_seen(Index position, Index left) const noexcept {
+    return left >= position ? 0 : position - left;
+  }
+
+  /// Throws if a query sees a page that was given back.
+  void require_kept_keys(const Problem& problem, const std::vector<Index>& chosen) const;
+  /// (entries, columns), 0 past an entry's own pages.
+  [[nodiscard]] std::vector<std::int32_t> tables_of(const std::vector<Index>& chosen, Index columns) const;
+  void require_state(const CacheState& state) const;
+};
+
+}  // namespace attncore

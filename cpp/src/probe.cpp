@@ -1,0 +1,119 @@
+#include "probe.h"
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstring>
+#include <mutex>
+#include <vector>
+
+#include "cpu/memory.h"
+
+namespace attncore {
+namespace {
+
+class Stopwatch {
+ public:
+  [[nodiscard]] double seconds() const noexcept {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
+  }
+
+ private:
+  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+};
+
+double measured_peak(const Kernels& kernels, int threads) {
+  constexpr Index kRounds = 4'000'000;
+  double best = 0;
+  for (int attempt = 0; attempt < 5; ++attempt) {
+    std::atomic<double> operations{0};
+    const Stopwatch watch;
+    parallel(threads, [&](int) { operations += kernels.multiply_adds(kRounds); });
+    best = std::max(best, operations / watch.seconds());
+  }
+  return best;
+}
+
+/// Memory that is read, written once by the threads that will read it: what was never written is one page of zeros.
+class ReadMemory {
+ public:
+  void reserve(Index share, int threads) {
+    const auto bytes = static_cast<std::size_t>(share) * static_cast<std::size_t>(threads);
+    if (bytes <= memory_.bytes()) return;
+    std::byte* const data = memory_.reserve(bytes);
+    parallel(threads,
+             [&](int thread) { std::memset(data + thread * share, 1, static_cast<std::size_t>(share)); });
+  }
+  [[nodiscard]] const std::byte* data() { return memory_.reserve(0); }
+
+ private:
+  Workspace memory_;
+};
+
+/// Bytes a second; each try reads `traffic` bytes, or all once.
+double measured_bandwidth(ReadMemory& memory, Index bytes, int threads, Index traffic, int tries) {
+  const Kernels& kernels = current_table().f32;
+  const Index share = round_up(ceil_div(bytes, threads), kReadStep);
+  const Index passes = max(Index{1}, traffic / (share * threads));
+  memory.reserve(share, threads);
+  const std::byte* const data = memory.data();
+  double best = 0;
+  for (int attempt = 0; attempt < tries * kReadPatterns; ++attempt) {
+    std::atomic<std::uint64_t> seen{0};
+    std::atomic<Index> read{0};
+    const Stopwatch watch;
+    parallel(threads, [&](int thread) {
+      std::uint64_t bits = 0;
+      for (Index pass = 0; pass < passes; ++pass) {
+        bits |= kernels.read_memory(data + thread * share, share, attempt % kReadPatterns);
+      }
+      seen |= bits;
+      read += passes * share;
+    });
+    best = std::max(best, static_cast<double>(read) / watch.seconds());
+  }
+  return best;
+}
+
+}  // namespace
+
+double estimated_peak(const Kernels& kernels, int threads) {
+  constexpr Index kRounds = 50'000;  // a fraction of a millisecond
+  double best = 0;
+  for (int attempt = 0; attempt < 10; ++attempt) {
+    const Stopwatch watch;
+    const double operations = kernels.multiply_adds(kRounds);
+    best = std::max(best, operations / watch.seconds());
+  }
+  return best * threads;
+}
+
+double estimated_bandwidth(int threads) {
+  static std::mutex mutex;
+  static std::vector<double> known;
+  const std::lock_guard lock(mutex);
+  const auto slot = static_cast<std::size_t>(threads);
+  if (known.size() <= slot) known.resize(slot + 1, 0);
+  if (known[slot] > 0) return known[slot];
+  constexpr Index kBytes = Index{64} << 20U;  // more than most caches of a core hold
+  ReadMemory memory;
+  return known[slot] = measured_bandwidth(memory, kBytes, threads, kBytes, 1);
+}
+
+double fma_peak(const std::string& isa, DType dtype, int num_threads) {
+  const DType compute = accumulation(dtype);
+  const int threads = num_threads > 0 ? std::min(num_threads, kMostThreads) : get_num_threads();
+  return measured_peak(table_named(isa).kernels(compute), threads) / 1e9;
+}
+
+double read_bandwidth(Index bytes, int num_threads) {
+  if (bytes < 1) throw std::invalid_argument("bytes: is " + std::to_string(bytes) + ", must be at least 1");
+  static std::mutex mutex;
+  static ReadMemory memory;
+  const std::lock_guard lock(mutex);
+  constexpr Index kTraffic = Index{1} << 30U;  // some milliseconds in any cache
+  const int threads = num_threads > 0 ? std::min(num_threads, kMostThreads) : get_num_threads();
+  return measured_bandwidth(memory, bytes, threads, kTraffic, 2) / 1e9;
+}
+
+}  // namespace attncore

@@ -1,0 +1,41 @@
+#include "work.h"
+
+#include "score/steps.h"
+
+namespace attncore {
+namespace {
+
+double item_bytes(DType dtype) noexcept {
+  return dtype == DType::i4 ? 0.5 : static_cast<double>(item_size(dtype));
+}
+
+}  // namespace
+
+Work work_of(const Call& call) {
+  Work work;
+  const double heads = static_cast<double>(call.heads), kv_heads = static_cast<double>(call.kv_heads);
+  const double dim = static_cast<double>(call.dim), value_dim = static_cast<double>(call.value_dim);
+  const double key_bytes = item_bytes(call.key.dtype) * dim + item_bytes(call.value.dtype) * value_dim;
+  for (Index batch = 0; batch < call.batch; ++batch) {
+    const Sequence sequence = call.sequence(batch);
+    work.flops += 2 * visible_pairs(call, sequence) * heads * (dim + value_dim);
+    work.bytes +=
+        static_cast<double>(sequence.keys) * kv_heads * key_bytes +
+        static_cast<double>(sequence.queries) * heads * (dim + value_dim) * item_bytes(call.query.dtype);
+  }
+  return work;
+}
+
+double visible_pairs(const Call& call, const Sequence& sequence) {
+  const Index band = max(1, ceil_div(sequence.queries, 64));
+  double pairs = 0;
+  for (Index query = 0; query < sequence.queries; query += band) {
+    const Index count = min(band, sequence.queries - query);
+    const Index middle = query + count / 2;
+    const Range seen = ScoreSteps::visible(call, {sequence, {0, 1}, {middle, middle + 1}});
+    pairs += static_cast<double>(count) * static_cast<double>(seen.size());
+  }
+  return pairs;
+}
+
+}  // namespace attncore

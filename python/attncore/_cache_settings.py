@@ -1,0 +1,72 @@
+"""The settings of caches: checked, named, as the core takes them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+from attncore._types import Rotary
+
+CacheDType: TypeAlias = Literal[
+    "float32", "float64", "float16", "bfloat16", "int8", "int4", "float8_e4m3", "float8_e4m3fn"
+]
+_FLOATS = ("float32", "float64", "float16", "bfloat16")
+_DTYPES = (*_FLOATS, "int8", "int4", "float8_e4m3fn")
+_NO_INTS = ("dtype", "rotary")
+
+
+def storage_name(dtype: Any) -> str:
+    """The name of a dtype of storage, given by name, as a NumPy dtype or a scalar type."""
+    name = dtype if isinstance(dtype, str) else None
+    if name is None:
+        try:
+            name = np.dtype(dtype).name
+        except TypeError:
+            name = repr(dtype)
+    name = "float8_e4m3fn" if name == "float8_e4m3" else name
+    if name not in _DTYPES:
+        raise TypeError(f"dtype: is {name}, accepted is {', '.join(_DTYPES)}")
+    return name
+
+
+def float_dtype(storage: str) -> np.dtype[Any]:
+    """What `gather` returns."""
+    if storage == "bfloat16":
+        import ml_dtypes  # noqa: PLC0415  (optional)
+
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(storage if storage in _FLOATS else np.float32)
+
+
+def rotary_of(rotary: Rotary | bool | None) -> Rotary | None:
+    if isinstance(rotary, bool):
+        return Rotary() if rotary else None
+    if rotary is not None and not isinstance(rotary, Rotary):
+        raise TypeError(f"rotary: must be a Rotary, a bool or None, is {type(rotary).__name__}")
+    return rotary
+
+
+def shared_settings(
+    value_dim: int | None, dtype: Any, rotary: Rotary | bool | None, window: int | None
+) -> dict[str, Any]:
+    """The settings that both caches have."""
+    return {
+        "value_dim": value_dim,
+        "dtype": storage_name(dtype),
+        "rotary": rotary_of(rotary),
+        "window": window,
+    }
+
+
+def for_core(shared: dict[str, Any]) -> tuple[Any, ...]:
+    rotary: Rotary | None = shared["rotary"]
+    fields = None if rotary is None else (rotary.base, rotary.dims, rotary.interleaved)
+    return shared["value_dim"], shared["dtype"], fields, shared["window"]
+
+
+def plain(settings: dict[str, Any]) -> dict[str, Any]:
+    """With every default in place, and Python's ints."""
+    value_dim = settings["dim"] if settings["value_dim"] is None else settings["value_dim"]
+    settings |= {"value_dim": value_dim}
+    return {n: v if v is None or n in _NO_INTS else int(v) for n, v in settings.items()}

@@ -1,0 +1,144 @@
+"""Attention to keys and values that lie in pages of the caller's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from attncore import _core
+from attncore._types import Array, Ints, Layout, RelativeBias, Table, Window
+
+
+def attention_paged(
+    query: Array,
+    key_pages: Array,
+    value_pages: Array,
+    block_table: Table,
+    key_lengths: int | Ints,
+    *,
+    key_scale: Array | None = None,
+    value_scale: Array | None = None,
+    cu_query_lengths: Ints | None = None,
+    page_layout: Layout = "bshd",
+    causal: bool = False,
+    window: Window | None = None,
+    query_offset: int | Ints | None = None,
+    mask: npt.NDArray[np.bool_] | None = None,
+    bias: Array | Sequence[Array] | None = None,
+    alibi: Array | Sequence[float] | None = None,
+    relative_bias: RelativeBias | None = None,
+    softcap: float | None = None,
+    sinks: Array | Sequence[float] | None = None,
+    scale: float | None = None,
+    query_segments: Ints | None = None,
+    key_segments: Ints | None = None,
+    query_lengths: int | Ints | None = None,
+    tree_parents: Ints | None = None,
+    layout: Layout = "bhsd",
+    dropout_p: float = 0.0,
+    seed: int = 0,
+    out: Array | None = None,
+    return_lse: bool = False,
+    num_threads: int | None = None,
+) -> Any:
+    """`attention` to keys and values in pages (Kwon et al. 2023), read where they lie.
+
+    Token t of batch entry b is slot ``t % page_size`` of page ``block_table[b, t // page_size]``.
+    Entries may share pages, and an entry may have one twice.  Slots past an entry's length, and
+    what the table holds past its pages, are never read.  For float pages the result is that of
+    `attention` on the gathered keys and values, to the last bit.
+
+    Args:
+        query: (batch, heads, queries, dim) or what `attention` takes; with cu_query_lengths
+            (tokens, heads, dim); float32, float64, float16 or bfloat16 (of ml_dtypes).
+        key_pages: (pages, page_size, kv_heads, dim) with any strides: query's dtype; or, for
+            queries that are not float64, each of float32, float16, bfloat16, int8, float8_e4m3fn
+            (of ml_dtypes), and uint8 for int4: two numbers in a byte, the first in its low half,
+            (pages, page_size, kv_heads, dim / 2) without gaps in the last axis.
+        value_pages: (pages, page_size, kv_heads, value_dim), a dtype of its own likewise.
+        block_table: Ints (batch, table_pages), of 0 … pages − 1.
+        key_lengths: Ints (batch,), each at most table_pages · page_size.
+        key_scale: float32 (pages, page_size, kv_heads): each key is what is stored times this.
+        value_scale: The same of the values.
+        cu_query_lengths: Ints (batch + 1,), from 0: queries cu[b] … cu[b + 1] − 1 are entry b's.
+        page_layout: "bshd"; or "bhsd" for pages (pages, kv_heads, page_size, dim), and scales
+            (pages, kv_heads, page_size).
+        causal: As for `attention`, as is all that follows; keys count table_pages · page_size
+            where an option has an axis of them.  The default offset of an entry is its
+            key_length − its queries.
+        window: As for `attention`.
+        query_offset: As for `attention`.
+        mask: As for `attention`; queries count those of the longest entry if they are packed.
+        bias: As mask.
+        alibi: As for `attention`.
+        relative_bias: As for `attention`.
+        softcap: As for `attention`.
+        sinks: As for `attention`.
+        scale: As for `attention`.
+        query_segments: As for `attention`; packed as the queries are.
+        key_segments: Ints (batch, table_pages · page_size).
+        query_lengths: As for `attention`.
+        tree_parents: As for `attention`; packed as the queries are.
+        layout: Of query and out; packed queries have none.
+        dropout_p: As for `attention`.
+        seed: As for `attention`.
+        out: As for `attention`.
+        return_lse: As for `attention`.
+        num_threads: As for `attention`.
+
+    Returns:
+        out: Of query's shape but value_dim, in query's dtype; and if asked for
+        lse: (batch, heads, queries), packed (heads, tokens), in float32 (float64 for float64).
+
+    Raises:
+        ValueError: A shape or value does not fit; the message names the argument.
+        TypeError: A type or dtype does not fit.
+        MemoryError: There is no memory for the workspace.
+
+    Example:
+        >>> import numpy as np, attncore
+        >>> rng = np.random.default_rng(0)
+        >>> key_pages, value_pages = rng.standard_normal((2, 10, 16, 1, 64), dtype=np.float32)
+        >>> query = rng.standard_normal((2, 8, 1, 64), dtype=np.float32)
+        >>> out = attncore.attention_paged(
+        ...     query, key_pages, value_pages, [[3, 1, 4], [3, 5, 0]], key_lengths=[40, 19])
+        >>> key, value = (p[[3, 5]].reshape(1, 32, 1, 64) for p in (key_pages, value_pages))
+        >>> key, value = (a.swapaxes(1, 2)[:, :, :19] for a in (key, value))
+        >>> bool((attncore.attention(query[1:], key, value) == out[1:]).all())
+        True
+    """
+    if cu_query_lengths is not None:
+        if layout != "bhsd":
+            raise ValueError(f"layout: is {layout!r}, packed queries are (token, head, dim)")
+        layout = "bshd"
+    return _core.attention_paged(
+        query,
+        (key_pages, value_pages, key_scale, value_scale),
+        block_table,
+        page_layout,
+        cu_query_lengths,
+        out,
+        return_lse,
+        layout,
+        causal,
+        window,
+        query_offset,
+        mask,
+        bias,
+        alibi,
+        relative_bias,
+        softcap,
+        sinks,
+        scale,
+        query_segments,
+        key_segments,
+        query_lengths,
+        key_lengths,
+        tree_parents,
+        num_threads,
+        dropout_p,
+        seed,
+    )

@@ -1,0 +1,268 @@
+// KVCache and PagedKVCache; their Python classes are in _cache.py.
+#include <pybind11/stl.h>
+
+#include <attncore/cache.hpp>
+#include <memory>
+
+#include "arguments.h"
+#include "bind.h"
+#include "run.h"
+
+namespace attncore::python {
+namespace {
+
+/// Ints of a call as (n, 1, 1, 1), or (n, 1, token, 1) if they may have two axes; the array lives as long as this.
+struct IntArgument {
+  py::array array = py::reinterpret_steal<py::array>(py::handle());
+  Tensor tensor;
+
+  IntArgument(const char* argument, const py::object& object, py::ssize_t most) {
+    if (object.is_none()) return;
+    array = int_array(argument, object);
+    const int rank = static_cast<int>(array.ndim());
+    if (rank > most) {
+      reject_value(argument,
+                   "has " + std::to_string(rank) + " dimensions, must have at most " + std::to_string(most));
+    }
+    const Axes axes = most == 1 ? Axes{rank - 1, -1, -1, -1} : Axes{rank - 2, -1, rank - 1, -1};
+    tensor = python::tensor(argument, array, axes, kInts);
+  }
+};
+
+Tensor operand(const char* argument, const py::object& object, bool bshd) {
+  const py::array array = require_array(argument, object);
+  if (array.ndim() < 3 || array.ndim() > 4) {
+    reject_value(argument, "has " + std::to_string(array.ndim()) + " dimensions, must have 3 or 4");
+  }
+  return tensor(argument, array, axes_of(bshd, array.ndim()), kFloats);
+}
+
+template <class Cache>
+void append(Cache& cache, const py::object& key, const py::object& value, const py::object& entries,
+            const py::object& lengths, const py::object& positions, const py::object& layout) {
+  const bool bshd = is_bshd(layout);
+  NewTokens tokens;
+  tokens.key = operand("key", key, bshd);
+  tokens.value = operand("value", value, bshd);
+  const IntArgument chosen("entries", entries, 1), counts("lengths", lengths, 1),
+      at("positions", positions, 2);
+  tokens.lengths = counts.tensor;
+  tokens.positions = at.tensor;
+  Options options;
+  run_without_gil(options, [&] { cache.append(tokens, chosen.tensor, options); });
+}
+
+/// `options`: as those of Arguments.
+template <class Cache>
+py::object attend(const Cache& cache, const py::object& query, const py::object& entries,
+                  const py::object& tree_parents, const py::object& out_or_none,
+                  const py::object& return_lse_or_not, const py::args& options) {
+  Arguments arguments(query, py::handle(), py::handle(), options);
+  Problem& problem = arguments.problem;
+  problem.value.shape[3] = cache.settings().value_dim;
+  problem.score.tree_parents = arguments.ints("tree_parents", tree_parents, 2);
+  const IntArgument chosen("entries", entries, 1);
+  const bool return_lse = boolean("return_lse", return_lse_or_not);
+  py::array out = out_or_none.is_none() ? arguments.allocate_out() : require_array("out", out_or_none);
+  problem.out = arguments.out_tensor(out);
+  py::array lse;
+  if (return_lse) {
+    lse = arguments.allocate_rows(arguments.compute_dtype(), problem.query.shape[2], std::nullopt);
+    problem.lse = arguments.rows_tensor("lse", lse, false);
+  }
+  run_without_gil(arguments.options, [&] { cache.attend(problem, chosen.tensor, arguments.options); });
+  if (return_lse) return py::make_tuple(out, lse);
+  return out;
+}
+
+template <class Cache>
+void truncate(Cache& cache, const py::object& lengths, const py::object& entries) {
+  const IntArgument left("lengths", lengths, 1), chosen("entries", entries, 1);
+  cache.truncate(left.tensor, chosen.tensor);
+}
+
+py::array_t<Index> int64(const std::vector<Index>& numbers) {
+  return py::array_t<Index>(static_cast<py::ssize_t>(numbers.size()), numbers.data());
+}
+
+/// The tokens of an entry as floats of a dtype.
+template <class Cache>
+py::tuple gather(const Cache& cache, const py::object& entry, const py::dtype& dtype) {
+  const CacheSettings& s = cache.settings();
+  const Index number = integer("entry", entry);
+  Index first = 0;
+  if constexpr (std::is_same_v<Cache, PagedKVCache>) first = cache.kept_from(number);
+  const Index count = cache.length(number) - first;
+  const py::array key(dtype, {s.kv_heads, count, s.dim}), value(dtype, {s.kv_heads, count, s.value_dim});
+  const Tensor keys = tensor("key", key, {-1, 0, 1, 2}, kFloats);
+  const Tensor values = tensor("value", value, {-1, 0, 1, 2}, kFloats);
+  {
+    const py::gil_scoped_release no_gil;
+    cache.gather(number, first, keys, values);
+  }
+  return py::make_tuple(key, value);
+}
+
+/// What NumPy has for the bits of a dtype of storage.
+py::dtype bits_of(DType dtype) {
+  if (dtype == DType::f32) return py::dtype::of<float>();
+  if (dtype == DType::f64) return py::dtype::of<double>();
+  if (dtype == DType::f16) return py::dtype("e");
+  if (dtype == DType::bf16) return py::dtype::of<std::uint16_t>();
+  if (dtype == DType::i8) return py::dtype::of<std::int8_t>();
+  return py::dtype::of<std::uint8_t>();
+}
+
+/// A state's arrays by their names in files: see _cache_file.py.
+template <class Cache>
+py::dict state(const Cache& cache) {
+  auto owner = std::make_unique<CacheState>();
+  {
+    const py::gil_scoped_release no_gil;
+    *owner = cache.state();
+  }
+  const CacheState& s = *owner.release();
+  const py::capsule keeper(&s, [](void* p) { delete static_cast<CacheState*>(p); });
+  py::dict arrays;
+  const auto add = [&](const char* name, const Tensor& t, bool scale) {
+    if (!t.given()) return;
+    std::vector<Index> shape{t.shape[1], t.shape[2]};
+    if (!scale) shape.push_back(t.dtype == DType::i4 ? t.shape[3] / 2 : t.shape[3]);
+    arrays[name] = py::array(bits_of(t.dtype), shape, t.data, keeper);
+  };
+  add("key", s.tokens.key, false);
+  add("value", s.tokens.value, false);
+  add("key_scale", s.tokens.key_scale, true);
+  add("value_scale", s.tokens.value_scale, true);
+  arrays["lengths"] = int64(s.lengths);
+  if constexpr (std::is_same_v<Cache, PagedKVCache>) {
+    std::vector<Index> tables;
+    for (const auto& table : s.tables) tables.insert(tables.end(), table.begin(), table.end());
+    arrays["page_lengths"] = int64(s.page_lengths);
+    arrays["tables"] = int64(tables);
+    arrays["given_back"] = int64(s.given_back);
+  }
+  return arrays;
+}
+
+std::vector<Index> ints_of(const py::dict& arrays, const char* name) {
+  const auto array = py::array_t<Index, py::array::c_style>::ensure(arrays[name]);
+  return {array.data(), array.data() + array.size()};
+}
+
+/// The tables of all entries, one after another, by the entries' lengths.
+std::vector<std::vector<Index>> split_tables(const std::vector<Index>& flat,
+                                             const std::vector<Index>& lengths, Index page_size) {
+  std::vector<std::vector<Index>> tables;
+  auto next = flat.begin();
+  for (const Index length : lengths) {
+    const Index pages = length <= 0 ? 0 : (length - 1) / page_size + 1;
+    const auto end = next + std::min<Index>(pages, flat.end() - next);
+    tables.emplace_back(next, end);
+    next = end;
+  }
+  if (next != flat.end()) reject_value("state", "has more pages in its tables than its lengths need");
+  return tables;
+}
+
+/// Arrays as state() makes them.
+template <class Cache>
+void restore(Cache& cache, const py::dict& arrays) {
+  CacheState s;
+  const auto read = [&](const char* name, DType dtype, Tensor& t) {
+    if (!arrays.contains(name)) return;
+    const py::array array = arrays[name];
+    const Index dim = array.ndim() < 3 ? 1 : array.shape(2) * (dtype == DType::i4 ? 2 : 1);
+    t = Tensor::contiguous(array.data(), dtype, {1, array.shape(0), array.shape(1), dim});
+  };
+  const DType dtype = cache.settings().dtype;
+  read("key", dtype, s.tokens.key);
+  read("value", dtype, s.tokens.value);
+  read("key_scale", DType::f32, s.tokens.key_scale);
+  read("value_scale", DType::f32, s.tokens.value_scale);
+  s.lengths = ints_of(arrays, "lengths");
+  if constexpr (std::is_same_v<Cache, PagedKVCache>) {
+    s.page_lengths = ints_of(arrays, "page_lengths");
+    s.given_back = ints_of(arrays, "given_back");
+    s.tables = split_tables(ints_of(arrays, "tables"), s.lengths, cache.page_size());
+  }
+  const py::gil_scoped_release no_gil;
+  cache.restore(s);
+}
+
+Index positive(const char* argument, const py::object& object) {
+  const Index value = integer(argument, object);
+  if (value < 1) reject_value(argument, "is " + std::to_string(value) + ", must be at least 1");
+  return value;
+}
+
+/// `rotary`: None or (base, dims or None, interleaved).
+template <class Cache>
+std::unique_ptr<Cache> make(const char* extent_name, const char* slots_name, const py::object& extent,
+                            const py::object& slots, const py::object& kv_heads, const py::object& dim,
+                            const py::object& value_dim, const std::string& dtype, const py::object& rotary,
+                            const py::object& window) {
+  CacheSettings s;
+  s.kv_heads = positive("kv_heads", kv_heads);
+  s.dim = positive("dim", dim);
+  if (!value_dim.is_none()) s.value_dim = positive("value_dim", value_dim);
+  for (const DType one : {DType::f64, DType::f16, DType::bf16, DType::i8, DType::i4, DType::f8}) {
+    if (dtype == name(one)) s.dtype = one;
+  }
+  if (!rotary.is_none()) {
+    const auto fields = rotary.cast<py::tuple>();
+    s.rotary.emplace();
+    s.rotary->base = number("rotary", fields[0]).value_or(s.rotary->base);
+    if (!fields[1].is_none()) s.rotary->dims = positive("rotary", fields[1]);
+    s.rotary->interleaved = boolean("rotary", fields[2]);
+  }
+  if (!window.is_none()) {
+    s.window = integer("window", window);
+    if (s.window < 0) reject_value("window", "is " + std::to_string(s.window) + ", must be at least 0");
+  }
+  return std::make_unique<Cache>(positive(extent_name, extent), positive(slots_name, slots), s);
+}
+
+template <class Cache>
+py::class_<Cache> bind(py::module_& m, const char* class_name) {
+  return py::class_<Cache>(m, class_name)
+      .def("append", append<Cache>)
+      .def("attend", attend<Cache>)
+      .def("truncate", truncate<Cache>)
+      .def("gather", gather<Cache>)
+      .def("state", state<Cache>)
+      .def("restore", restore<Cache>)
+      .def("lengths", [](const Cache& cache) { return int64(cache.lengths()); })
+      .def("memory", [](const Cache& cache) {
+        const CacheMemory memory = cache.memory();
+        return py::make_tuple(memory.reserved, memory.used);
+      });
+}
+
+}  // namespace
+
+void bind_cache(py::module_& m) {
+  bind<KVCache>(m, "KVCache")
+      .def(py::init([](const py::object& batch, const py::object& capacity, const py::args& rest) {
+        return make<KVCache>("batch", "capacity", batch, capacity, rest[0], rest[1], rest[2],
+                             rest[3].cast<std::string>(), rest[4], rest[5]);
+      }));
+  bind<PagedKVCache>(m, "PagedKVCache")
+      .def(py::init([](const py::object& pages, const py::object& page_size, const py::args& rest) {
+        return make<PagedKVCache>("pages", "page_size", pages, page_size, rest[0], rest[1], rest[2],
+                                  rest[3].cast<std::string>(), rest[4], rest[5]);
+      }))
+      .def("add", &PagedKVCache::add)
+      .def("fork",
+           [](PagedKVCache& cache, const py::object& entry) { return cache.fork(integer("entry", entry)); })
+      .def("free", [](PagedKVCache& cache, const py::object& entry) { cache.free(integer("entry", entry)); })
+      .def("free_pages", &PagedKVCache::free_pages)
+      .def("entries", [](const PagedKVCache& cache) { return int64(cache.entries()); })
+      .def("block_table",
+           [](const PagedKVCache& cache, const py::object& entry) {
+             return int64(cache.block_table(integer("entry", entry)));
+           })
+      .def("reference_counts", [](const PagedKVCache& cache) { return int64(cache.reference_counts()); });
+}
+
+}  // namespace attncore::python
