@@ -160,8 +160,7 @@ class AttentionState:
     ) -> None: ...
     def update(
         self,
-        key: npt.NDArray[Any],
-        value: npt.NDArray[Any],
+        arrays: tuple[Any, ...],
         first_key: Any,
         mapped: list[npt.NDArray[np.uint8]],
         /,
