@@ -137,16 +137,10 @@ def run(name: str, lines: Lines, options: argparse.Namespace) -> tuple[list[Reco
     return rows, skipped
 
 
-def run_appends(options: argparse.Namespace) -> tuple[list[Record], list[str]]:
+def run_appends(options: argparse.Namespace) -> list[Record]:
     """The lines of "append": the time of one."""
-    line: list[Contender] = []
-    skipped = []
-    for label, append in APPENDS.items():
-        try:
-            line.append(appending(label, append))
-        except Unsupported as reason:
-            skipped.append(f"# append {label}: skipped, {reason}")
-    times = time_in_rounds(line, options.rounds, options.budget) if line else {}
+    line = [appending(label, append) for label, append in APPENDS.items()]
+    times = time_in_rounds(line, options.rounds, options.budget)
     rows = []
     for label, seconds in times.items():
         append = APPENDS[label]
@@ -157,7 +151,7 @@ def run_appends(options: argparse.Namespace) -> tuple[list[Record], list[str]]:
             "spread": summary.spread, "best": summary.best,
             "tokens_per_second": append.batch / summary.median,
         })  # fmt: skip
-    return rows, skipped
+    return rows
 
 
 def record(step: Step, seconds: list[float], read: Any, peak: Any) -> Record:
@@ -207,7 +201,7 @@ def show(row: Record) -> str:
 def run_named(name: str, options: argparse.Namespace) -> tuple[list[Record], list[str]]:
     """The records of a case, and the lines to print below them."""
     if name == "append":
-        return run_appends(options)
+        return run_appends(options), []
     lines = DECODE_CASES[name]
     most = options.held * MIB if options.held else max(step.held for step in lines.values())
     steps = {label: replace(step, held=min(step.held, most)) for label, step in lines.items()}
