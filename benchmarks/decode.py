@@ -96,7 +96,7 @@ class Probes:
 
 
 def line_up(name: str, lines: Lines, threads: int) -> tuple[dict[str, Contender], dict[str, str]]:
-    """Who can make the steps and does it right, and why the others cannot.
+    """Who can make the steps and does it right, and why torch cannot; else WrongOutput.
 
     Sequences that begin with the same tokens get the same bits, whether they share them or not.
     """
@@ -107,8 +107,10 @@ def line_up(name: str, lines: Lines, threads: int) -> tuple[dict[str, Contender]
     for label, step in lines.items():
         try:
             contender, out = verified(label, step, stores(step, pools), threads)
-        except Unsupported as reason:
-            absent[label] = str(reason)
+        except (Unsupported, WrongOutput, RuntimeError) as reason:
+            if step.by != "torch":
+                raise
+            absent[label] = (str(reason).strip().splitlines() or [type(reason).__name__])[0]
             continue
         line[label] = contender
         if step.prefix and out.tobytes() != bits.setdefault(step.prefix, out.tobytes()):
