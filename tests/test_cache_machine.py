@@ -76,7 +76,8 @@ class CacheMachine(RuleBasedStateMachine):
         for i, (entry, count) in enumerate(zip(entries, counts, strict=True)):
             new = key[i, :, :count]
             if self.rotary:
-                new = attncore.rope(new, self.length(entry) + np.arange(count))
+                wide = new.astype(np.float64 if self.storage == "float64" else np.float32)
+                new = attncore.rope(wide, self.length(entry) + np.arange(count))
             parts = zip(self.model[entry], (new, value[i, :, :count]), strict=True)
             grown = [np.concatenate([old, stored(x, self.storage)], 1) for old, x in parts]
             self.model[entry] = grown[0], grown[1]

@@ -189,7 +189,6 @@ class _Cache:
         self,
         query: npt.NDArray[Any],
         entries: Any,
-        tree_parents: Any,
         out: npt.NDArray[Any] | None,
         return_lse: bool,
         /,
