@@ -88,7 +88,7 @@ class Planner {
         add_sequence(sequence, kv_head);
       }
       for (const SharedPart& part : group.parts) add_gang(part, sections);
-      if (kv_head == 0) most_states_ = max(most_states_, plan_.states - first_state);
+      if (kv_head == 0 && !group.parts.empty()) most_states_ = max(most_states_, plan_.states - first_state);
     }
   }
 

@@ -31,6 +31,7 @@ struct Case {
     call.queries = 1 + random.below(9), call.keys = 1 + random.below(24);
     sequence = {random.below(2), 1 + random.below(call.queries), 1 + random.below(call.keys),
                 random.below(40) - 20};
+    place(random.one_of(2));
     kv_head = random.below(call.kv_heads);
     if (random.one_of(2)) call.score.left = random.one_of(2) ? random.below(12) : Index{1} << 60;
     if (random.one_of(2)) call.score.right = random.one_of(2) ? random.below(12) : 0;
@@ -40,6 +41,14 @@ struct Case {
   Case(const Case&) = delete;
   Case& operator=(const Case&) = delete;
   ~Case() = default;
+
+  /// Tokens stand in arrays (batch, token), or packed in (1, token): the same memory.
+  void place(bool packed) {
+    const Index batch = sequence.batch;
+    sequence.query_place = {batch, 0, call.queries}, sequence.key_place = {batch, 0, call.keys};
+    if (packed) sequence.query_place = {0, batch * call.queries, call.queries};
+    if (packed) sequence.key_place = {0, batch * call.keys, call.keys};
+  }
 
   void add_mask(Random& random) {
     std::array<Index, 4> shape{call.batch, call.heads, call.queries, call.keys};
@@ -69,7 +78,7 @@ struct Case {
 
   [[nodiscard]] Row row(Index r) const {
     const Index query = r / call.group;
-    return {sequence.batch, kv_head * call.group + r % call.group, query, query + sequence.offset};
+    return row_of(sequence, kv_head * call.group + r % call.group, query);
   }
   [[nodiscard]] bool window_sees(const Row& row, Index key) const {
     const Score& score = call.score;
@@ -95,7 +104,7 @@ void check_touch(Touch touch, const Block& block, Range keys, bool exact, Sees s
   bool any = false, all = true;
   for (Index head = block.heads.begin; head < block.heads.end; ++head) {
     for (Index query = block.queries.begin; query < block.queries.end; ++query) {
-      const Row row{block.sequence.batch, head, query, query + block.sequence.offset};
+      const Row row = row_of(block.sequence, head, query);
       for (Index key = keys.begin; key < keys.end; ++key) {
         any |= sees(row, key);
         all &= sees(row, key);

@@ -20,6 +20,11 @@ struct DeviceMath {
   static __device__ float hide_where_zero(float s, const std::byte* mask, Index, const Keys&) {
     return *mask != std::byte{0} ? s : hidden();
   }
+  static __device__ float hide_where_clear(float s, const std::uint64_t* words, Index first,
+                                           const Keys& keys) {
+    const Index bit = keys.first - first;
+    return bit < 0 || (words[bit / 64] >> (bit % 64) & 1U) != 0 ? s : hidden();
+  }
   static __device__ float hide_where_unequal(float s, const std::byte* segment, const Tensor& like,
                                              Index wanted, const Keys&) {
     return read_int(segment, like.dtype) == wanted ? s : hidden();
