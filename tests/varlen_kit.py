@@ -124,6 +124,8 @@ def as_padded(problem: Packed, options: Options) -> Options:
         made.setdefault(f"{name}_lengths", np.diff(ends))
         if f"{name}_segments" in made:
             made[f"{name}_segments"] = padded_tokens(made[f"{name}_segments"], ends)
+    if "tree_parents" in made:
+        made["tree_parents"] = padded_tokens(made["tree_parents"], problem.queries)
     return made
 
 

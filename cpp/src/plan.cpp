@@ -214,6 +214,8 @@ class Planner {
   /// its use.
   void order() {
     std::vector<Batch> runs;
+    std::stable_sort(plan_.gangs.begin(), plan_.gangs.end(),
+                     [](const Gang& a, const Gang& b) { return a.sections[0] < b.sections[0]; });
     std::size_t gang = 0;
     for (std::size_t i = 0; i < plan_.sections.size(); ++i) {
       const Section& section = plan_.sections[i];

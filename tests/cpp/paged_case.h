@@ -144,6 +144,9 @@ struct Case {
     group = random.one_of(3) ? 8 : 1 + random.below(3);
     slots = random.one_of(3) ? 16 : 1 + random.below(40);
     width = random.below(5), pages = 1 + random.below(12);
+    if (random.one_of(8)) {  // long entries, many of which begin with the same pages
+      batch = 2 + random.below(4), slots = 400 + random.below(500), width = 2 + random.below(3), pages = 2;
+    }
     compute = random.one_of(5) ? DType::f64 : DType::f32;
     dim = 2 * (1 + random.below(20)), value_dim = 2 * (1 + random.below(20));
     wide_ints = random.one_of(2), by_head = random.one_of(2);

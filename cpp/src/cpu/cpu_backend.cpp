@@ -205,6 +205,15 @@ class ForwardRun {
     for (const Index number : gang.sections) finish_part(plan_.sections[static_cast<std::size_t>(number)]);
   }
 
+  [[nodiscard]] Task gang_task(const Gang& gang, const Section& s, Range part, Range keys) const noexcept {
+    Task task{.sequence = s.sequence, .kv_head = s.kv_head, .rows = s.rows, .keys = keys};
+    task.first = keys.begin == part.begin;
+    task.last = false;
+    task.state = state(s) + gang.part * plan_.kernels->sizes(call_, s.rows.size()).state;
+    task.reach = part.end;
+    return task;
+  }
+
   void run_gang_tile(const Gang& gang, Range part, Range keys, const std::byte* panel, int thread) noexcept {
     Task tasks[kMostGangTasks];
     Index count = 0, rows = 0;
@@ -212,21 +221,20 @@ class ForwardRun {
       if (count > 0) plan_.kernels->forward_gang(call_, tasks, count, scratch(thread));
       count = rows = 0;
     };
-    for (const Index number : gang.sections) {
-      const Section& s = plan_.sections[static_cast<std::size_t>(number)];
-      Task task{.sequence = s.sequence, .kv_head = s.kv_head, .rows = s.rows, .keys = keys};
-      task.first = keys.begin == part.begin;
-      task.last = false;
-      task.state = state(s) + gang.part * plan_.kernels->sizes(call_, s.rows.size()).state;
-      task.reach = part.end;
-      if (!plan_.kernels->reads_in_place(call_, s.sequence)) {
-        task.packed = panel;
-        plan_.kernels->forward(call_, task, scratch(thread));
-        continue;
+    for (const bool in_place : {false, true}) {  // those may copy keys to where the panel is
+      for (const Index number : gang.sections) {
+        const Section& s = plan_.sections[static_cast<std::size_t>(number)];
+        if (plan_.kernels->reads_in_place(call_, s.sequence) != in_place) continue;
+        Task task = gang_task(gang, s, part, keys);
+        if (!in_place) {
+          task.packed = panel;
+          plan_.kernels->forward(call_, task, scratch(thread));
+          continue;
+        }
+        if (count == kMostGangTasks || rows + s.rows.size() > plan_.kernels->gang_rows) run();
+        tasks[count++] = task;
+        rows += s.rows.size();
       }
-      if (count == kMostGangTasks || rows + s.rows.size() > plan_.kernels->gang_rows) run();
-      tasks[count++] = task;
-      rows += s.rows.size();
     }
     run();
   }
