@@ -67,8 +67,8 @@ def attention_paged(
         page_layout: "bshd"; or "bhsd" for pages (pages, kv_heads, page_size, dim), and scales
             (pages, kv_heads, page_size).
         causal: As for `attention`, as is all that follows; keys count table_pages · page_size
-            where an option has an axis of them.  The default offset of an entry is its
-            key_length − its queries.
+            where an option has an axis of them (that of masks and biases may end with the longest
+            entry).  The default offset of an entry is its key_length − its queries.
         window: As for `attention`.
         query_offset: As for `attention`.
         mask: As for `attention`; queries count those of the longest entry if they are packed.
