@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
 
 import numpy as np
 
@@ -11,22 +10,21 @@ import attncore
 from attncore._cli.case import Array, dtype_named
 from attncore._cli.measure import Contender, WrongOutput
 from steps import QUANTISED, Append
-from training import Unsupported
+
+Cache = attncore.KVCache | attncore.PagedKVCache
 
 
-def empty_cache(append: Append) -> Any:
+def empty_cache(append: Append) -> Cache:
     """A cache of as many entries as there are sequences, with room for what is timed."""
-    name = "PagedKVCache" if append.page else "KVCache"
-    kind: Any = getattr(attncore, name, None)
-    if kind is None:
-        raise Unsupported(f"no {name} yet")
-    stored = "float8_e4m3fn" if append.stored == "float8" else append.stored
-    options = {"dtype": stored, "rotary": append.rotary or None}
+    sizes = append.kv_heads, append.dim
+    rotary = append.rotary or None
     room = append.before + append.tokens
     if not append.page:
-        return kind(append.batch, append.kv_heads, append.dim, capacity=room, **options)
+        return attncore.KVCache(
+            append.batch, *sizes, capacity=room, dtype=append.stored, rotary=rotary
+        )
     pages = append.batch * -(-room // append.page)
-    cache = kind(pages, append.page, append.kv_heads, append.dim, **options)
+    cache = attncore.PagedKVCache(pages, append.page, *sizes, dtype=append.stored, rotary=rotary)
     for _ in range(append.batch):
         cache.add()
     return cache
@@ -41,7 +39,7 @@ def tokens_of(append: Append, count: int) -> tuple[Array, Array]:
     return key, value
 
 
-def check(name: str, append: Append, cache: Any, value: Array) -> None:
+def check(name: str, append: Append, cache: Cache, value: Array) -> None:
     """WrongOutput unless the last token of each entry is the one that was appended.
 
     Values are: keys may be rotated.
@@ -49,7 +47,7 @@ def check(name: str, append: Append, cache: Any, value: Array) -> None:
     for entry in range(append.batch):
         stored = cache.gather(entry)[1][:, -1].astype(np.float64)
         exact = value[entry, :, 0].astype(np.float64)
-        room = {"int4": 0.1, "float8": 0.07, "int8": 0.01}.get(append.stored, 0.0)
+        room = {"int4": 0.1, "float8_e4m3fn": 0.07, "int8": 0.01}.get(append.stored, 0.0)
         if not np.abs(stored - exact).max() <= room * np.abs(exact).max():
             raise WrongOutput(f"{name}: entry {entry} does not end with what was appended")
 

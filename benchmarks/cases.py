@@ -152,7 +152,7 @@ APPENDS: dict[str, Append] = {
     "KVCache float32": Append(1, 8, 64, "float32"),
     "KVCache int8": Append(1, 8, 64, "int8"),
     "KVCache int4": Append(1, 8, 64, "int4"),
-    "KVCache float8": Append(1, 8, 64, "float8"),
+    "KVCache float8": Append(1, 8, 64, "float8_e4m3fn"),
     "KVCache rotary": Append(1, 8, 64, rotary=True),
     "KVCache 16 entries": Append(16, 8, 64),
     "PagedKVCache": Append(1, 8, 64, page=16),

@@ -96,7 +96,7 @@ class Probes:
 
 
 def line_up(name: str, lines: Lines, threads: int) -> tuple[dict[str, Contender], dict[str, str]]:
-    """Who can make the steps and does it right, and why the others cannot.
+    """Who can make the steps and does it right, and why torch cannot; else WrongOutput.
 
     Sequences that begin with the same tokens get the same bits, whether they share them or not.
     """
@@ -107,8 +107,10 @@ def line_up(name: str, lines: Lines, threads: int) -> tuple[dict[str, Contender]
     for label, step in lines.items():
         try:
             contender, out = verified(label, step, stores(step, pools), threads)
-        except Unsupported as reason:
-            absent[label] = str(reason)
+        except (Unsupported, WrongOutput, RuntimeError) as reason:
+            if step.by != "torch":
+                raise
+            absent[label] = (str(reason).strip().splitlines() or [type(reason).__name__])[0]
             continue
         line[label] = contender
         if step.prefix and out.tobytes() != bits.setdefault(step.prefix, out.tobytes()):
@@ -137,16 +139,10 @@ def run(name: str, lines: Lines, options: argparse.Namespace) -> tuple[list[Reco
     return rows, skipped
 
 
-def run_appends(options: argparse.Namespace) -> tuple[list[Record], list[str]]:
+def run_appends(options: argparse.Namespace) -> list[Record]:
     """The lines of "append": the time of one."""
-    line: list[Contender] = []
-    skipped = []
-    for label, append in APPENDS.items():
-        try:
-            line.append(appending(label, append))
-        except Unsupported as reason:
-            skipped.append(f"# append {label}: skipped, {reason}")
-    times = time_in_rounds(line, options.rounds, options.budget) if line else {}
+    line = [appending(label, append) for label, append in APPENDS.items()]
+    times = time_in_rounds(line, options.rounds, options.budget)
     rows = []
     for label, seconds in times.items():
         append = APPENDS[label]
@@ -157,7 +153,7 @@ def run_appends(options: argparse.Namespace) -> tuple[list[Record], list[str]]:
             "spread": summary.spread, "best": summary.best,
             "tokens_per_second": append.batch / summary.median,
         })  # fmt: skip
-    return rows, skipped
+    return rows
 
 
 def record(step: Step, seconds: list[float], read: Any, peak: Any) -> Record:
@@ -207,7 +203,7 @@ def show(row: Record) -> str:
 def run_named(name: str, options: argparse.Namespace) -> tuple[list[Record], list[str]]:
     """The records of a case, and the lines to print below them."""
     if name == "append":
-        return run_appends(options)
+        return run_appends(options), []
     lines = DECODE_CASES[name]
     most = options.held * MIB if options.held else max(step.held for step in lines.values())
     steps = {label: replace(step, held=min(step.held, most)) for label, step in lines.items()}

@@ -46,11 +46,9 @@ def by_entry(step: Step, x: Array) -> list[Array]:
 
 def function_of(step: Step) -> Callable[..., Array]:
     """attncore's function for keys and values that lie so."""
-    name = "attention_paged" if step.page else "attention_varlen" if step.packed else "attention"
-    function: Callable[..., Array] | None = getattr(attncore, name, None)
-    if function is None:
-        raise Unsupported(f"no {name} yet")
-    return function
+    if step.page:
+        return attncore.attention_paged
+    return attncore.attention_varlen if step.packed else attncore.attention
 
 
 def ours(
@@ -66,8 +64,6 @@ def kv_cache(
     step: Step, query: Array, stores: Sequence[Store], threads: int
 ) -> list[Callable[[], Any]]:
     """attend of a KVCache for each of the stores, to which the store's tokens were appended."""
-    if not hasattr(attncore, "KVCache"):
-        raise Unsupported("no KVCache yet")
 
     def attend(store: Store) -> Callable[[], Any]:
         cache = attncore.KVCache(

@@ -13,8 +13,8 @@ from attncore._cli.case import Array
 MIB, GIB = 1 << 20, 1 << 30
 
 #: bits of a number as it is stored
-BITS = {"float32": 32, "float16": 16, "bfloat16": 16, "int8": 8, "float8": 8, "int4": 4}
-QUANTISED = ("int8", "float8", "int4")  # with a float32 factor a token and KV head
+BITS = {"float32": 32, "float16": 16, "bfloat16": 16, "int8": 8, "float8_e4m3fn": 8, "int4": 4}
+QUANTISED = ("int8", "float8_e4m3fn", "int4")  # with a float32 factor a token and KV head
 
 
 @dataclass(frozen=True)

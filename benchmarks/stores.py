@@ -20,7 +20,7 @@ from steps import QUANTISED, Step
 BLOCK = 1_048_583  # random numbers, repeated; a prime, so that no two pages are the same
 
 #: typical sizes of stored numbers are divided by this to be about 1
-UNIT = {"int8": 64.0, "float8": 8.0, "int4": 4.0}
+UNIT = {"int8": 64.0, "float8_e4m3fn": 8.0, "int4": 4.0}
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Store:
 
 def stored_dtype(stored: str) -> np.dtype[Any]:
     """The dtype of arrays that hold such numbers."""
-    if stored == "float8":
+    if stored == "float8_e4m3fn":
         need(["ml_dtypes"], "pip install ml_dtypes")
         return np.dtype(load("ml_dtypes").float8_e4m3fn)
     return np.dtype(np.uint8) if stored == "int4" else dtype_named(stored)

@@ -29,12 +29,11 @@ void append(Cache& cache, const py::object& key, const py::object& value, const 
 /// `options`: as those of Arguments.
 template <class Cache>
 py::object attend(const Cache& cache, const py::object& query, const py::object& entries,
-                  const py::object& tree_parents, const py::object& out_or_none,
-                  const py::object& return_lse_or_not, const py::args& options) {
+                  const py::object& out_or_none, const py::object& return_lse_or_not,
+                  const py::args& options) {
   Arguments arguments(query, py::handle(), py::handle(), options);
   Problem& problem = arguments.problem;
   problem.value.shape[3] = cache.settings().value_dim;
-  problem.score.tree_parents = arguments.ints("tree_parents", tree_parents, 2);
   const IntArgument chosen("entries", entries, 1);
   const bool return_lse = boolean("return_lse", return_lse_or_not);
   py::array out = out_or_none.is_none() ? arguments.allocate_out() : require_array("out", out_or_none);

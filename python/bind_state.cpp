@@ -1,8 +1,11 @@
+#include <pybind11/stl.h>
+
 #include <attncore/state.hpp>
 
 #include "arguments.h"
 #include "bind.h"
 #include "run.h"
+#include "storage.h"
 
 namespace attncore::python {
 
@@ -13,20 +16,20 @@ class State {
   State(py::handle query, const py::dtype& dtype, const py::object& value_dim, const py::args& options)
       : State(Arguments(query, py::handle(), py::handle(), options), dtype, value_dim, options[0]) {}
 
-  /// `mapped`: arrays of bytes, each a file's mapping.
-  void update(py::handle key, py::handle value, const py::object& first_key, const py::list& mapped,
+  /// `arrays`: key, value, key_scale, value_scale, the last two may be None.  `mapped`: arrays of bytes, each a file's
+  /// mapping.
+  void update(const std::array<py::object, 4>& arrays, const py::object& first_key, const py::list& mapped,
               const py::args& options) {
-    if (const py::ssize_t rank = require_array("key", key).ndim(); rank != rank_) {
-      reject_value("key", "has " + std::to_string(rank) + " dimensions, query has " + std::to_string(rank_));
-    }
-    Arguments arguments(py::handle(), key, value, options);
-    const Problem& p = arguments.problem;
-    AttentionState::Piece piece{.key = p.key,
-                                .value = p.value,
-                                .mask = p.score.mask,
-                                .biases = p.score.biases,
-                                .key_segments = p.score.key_segments,
-                                .key_lengths = p.score.key_lengths,
+    Arguments arguments(py::handle(), py::handle(), py::handle(), options);
+    const Score& score = arguments.problem.score;
+    AttentionState::Piece piece{.key = stored_tokens("key", arrays[0]),
+                                .value = stored_tokens("value", arrays[1]),
+                                .key_scale = scale("key_scale", arrays[2]),
+                                .value_scale = scale("value_scale", arrays[3]),
+                                .mask = score.mask,
+                                .biases = score.biases,
+                                .key_segments = score.key_segments,
+                                .key_lengths = score.key_lengths,
                                 .first_key = arguments.ints("first_key", first_key, 1)};
     for (const py::handle item : mapped) {
       const auto bytes = item.cast<py::array>();
@@ -101,6 +104,29 @@ class State {
     }
     s.score = arguments.problem.score;
     return s;
+  }
+
+  /// Keys or values, with query's axes.
+  Tensor stored_tokens(const char* argument, const py::object& object) const {
+    const py::array array = require_array(argument, object);
+    if (array.ndim() != rank_) {
+      reject_value(argument,
+                   "has " + std::to_string(array.ndim()) + " dimensions, query has " + std::to_string(rank_));
+    }
+    return stored(argument, array, axes_of(bshd_, rank_));
+  }
+
+  /// One number a token and head, or nothing.
+  Tensor scale(const char* argument, const py::object& object) const {
+    if (object.is_none()) return {};
+    const py::array array = require_array(argument, object);
+    if (array.ndim() != rank_ - 1) {
+      reject_value(argument, "has " + std::to_string(array.ndim()) + " dimensions, must have " +
+                                 std::to_string(rank_ - 1) + ", as key without dim");
+    }
+    Axes axes = axes_of(bshd_, rank_);
+    axes[3] = -1;
+    return tensor(argument, array, axes, "float32");
   }
 
   static py::dtype dtype_of_tensor(const Tensor& t) {

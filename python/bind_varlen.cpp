@@ -14,8 +14,9 @@ void require_packed(const char* argument, py::handle object) {
 
 Tensor cumulative(Arguments& arguments, const char* argument, const py::object& object) {
   if (object.is_none()) reject_type(argument, "must be an array of ints, is NoneType");
+  const Tensor lengths = arguments.ints(argument, object, 1);
   if (any_array(argument, object).ndim() == 0) reject_value(argument, "is a scalar, must be (batch + 1,)");
-  return arguments.ints(argument, object, 1);
+  return lengths;
 }
 
 /// Their layout is "bshd": with three axes (token, head, dim).

@@ -11,6 +11,7 @@ import attncore
 from kit import assert_same_bits, compare_results, dtype_of, inputs
 from reference import Array, from_bhsd
 from state_kit import DTYPE_PAIRS, expected, in_pieces, make_state, sizes_to_cuts, updates
+from test_quantised import restore, scale_for, store
 
 B, H, HK, Q, K = 2, 4, 2, 5, 61
 # Sizes of pieces, repeated: single keys, primes, empty ones between, all at once.
@@ -229,3 +230,25 @@ def test_strides(isa: str, view: str, storage: str, rng: np.random.Generator) ->
     theirs = attncore.attention(*copies, return_lse=True)
     np.testing.assert_allclose(out, theirs[0], rtol=0, atol=1e-13)
     np.testing.assert_allclose(lse, theirs[1], rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("layout", ["bhsd", "bshd"])
+@pytest.mark.parametrize("storage", ["int8", "float8_e4m3fn", "int4"])
+def test_quantised_pieces(isa: str, storage: str, layout: Any, rng: np.random.Generator) -> None:
+    """A scale for each token and head, split as the keys are."""
+    pytest.importorskip("ml_dtypes")
+    q, k, v = inputs(rng, Q, K, batch=B, heads=H, kv_heads=HK, dim=18, value_dim=8)
+    scales = [scale_for(storage, array) for array in (k, v)]
+    packs = [store(a / s[..., None], storage) for a, s in zip((k, v), scales, strict=True)]
+    key, value = (restore(p) * s[..., None] for p, s in zip(packs, scales, strict=True))
+
+    def laid(array: Array) -> Array:
+        return array.swapaxes(1, 2) if layout == "bshd" else array
+
+    state = attncore.AttentionState(laid(q), value_dim=8, layout=layout)
+    for begin, end in sizes_to_cuts((7,), K):
+        own = [laid(array[:, :, begin:end]) for array in (*packs, *scales)]
+        state.update(own[0], own[1], key_scale=own[2], value_scale=own[3])
+    out, lse = state.result()
+    exact, plainly = expected(q, key, value, "float32")
+    compare_results(laid(out), lse, exact, plainly)

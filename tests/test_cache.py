@@ -122,7 +122,7 @@ def test_arrays_as_options(isa: str, kind: str, rng: np.random.Generator) -> Non
     query, longest = normal(rng, 3, 4, 6, 16), 77
     mask = rng.random((3, 1, 6, longest)) < 0.7
     bias = normal(rng, 4, 1, longest)
-    options = {
+    options: dict[str, Any] = {
         "alibi": [0.1, 0.2, 0.3, 0.4],
         "sinks": [0.0, 1.0, -1.0, 2.0],
         "relative_bias": attncore.RelativeBias(normal(rng, 4, 8), False, 64),

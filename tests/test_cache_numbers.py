@@ -111,7 +111,7 @@ def test_what_cannot_be_stored(
     cache.append(*first)
     before = [cache.gather(entry) for entry in range(2)]
     pages = getattr(cache, "free_pages", None)
-    tokens = {
+    tokens: dict[str, Any] = {
         "key": rng.standard_normal((2, 2, 90, 8)),
         "value": rng.standard_normal((2, 2, 90, 8)),
     }

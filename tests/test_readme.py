@@ -1,4 +1,4 @@
-"""The README's examples run as they stand."""
+"""The examples of README and docs run as they stand."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ import pytest
 import attncore
 
 README = Path(__file__).parent.parent / "README.md"
+PAGES = [README, *(README.parent / "docs" / f"{name}.md" for name in ("caching", "layers"))]
 
 
-def blocks(language: str) -> list[str]:
+def blocks(language: str, page: Path = README) -> list[str]:
     """The fenced code blocks of a language."""
-    return re.findall(rf"^```{language}\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
 
 
-def test_python_examples(tmp_path: Path) -> None:
-    examples = blocks("python")
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_examples(page: Path, tmp_path: Path) -> None:
+    examples = blocks("python", page)
     assert examples
     for example in examples:
         program = tmp_path / "example.py"

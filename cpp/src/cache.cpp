@@ -81,12 +81,12 @@ void KVCache::append(const NewTokens& tokens, const Tensor& entries, const Optio
   for (std::size_t i = 0; i < chosen.size(); ++i) self.length(chosen[i]) += counts[i];
 }
 
-void KVCache::attend(const Problem& given, const Tensor& entries, const Options& options) const {
+void KVCache::attend(const Problem& problem, const Tensor& entries, const Options& options) const {
   const Impl& self = *impl_;
   const Reading use(self.users);
   std::vector<Index> chosen = self.read(entries, false);
   const std::vector<Index> lengths = self.lengths_of(chosen);
-  Problem problem = require_attend(given, settings(), lengths);
+  Problem whole = require_attend(problem, settings(), lengths);
   const Index longest = lengths.empty() ? 0 : *std::max_element(lengths.begin(), lengths.end());
   const auto gap =
       std::adjacent_find(chosen.begin(), chosen.end(), [](Index a, Index b) { return b != a + 1; });
@@ -101,20 +101,20 @@ void KVCache::attend(const Problem& given, const Tensor& entries, const Options&
     return pool;
   };
   const StoredTokens& pools = self.store.pools();
-  problem.key = view(pools.key);
-  problem.value = view(pools.value);
-  problem.key_scale = view(pools.key_scale);
-  problem.value_scale = view(pools.value_scale);
+  whole.key = view(pools.key);
+  whole.value = view(pools.value);
+  whole.key_scale = view(pools.key_scale);
+  whole.value_scale = view(pools.value_scale);
   if (!in_order && longest > 0) {  // an entry is a page
-    problem.paging.block_table =
+    whole.paging.block_table =
         Tensor::contiguous(chosen.data(), DType::i64, {static_cast<Index>(chosen.size()), 1, 1, 1});
   } else if (!in_order) {  // any will do: all are empty
-    for (Tensor* const t : {&problem.key, &problem.value, &problem.key_scale, &problem.value_scale}) {
+    for (Tensor* const t : {&whole.key, &whole.value, &whole.key_scale, &whole.value_scale}) {
       t->shape[0] = static_cast<Index>(chosen.size());
       t->stride[0] = 0;
     }
   }
-  forward(problem, options);
+  forward(whole, options);
 }
 
 void KVCache::truncate(const Tensor& lengths, const Tensor& entries) {

@@ -19,7 +19,7 @@ struct Scalar {  // an instruction set's tag: registers as every machine has the
 // What the largest number of a row becomes.
 constexpr double kMost8 = 127, kMost4 = 7, kMostF8 = 448;
 
-constexpr std::uint32_t kMagnitude = 0x7fffffff, kInfinity = 0x7f800000;
+constexpr std::int32_t kMagnitude = 0x7fffffff, kInfinity = 0x7f800000;
 
 /// To the nearest integer, ties to even, of |x| < 2³¹: x + 1.5·2⁵² has it in its last bits.
 ATTN_INLINE std::int32_t nearest(double x) noexcept {
@@ -73,12 +73,11 @@ std::vector<T> scratch_row(Index dim) {
 /// A row becomes `dim` numbers of i8, i4 or f8, and their factor.  False, and nothing written, if it has a NaN or an
 /// infinity.
 bool quantise_row(const float* row, Index dim, DType dtype, std::byte* to, float& scale) noexcept {
-  std::int32_t largest =
-      0;  // magnitudes as integers: these have the order of the numbers, and NaN comes last
-  for (Index i = 0; i < dim; ++i) {
-    largest = std::max(largest, static_cast<std::int32_t>(std::bit_cast<std::uint32_t>(row[i]) & kMagnitude));
-  }
-  if (largest >= static_cast<std::int32_t>(kInfinity)) return false;
+  // Magnitudes as integers: these have the order of the numbers, and NaN comes last.
+  std::int32_t largest = 0;
+  for (Index i = 0; i < dim; ++i)
+    largest = std::max(largest, std::bit_cast<std::int32_t>(row[i]) & kMagnitude);
+  if (largest >= kInfinity) return false;
   const double most = dtype == DType::i8 ? kMost8 : dtype == DType::i4 ? kMost4 : kMostF8;
   scale = scale_of(std::bit_cast<float>(largest), most);
   const double factor = scale;  // quotients in double: no tie is missed, so the error is at most half a step

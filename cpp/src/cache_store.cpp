@@ -31,8 +31,8 @@ Tensor slots_of(Tensor pool, Index page, Index slot, Index count) noexcept {
 /// Keys in the accumulation type, rotated.
 class Rotated {
  public:
-  Rotated(const CacheSettings& settings, Index most)
-      : rope_(*settings.rotary),
+  Rotated(const CacheSettings& settings, const Rope& rotary, Index most)
+      : rope_(rotary),
         tensor_(Tensor::contiguous(nullptr, accumulation(settings.dtype),
                                    {1, settings.kv_heads, most, settings.dim})) {
     memory_.resize(
@@ -60,33 +60,31 @@ class Rotated {
   std::vector<Index> numbers_;
 };
 
+/// Room for a pool.
+Reservation reserve(const Shape& shape, DType dtype, const char* argument) {
+  double bytes = static_cast<double>(row_bytes(dtype, shape[3]));
+  for (std::size_t axis = 0; axis < 3; ++axis) bytes *= static_cast<double>(shape[axis]);
+  if (bytes <= kMostBytes) return {static_cast<Index>(bytes), argument};
+  throw CacheFull(std::string(argument) + ": " + shape_text(shape) + " " + name(dtype) +
+                  " numbers are more than there is address space");
+}
+
 }  // namespace
 
 CacheStore::CacheStore(const CacheSettings& settings, Index pages, Index slots, const char* argument,
                        bool huge)
     : settings_(settings), pools_{} {
   const auto pool = [&](std::size_t number, Tensor& tensor, DType dtype, Index dim) {
-    tensor = Tensor::contiguous(nullptr, dtype, {pages, settings_.kv_heads, slots, dim});
-    allocate(memory_[number], tensor, dtype, dim, argument);
-    memory_[number].huge_pages(huge, 0, memory_[number].bytes());
+    const Shape shape{pages, settings_.kv_heads, slots, dim};
+    Reservation& memory = memory_[number] = reserve(shape, dtype, argument);
+    memory.huge_pages(huge, 0, memory.bytes());
+    tensor = Tensor::contiguous(memory.data(), dtype, shape);
   };
   pool(0, pools_.key, settings_.dtype, settings_.dim);
   pool(1, pools_.value, settings_.dtype, settings_.value_dim);
   if (!is_quantised(settings_.dtype)) return;
   pool(2, pools_.key_scale, DType::f32, 1);
   pool(3, pools_.value_scale, DType::f32, 1);
-}
-
-void CacheStore::allocate(Reservation& memory, Tensor& pool, DType dtype, Index dim, const char* argument) {
-  const Shape& n = pool.shape;
-  const double bytes = static_cast<double>(n[0]) * static_cast<double>(n[1]) * static_cast<double>(n[2]) *
-                       static_cast<double>(row_bytes(dtype, dim));
-  if (bytes > kMostBytes) {
-    throw CacheFull(std::string(argument) + ": " + shape_text(n) + " " + name(dtype) +
-                    " numbers are more than there is address space");
-  }
-  memory = Reservation(static_cast<Index>(bytes), argument);
-  pool.data = memory.data();
 }
 
 Index CacheStore::token_bytes() const noexcept {
@@ -106,7 +104,7 @@ Index CacheStore::reserved_bytes() const noexcept {
 void CacheStore::write(const Incoming& tokens, const Options& options) {
   const Index count = tokens.key.shape[2];
   std::optional<Rotated> rotated;
-  if (settings_.rotary) rotated.emplace(settings_, min(count, kChunk));
+  if (settings_.rotary) rotated.emplace(settings_, *settings_.rotary, min(count, kChunk));
   for (Index done = 0; done < count; done += kChunk) {
     if (options.cancelled && options.cancelled()) throw Cancelled();
     const Index n = min(kChunk, count - done);
@@ -119,7 +117,7 @@ void CacheStore::write(const Incoming& tokens, const Options& options) {
 
 /// x: tokens `done` … of those that come.
 void CacheStore::place(const char* argument, const Tensor& x, const Incoming& tokens, Index done,
-                       const Tensor& pool, const Tensor& scales) {
+                       const Tensor& pool, const Tensor& scales) const {
   for (Index i = 0; i < x.shape[2];) {
     const Index token = tokens.first + done + i, slot = token % slots();
     const Index page = tokens.table[token / slots()], count = min(x.shape[2] - i, slots() - slot);

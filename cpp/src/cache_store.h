@@ -34,7 +34,7 @@ class CacheStore {
   void write(const Incoming& tokens, const Options& options);
 
   /// Before slots of a page are written for the first time: huge pages where they will be at least half full.
-  void prepare(Index page, Range slots) noexcept;
+  void prepare(Index page, Range range) noexcept;
 
   /// The first `count` slots of a page.
   void copy(Index from, Index to, Index count) noexcept;
@@ -47,9 +47,8 @@ class CacheStore {
   void gather(const std::int32_t* table, Range tokens, const Tensor& key, const Tensor& value) const noexcept;
 
  private:
-  void allocate(Reservation& memory, Tensor& pool, DType dtype, Index dim, const char* argument);
   void place(const char* argument, const Tensor& x, const Incoming& tokens, Index done, const Tensor& pool,
-             const Tensor& scales);
+             const Tensor& scales) const;
 
   CacheSettings settings_;
   StoredTokens pools_;

@@ -78,14 +78,14 @@ struct DistanceBias {
 };
 
 /// Who descends from whom among the new tokens: bit a % 64 of word a / 64 of query i's line says that a is an ancestor of i,
-/// or i.
+/// or i.  Lines stand where query's tokens do.
 struct Tree {
-  const std::uint64_t* lines = nullptr;  // (1 or batch, query, words)
-  Index words = 0, stride = 0;           // of a line; from one batch entry to the next, in words
+  const std::uint64_t* lines = nullptr;  // (entry, token, words)
+  Index words = 0, stride = 0;           // of a line; from one entry to the next, in words
   std::shared_ptr<const std::uint64_t[]> memory;
   [[nodiscard]] ATTN_FN bool given() const noexcept { return lines != nullptr; }
-  [[nodiscard]] ATTN_FN const std::uint64_t* line(Index batch, Index query) const noexcept {
-    return lines + batch * stride + query * words;
+  [[nodiscard]] ATTN_FN const std::uint64_t* line(Index entry, Index token) const noexcept {
+    return lines + entry * stride + token * words;
   }
 };
 

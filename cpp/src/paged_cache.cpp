@@ -58,7 +58,7 @@ void PagedKVCache::append(const NewTokens& tokens, const Tensor& entries, const 
   if (settings().window == kUnbounded) return;
   for (const auto& step : growth.steps()) {
     const Index first_new = self.pool.entry(step.entry).length - step.tokens;
-    if (step.tokens > 0) self.pool.give_back(step.entry, self.first_seen(first_new, settings().window));
+    if (step.tokens > 0) self.pool.give_back(step.entry, Impl::first_seen(first_new, settings().window));
   }
 }
 
@@ -89,25 +89,25 @@ std::vector<std::int32_t> PagedKVCache::Impl::tables_of(const std::vector<Index>
   return tables;
 }
 
-void PagedKVCache::attend(const Problem& given, const Tensor& entries, const Options& options) const {
+void PagedKVCache::attend(const Problem& problem, const Tensor& entries, const Options& options) const {
   const Impl& self = *impl_;
   const Reading use(self.users);
   const std::vector<Index> chosen = self.read(entries, false);
   const std::vector<Index> lengths = self.lengths_of(chosen);
-  Problem problem = require_attend(given, settings(), lengths);
-  if (settings().window != kUnbounded) self.require_kept_keys(problem, chosen);
+  Problem whole = require_attend(problem, settings(), lengths);
+  if (settings().window != kUnbounded) self.require_kept_keys(whole, chosen);
   const StoredTokens& pools = self.store.pools();
-  problem.key = pools.key;
-  problem.value = pools.value;
-  problem.key_scale = pools.key_scale;
-  problem.value_scale = pools.value_scale;
+  whole.key = pools.key;
+  whole.value = pools.value;
+  whole.key_scale = pools.key_scale;
+  whole.value_scale = pools.value_scale;
   const Index longest = lengths.empty() ? 0 : *std::max_element(lengths.begin(), lengths.end());
   const Index columns = max(1, ceil_div(longest, page_size()));
   std::vector<std::int32_t> tables = self.tables_of(chosen, columns);
   if (tables.empty()) tables.push_back(0);  // a table that is given has memory
-  problem.paging.block_table =
+  whole.paging.block_table =
       Tensor::contiguous(tables.data(), DType::i32, {static_cast<Index>(chosen.size()), 1, 1, columns});
-  forward(problem, options);
+  forward(whole, options);
 }
 
 void PagedKVCache::truncate(const Tensor& lengths, const Tensor& entries) {
@@ -117,7 +117,7 @@ void PagedKVCache::truncate(const Tensor& lengths, const Tensor& entries) {
   const std::vector<Index> left = require_new_lengths(lengths, chosen, self.lengths_of(chosen));
   for (std::size_t i = 0; i < chosen.size(); ++i) {
     const Index kept = self.kept_from(chosen[i]);
-    if (left[i] == 0 || self.first_seen(left[i], settings().window) >= kept) continue;
+    if (left[i] == 0 || Impl::first_seen(left[i], settings().window) >= kept) continue;
     reject("lengths", "is " + to_string(left[i]) + " for entry " + to_string(chosen[i]) +
                           ", whose tokens before " + to_string(kept) +
                           " were given back: must be 0 or at least " + to_string(kept + settings().window));
@@ -142,24 +142,25 @@ std::vector<Index> PagedKVCache::lengths() const {
   return result;
 }
 
-Index PagedKVCache::length(Index number) const {
+Index PagedKVCache::length(Index entry) const {
   const Reading use(impl_->users);
-  impl_->require_entry(number);
-  return impl_->pool.entry(number).length;
+  impl_->require_entry(entry);
+  return impl_->pool.entry(entry).length;
 }
 
-std::vector<Index> PagedKVCache::block_table(Index number) const {
+std::vector<Index> PagedKVCache::block_table(Index entry) const {
   const Reading use(impl_->users);
-  impl_->require_entry(number);
-  const PagedEntry& entry = impl_->pool.entry(number);
-  std::vector<Index> result(entry.table.begin(), entry.table.end());
-  std::fill_n(result.begin(), entry.given_back, Index{-1});
+  impl_->require_entry(entry);
+  const PagedEntry& own = impl_->pool.entry(entry);
+  std::vector<Index> result(own.table.begin(), own.table.end());
+  std::fill_n(result.begin(), own.given_back, Index{-1});
   return result;
 }
 
 std::vector<Index> PagedKVCache::reference_counts() const {
   const Reading use(impl_->users);
   std::vector<Index> result;
+  result.reserve(static_cast<std::size_t>(pages()));
   for (Index page = 0; page < pages(); ++page) {
     result.push_back(impl_->pool.references(static_cast<std::int32_t>(page)));
   }
@@ -172,19 +173,19 @@ CacheMemory PagedKVCache::memory() const {
   return {impl_->store.reserved_bytes(), (pages() - impl_->pool.free_pages()) * page_bytes};
 }
 
-void PagedKVCache::gather(Index number, Index first, const Tensor& key, const Tensor& value) const {
+void PagedKVCache::gather(Index entry, Index first, const Tensor& key, const Tensor& value) const {
   const Impl& self = *impl_;
   const Reading use(self.users);
-  self.require_entry(number);
-  const PagedEntry& entry = self.pool.entry(number);
-  const Range kept{self.kept_from(number), entry.length};
-  self.store.gather(entry.table.data(), require_gathered(settings(), kept, first, key, value), key, value);
+  self.require_entry(entry);
+  const PagedEntry& own = self.pool.entry(entry);
+  const Range kept{self.kept_from(entry), own.length};
+  self.store.gather(own.table.data(), require_gathered(settings(), kept, first, key, value), key, value);
 }
 
-Index PagedKVCache::kept_from(Index number) const {
+Index PagedKVCache::kept_from(Index entry) const {
   const Reading use(impl_->users);
-  impl_->require_entry(number);
-  return impl_->kept_from(number);
+  impl_->require_entry(entry);
+  return impl_->kept_from(entry);
 }
 
 }  // namespace attncore

@@ -39,7 +39,7 @@ struct PagedKVCache::Impl {
   }
 
   /// The first key that a query at a position sees.
-  [[nodiscard]] Index first_seen(Index position, Index left) const noexcept {
+  [[nodiscard]] static Index first_seen(Index position, Index left) noexcept {
     return left >= position ? 0 : position - left;
   }
 

@@ -1,5 +1,6 @@
 // The state of a PagedKVCache: what is saved, and what is checked before it is loaded.
 #include <algorithm>
+#include <utility>
 
 #include "paged_cache.h"
 
@@ -53,7 +54,7 @@ void require_table(const CacheState& state, std::size_t number, Index page_size,
   constexpr Index kMost = Index{1} << 60;
   if (length < -1 || length > kMost) reject("state", entry + " has the length " + to_string(length));
   const Index tokens = max(length, 0), pages = tokens / page_size + (tokens % page_size != 0 ? 1 : 0);
-  if (static_cast<Index>(table.size()) != pages) {
+  if (std::cmp_not_equal(table.size(), pages)) {
     reject("state", entry + " has " + to_string(table.size()) + " pages, must have " + to_string(pages));
   }
   if (given_back < 0 || given_back > pages) {
@@ -66,12 +67,12 @@ void require_table(const CacheState& state, std::size_t number, Index page_size,
       if (page == -1) continue;
       reject("state", entry + " has page " + to_string(page) + " where it has given pages back, must be -1");
     }
-    if (page < 0 || page >= static_cast<Index>(last_user.size())) {
+    if (page < 0 || std::cmp_greater_equal(page, last_user.size())) {
       reject("state", entry + " has page " + to_string(page) + ", must be 0 … " +
                           to_string(last_user.size()) + " - 1");
     }
     const auto place = static_cast<std::size_t>(page);
-    if (last_user[place] == static_cast<Index>(number)) {
+    if (std::cmp_equal(last_user[place], number)) {
       reject("state", entry + " has page " + to_string(page) + " twice");
     }
     last_user[place] = static_cast<Index>(number);

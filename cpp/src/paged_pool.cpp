@@ -74,9 +74,9 @@ void PagedPool::give_back(Index number, Index first) noexcept {
   }
 }
 
-void PagedPool::Growth::add(Index number, Index tokens) {
-  PagedEntry& e = pool_.entry(number);
-  Step step{number, tokens, e.table.size()};
+void PagedPool::Growth::add(Index entry, Index tokens) {
+  PagedEntry& e = pool_.entry(entry);
+  Step step{entry, tokens, e.table.size()};
   const auto new_pages = static_cast<std::size_t>(pool_.pages_of(e.length + tokens)) - step.old_pages;
   needed_ += static_cast<Index>(new_pages);
   // What cannot be had need not be reserved: take() will say so.

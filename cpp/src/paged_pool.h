@@ -2,6 +2,7 @@
 #pragma once
 
 #include <attncore/cache.hpp>
+#include <utility>
 
 namespace attncore {
 
@@ -23,7 +24,7 @@ class PagedPool {
     return entries[static_cast<std::size_t>(number)];
   }
   [[nodiscard]] bool exists(Index number) const noexcept {
-    return number >= 0 && number < static_cast<Index>(entries.size()) && entry(number).in_use;
+    return number >= 0 && std::cmp_less(number, entries.size()) && entry(number).in_use;
   }
   [[nodiscard]] std::vector<Index> numbers() const;
   [[nodiscard]] Index page_size() const noexcept { return page_size_; }

@@ -170,9 +170,9 @@ void resolve_tree(Call& call) {
   require_dtype("tree_parents", parents, {DType::i32, DType::i64});
   broadcast_to("tree_parents", repeated, {entries, 1, tokens, 1}, "(batch, query)");
   Tree tree{.words = ceil_div(max(1, call.queries), kBits)};
-  if (max(1, call.batch) > kMostWords / tree.words / max(1, call.queries)) throw std::bad_alloc();
-  tree.stride = call.queries * tree.words;
-  const auto count = static_cast<std::size_t>(max(1, call.batch * tree.stride));
+  if (max(1, entries) > kMostWords / tree.words / max(1, tokens)) throw std::bad_alloc();
+  tree.stride = tokens * tree.words;
+  const auto count = static_cast<std::size_t>(max(1, entries * tree.stride));
   const std::shared_ptr<std::uint64_t[]> lines(new std::uint64_t[count]());
   for (Index entry = 0; entry < call.batch; ++entry) {
     const Sequence s = call.sequence(entry);
@@ -180,10 +180,10 @@ void resolve_tree(Call& call) {
       reject("tree_parents", "entry " + to_string(entry) + " has " + to_string(s.keys) +
                                  " keys, must have one a query: " + to_string(s.queries));
     }
-    std::uint64_t* const first = lines.get() + entry * tree.stride;
+    const Place& place = s.query_place;
+    std::uint64_t* const first = lines.get() + place.batch * tree.stride + place.first * tree.words;
     for (Index query = 0; query < s.queries; ++query) {
-      const Index parent =
-          read_int(at(repeated, s.query_place.batch, 0, s.query_place.first + query), parents.dtype);
+      const Index parent = read_int(at(repeated, place.batch, 0, place.first + query), parents.dtype);
       if (parent < -1 || parent >= query) {
         reject("tree_parents", "of query " + to_string(query) + " is " + to_string(parent) +
                                    ", must be -1 … " + to_string(query - 1));

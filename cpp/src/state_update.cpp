@@ -2,6 +2,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
+
 #include "backend.h"
 #include "cpu/memory.h"
 #include "require.h"

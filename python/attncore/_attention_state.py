@@ -107,6 +107,8 @@ class AttentionState:
         key_segments: Ints | None = None,
         key_lengths: int | Ints | None = None,
         first_key: int | Ints | None = None,
+        key_scale: Array | None = None,
+        value_scale: Array | None = None,
         num_threads: int | None = None,
     ) -> None:
         """Takes a piece of keys and their values into account.
@@ -116,14 +118,18 @@ class AttentionState:
         memory is no burden.  A call that fails, or is interrupted, leaves the state as it was.
 
         Args:
-            key: (batch, kv_heads, keys, dim) with query's axes and layout, any number of keys;
-                float32, float16 or bfloat16, for a float64 state float64 too.
-            value: (batch, kv_heads, keys, value_dim).
+            key: (batch, kv_heads, keys, dim) with query's axes and layout, any number of keys.  For
+                a float32 state float32, float16, bfloat16, int8, float8_e4m3fn (of ml_dtypes), or
+                uint8 for int4: two numbers in a byte, the first in its low half.  For a float64
+                state float64, float32, float16 or bfloat16.
+            value: (batch, kv_heads, keys, value_dim), a dtype of its own likewise.
             mask, bias: As for `attention`, over the keys of this piece; a bias has float32 or the
                 state's dtype.
             key_segments, key_lengths: Of this piece.
             first_key: Position of the piece's first key, an int or one a batch entry; default:
                 after all keys so far, those past key_lengths not counted.
+            key_scale: float32, key's shape without dim: each key is what is stored times this.
+            value_scale: The same of the values.
             num_threads: For this call.
 
         Raises:
@@ -149,7 +155,8 @@ class AttentionState:
             "num_threads": num_threads,
         }
         mapped = [m for m in map(mapping, (key, value)) if m is not None]
-        self._core.update(key, value, first_key, mapped, *_ordered("update", options))
+        arrays = (key, value, key_scale, value_scale)
+        self._core.update(arrays, first_key, mapped, *_ordered("update", options))
 
     def merge(self, other: AttentionState, *, num_threads: int | None = None) -> None:
         """Adds what another state has seen; it stays as it is.

@@ -32,6 +32,7 @@ class AttendOptions(TypedDict, total=False):
     sinks: Array | Sequence[float] | None
     scale: float | None
     query_lengths: int | Ints | None
+    tree_parents: Ints | None
     num_threads: int | None
 
 
@@ -104,7 +105,6 @@ class Cache:
         query: Array,
         *,
         entries: int | Ints | None = ...,
-        tree_parents: Ints | None = ...,
         out: Array | None = ...,
         return_lse: Literal[False] = ...,
         **options: Unpack[AttendOptions],
@@ -115,7 +115,6 @@ class Cache:
         query: Array,
         *,
         entries: int | Ints | None = ...,
-        tree_parents: Ints | None = ...,
         out: Array | None = ...,
         return_lse: Literal[True],
         **options: Unpack[AttendOptions],
@@ -125,7 +124,6 @@ class Cache:
         query: Array,
         *,
         entries: int | Ints | None = None,
-        tree_parents: Ints | None = None,
         out: Array | None = None,
         return_lse: bool = False,
         **options: Unpack[AttendOptions],
@@ -142,17 +140,14 @@ class Cache:
                 multiple of kv_heads.  float32, float16 or bfloat16 for caches of all dtypes but
                 float64, which goes with float64.
             entries: Which, in the order of query's first axis; default: all that there are.
-            tree_parents: Ints (tokens,) or (entries, tokens): the new tokens form a tree, and a
-                query sees the tokens before the new ones, its ancestors and itself.  The parent of
-                each among the new tokens before it, or −1 (Miao et al. 2024).  Not together with
-                windows, alibi and relative_bias.
             out: Where to write the result.
             return_lse: Return (out, lse), as `attention` does.
             options: Those of `attention`: causal (but its default is True here), window (never more
                 than the cache's), mask, bias, alibi, relative_bias, softcap, sinks, scale,
-                query_lengths (the number of new tokens of each entry), layout and num_threads.  Masks
-                and biases broadcast to (entries, heads, tokens, length of the longest of these
-                entries).  Not query_offset, key_lengths and segments, which are the cache's.
+                query_lengths (the number of new tokens of each entry), tree_parents (the new tokens
+                form a tree: not together with windows), layout and num_threads.  Masks and biases
+                broadcast to (entries, heads, tokens, length of the longest of these entries).  Not
+                query_offset, key_lengths and segments, which are the cache's.
 
         Returns:
             out, (entries, heads, tokens, value_dim) in query's dtype and rank; or (out, lse).
@@ -175,9 +170,7 @@ class Cache:
         for name in options:
             if name not in AttendOptions.__annotations__:
                 raise TypeError(f"attend() got an unexpected keyword argument {name!r}")
-        return self._core.attend(
-            query, entries, tree_parents, out, return_lse, *(_DEFAULTS | options).values()
-        )
+        return self._core.attend(query, entries, out, return_lse, *(_DEFAULTS | options).values())
 
     def truncate(self, lengths: int | Ints, *, entries: int | Ints | None = None) -> None:
         """Forgets tokens from `lengths` on: what speculative decoding rejects.

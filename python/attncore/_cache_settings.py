@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -18,12 +19,10 @@ _NO_INTS = ("dtype", "rotary")
 
 def storage_name(dtype: Any) -> str:
     """The name of a dtype of storage, given by name, as a NumPy dtype or a scalar type."""
-    name = dtype if isinstance(dtype, str) else None
-    if name is None:
-        try:
+    name = dtype if isinstance(dtype, str) else repr(dtype)
+    if dtype is not None and not isinstance(dtype, str):
+        with contextlib.suppress(TypeError):
             name = np.dtype(dtype).name
-        except TypeError:
-            name = repr(dtype)
     name = "float8_e4m3fn" if name == "float8_e4m3" else name
     if name not in _DTYPES:
         raise TypeError(f"dtype: is {name}, accepted is {', '.join(_DTYPES)}")

@@ -171,8 +171,7 @@ class AttentionState:
     ) -> None: ...
     def update(
         self,
-        key: npt.NDArray[Any],
-        value: npt.NDArray[Any],
+        arrays: tuple[Any, ...],
         first_key: Any,
         mapped: list[npt.NDArray[np.uint8]],
         /,
@@ -201,7 +200,6 @@ class _Cache:
         self,
         query: npt.NDArray[Any],
         entries: Any,
-        tree_parents: Any,
         out: npt.NDArray[Any] | None,
         return_lse: bool,
         /,

@@ -11,6 +11,7 @@
 #include "plan.h"
 #include "random.h"
 #include "score/steps.h"
+#include "work.h"
 
 namespace {
 

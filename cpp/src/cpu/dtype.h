@@ -65,6 +65,21 @@ ATTN_INLINE U32<Isa> load_u16(const void* p) noexcept {
   return ZeroExtend<Isa, std::uint32_t, std::uint16_t>::load(p);
 }
 
+/// Two registers of neighbouring items, the even ones and the odd ones, where that costs less than to load them in order.
+template <class Isa, class T, DType kStorage>
+struct LoadPair {
+  static constexpr bool kGiven = false;
+};
+template <class Isa>
+struct LoadPair<Isa, float, DType::bf16> {  // each 32 bits hold two
+  static constexpr bool kGiven = true;
+  static ATTN_INLINE void load(const void* p, Vec<Isa, float>& even, Vec<Isa, float>& odd) noexcept {
+    const U32<Isa> bits = attncore::load<U32<Isa>>(p);
+    even = bit_cast<Vec<Isa, float>>(bits << 16);
+    odd = bit_cast<Vec<Isa, float>>(bits & 0xffff0000U);
+  }
+};
+
 template <class Isa, class T, DType kStorage>
 struct Widen {  // f32 → f32, f64 → f64, and f32 → f64 for a float32 bias of float64 queries
   static ATTN_INLINE Vec<Isa, T> load(const void* p) noexcept {
@@ -76,16 +91,15 @@ struct Widen {  // f32 → f32, f64 → f64, and f32 → f64 for a float32 bias 
 
 template <class Isa>
 struct Widen<Isa, float, DType::bf16> {  // bfloat16 is the upper half of a float32
-  static ATTN_INLINE Vec<Isa, float> of(U32<Isa> bits) noexcept {
-    return bit_cast<Vec<Isa, float>>(bits << 16);
+  static ATTN_INLINE Vec<Isa, float> load(const void* p) noexcept {
+    return bit_cast<Vec<Isa, float>>(load_u16<Isa>(p) << 16);
   }
-  static ATTN_INLINE Vec<Isa, float> load(const void* p) noexcept { return of(load_u16<Isa>(p)); }
 };
 
 template <class Isa>
 struct Widen<Isa, float, DType::f16> {
-  static ATTN_INLINE Vec<Isa, float> load(const void* p) noexcept { return of(load_u16<Isa>(p)); }
-  static ATTN_INLINE Vec<Isa, float> of(U32<Isa> half) noexcept {
+  static ATTN_INLINE Vec<Isa, float> load(const void* p) noexcept {
+    const U32<Isa> half = load_u16<Isa>(p);
     // Exponent and fraction moved into place, then the bias (127 − 15) by a product, which normalises
     // subnormals too.
     const Vec<Isa, float> magnitude = bit_cast<Vec<Isa, float>>((half & 0x7fff) << 13) * 0x1p112F;
@@ -100,9 +114,7 @@ using I32 = typename Register<std::int32_t, Isa::kBytes / 4>::type;
 template <class Isa>
 struct Widen<Isa, float, DType::i8> {
   static ATTN_INLINE Vec<Isa, float> load(const void* p) noexcept {
-    return of(ZeroExtend<Isa, std::uint32_t, std::uint8_t>::load(p));
-  }
-  static ATTN_INLINE Vec<Isa, float> of(U32<Isa> bits) noexcept {
+    const U32<Isa> bits = ZeroExtend<Isa, std::uint32_t, std::uint8_t>::load(p);
     const I32<Isa> high = bit_cast<I32<Isa>>(bits << 24);
     return __builtin_convertvector(high >> 24, Vec<Isa, float>);
   }
@@ -111,9 +123,7 @@ struct Widen<Isa, float, DType::i8> {
 template <class Isa>
 struct Widen<Isa, float, DType::f8> {
   static ATTN_INLINE Vec<Isa, float> load(const void* p) noexcept {
-    return of(ZeroExtend<Isa, std::uint32_t, std::uint8_t>::load(p));
-  }
-  static ATTN_INLINE Vec<Isa, float> of(U32<Isa> bits) noexcept {
+    const U32<Isa> bits = ZeroExtend<Isa, std::uint32_t, std::uint8_t>::load(p);
     // As for f16: the bias is 7 here, and the largest magnitude is a NaN.
     const Vec<Isa, float> magnitude = bit_cast<Vec<Isa, float>>((bits & 0x7f) << 20) * 0x1p120F;
     const U32<Isa> nan = (bits & 0x7f) == 0x7f ? U32<Isa>{} + 0x7fc00000U : U32<Isa>{};
@@ -126,10 +136,7 @@ struct Widen<Isa, float, DType::i4> {
   static ATTN_INLINE Vec<Isa, float> load(const void* p) noexcept {
     // A byte in each 64 bits; then its halves at the top of each 32.
     const auto pairs = ZeroExtend<Isa, std::uint64_t, std::uint8_t>::load(p);
-    return of(bit_cast<U32<Isa>>(pairs | (pairs >> 4) << 32));
-  }
-  static ATTN_INLINE Vec<Isa, float> of(U32<Isa> bits) noexcept {
-    const I32<Isa> high = bit_cast<I32<Isa>>(bits << 28);
+    const I32<Isa> high = bit_cast<I32<Isa>>(pairs << 28 | (pairs >> 4) << 60);
     return __builtin_convertvector(high >> 28, Vec<Isa, float>);
   }
 };

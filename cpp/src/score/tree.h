@@ -24,7 +24,7 @@ struct TreeMask : NoOp {
   template <class M>
   static ATTN_FN typename M::Scores apply(const Call& call, const Row& row, typename M::Scores s,
                                           const typename M::Keys& keys) noexcept {
-    return M::hide_where_clear(s, call.tree.line(row.batch, row.query), row.new_keys, keys);
+    return M::hide_where_clear(s, call.tree.line(row.entry, row.token), row.new_keys, keys);
   }
 };
 

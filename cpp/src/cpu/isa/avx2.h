@@ -1,9 +1,7 @@
 // AVX2, FMA and F16C: Haswell (2013), Zen (2017) and later.
 #pragma once
 
-#include <immintrin.h>
-
-#include "../tile/coins.h"
+#include "x86.h"
 
 namespace attncore {
 namespace {
@@ -36,15 +34,36 @@ struct ZeroExtend<Avx2, std::uint32_t, std::uint8_t> {
 };
 
 template <>
+struct ZeroExtend<Avx2, std::uint64_t, std::uint8_t> {
+  using Result = typename Register<std::uint64_t, 4>::type;
+  static ATTN_INLINE Result load(const void* p) noexcept {
+    int bytes = 0;
+    __builtin_memcpy(&bytes, p, sizeof bytes);
+    return bit_cast<Result>(_mm256_cvtepu8_epi64(_mm_cvtsi32_si128(bytes)));
+  }
+};
+
+template <>
 struct Widen<Avx2, float, DType::f16> {
   static ATTN_INLINE Vec<Avx2, float> load(const void* p) noexcept {
     return bit_cast<Vec<Avx2, float>>(_mm256_cvtph_ps(attncore::load<__m128i>(p)));
   }
-  static ATTN_INLINE Vec<Avx2, float> of(U32<Avx2> bits) noexcept {
-    const __m256i words = bit_cast<__m256i>(bits);  // 16 bits each, so that packing saturates none
-    const __m128i halves =
-        _mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
-    return bit_cast<Vec<Avx2, float>>(_mm256_cvtph_ps(halves));
+};
+
+template <>
+struct Widen<Avx2, float, DType::i8> {
+  static ATTN_INLINE Vec<Avx2, float> load(const void* p) noexcept {
+    const __m256i items = _mm256_cvtepi8_epi32(_mm_loadl_epi64(static_cast<const __m128i*>(p)));
+    return bit_cast<Vec<Avx2, float>>(_mm256_cvtepi32_ps(items));
+  }
+};
+
+template <>
+struct Widen<Avx2, float, DType::f8> {
+  static ATTN_INLINE Vec<Avx2, float> load(const void* p) noexcept {
+    const __m128i bytes = _mm_loadl_epi64(static_cast<const __m128i*>(p));
+    const __m256i half = f8_as_f16(_mm256_cvtepu8_epi16(bytes));
+    return bit_cast<Vec<Avx2, float>>(_mm256_cvtph_ps(_mm256_castsi256_si128(half))) * kF8OverF16;
   }
 };
 

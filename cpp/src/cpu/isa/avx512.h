@@ -1,9 +1,7 @@
 // AVX-512 F, BW, DQ and VL: Skylake-SP (2017), Zen 4 (2022) and later.
 #pragma once
 
-#include <immintrin.h>
-
-#include "../tile/coins.h"
+#include "x86.h"
 
 namespace attncore {
 namespace {
@@ -37,13 +35,34 @@ struct ZeroExtend<Avx512, std::uint32_t, std::uint8_t> {
 };
 
 template <>
+struct ZeroExtend<Avx512, std::uint64_t, std::uint8_t> {
+  using Result = typename Register<std::uint64_t, 8>::type;
+  static ATTN_INLINE Result load(const void* p) noexcept {
+    return bit_cast<Result>(
+        _mm512_maskz_cvtepu8_epi64(0xff, _mm_loadl_epi64(static_cast<const __m128i*>(p))));
+  }
+};
+
+template <>
 struct Widen<Avx512, float, DType::f16> {
   static ATTN_INLINE Vec<Avx512, float> load(const void* p) noexcept {
     return bit_cast<Vec<Avx512, float>>(_mm512_maskz_cvtph_ps(0xffff, attncore::load<__m256i>(p)));
   }
-  static ATTN_INLINE Vec<Avx512, float> of(U32<Avx512> bits) noexcept {
-    const __m256i halves = _mm512_maskz_cvtepi32_epi16(0xffff, bit_cast<__m512i>(bits));
-    return bit_cast<Vec<Avx512, float>>(_mm512_maskz_cvtph_ps(0xffff, halves));
+};
+
+template <>
+struct Widen<Avx512, float, DType::i8> {
+  static ATTN_INLINE Vec<Avx512, float> load(const void* p) noexcept {
+    const __m512i items = _mm512_maskz_cvtepi8_epi32(0xffff, attncore::load<__m128i>(p));
+    return bit_cast<Vec<Avx512, float>>(_mm512_maskz_cvtepi32_ps(0xffff, items));
+  }
+};
+
+template <>
+struct Widen<Avx512, float, DType::f8> {
+  static ATTN_INLINE Vec<Avx512, float> load(const void* p) noexcept {
+    const __m256i half = f8_as_f16(_mm256_cvtepu8_epi16(attncore::load<__m128i>(p)));
+    return bit_cast<Vec<Avx512, float>>(_mm512_maskz_cvtph_ps(0xffff, half)) * kF8OverF16;
   }
 };
 

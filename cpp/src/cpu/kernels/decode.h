@@ -5,71 +5,12 @@
 // which of the two a sequence takes depends on its own number of rows.
 #pragma once
 
-#include "../tile/gemm.h"
+#include "few_rows.h"
 
 namespace attncore {
 
 inline constexpr Index kDirectRows =
     8;  // of a sequence and KV head: up to here, packing costs more than it saves
-
-/// Where the tokens of a key tile stand, their items beside each other.
-template <class Isa, class T>
-struct Tokens {
-  static constexpr Index kKeys = Isa::template kKeyTile<T>;
-  const std::byte* at[kKeys];
-
-  /// Where the tokens `keys` lie; those from `end` on are as the one before.
-  void find(const KeySource& source, Range keys, Index end) noexcept {
-    const Index last = max(0, min(keys.end, end) - 1 - keys.begin);
-    source.each_token(min(keys.begin, end - 1), last + 1,
-                      [&](Index i, const std::byte* token) { at[i] = token; });
-    for (Index i = last + 1; i < keys.size(); ++i) at[i] = at[last];
-  }
-
-  /// The same, but their items stand beside each other: in copies, in `room`, if they do not lie so.
-  void find(const KeySource& source, Range keys, Index dims, std::byte* room) noexcept {
-    find(source, keys, keys.end);
-    with_key_storage<T>(source.storage, [&]<DType kStorage>() {
-      constexpr Index kItem = sizeof(typename Storage<kStorage>::Item);
-      if (source.dim_stride == kItem || kStorage == DType::i4) return;
-      for (Index i = 0; i < keys.size(); ++i) {
-        std::byte* const copy = room + i * dims * kItem;
-        for (Index dim = 0; dim < dims; ++dim) {
-          __builtin_memcpy(copy + dim * kItem, at[i] + dim * source.dim_stride, kItem);
-        }
-        at[i] = copy;
-      }
-    });
-  }
-};
-
-/// run.template operator()<kRows>() with kRows a power of two, at most the lanes of a register: the rows past `rows` are
-/// copies of the last.
-template <class Isa, class T, class Run>
-ATTN_INLINE void with_rows(Index rows, Run run) noexcept {
-  constexpr Index n = kWidth<Isa, T>;
-  if (rows == 1) return run.template operator()<1>();
-  if (rows == 2 || n == 2) return run.template operator()<2>();
-  if (rows <= 4 || n == 4) return run.template operator()<min(4, n)>();
-  run.template operator()<min(8, n)>();
-}
-
-/// Rows of one matrix, or of several.
-template <class T>
-struct RowList {
-  T* at[kDirectRows];
-  Index size = 0;
-  ATTN_INLINE void add(T* row) noexcept { at[size++] = row; }
-};
-
-/// kRows rows of a list from `first` on; those past its end are copies of the last.
-template <class T, int kRows>
-struct FewRows {
-  T* row[kRows];
-  ATTN_INLINE FewRows(const RowList<T>& a, Index first) noexcept {
-    for (Index i = 0; i < kRows; ++i) row[i] = a.at[min(first + i, a.size - 1)];
-  }
-};
 
 /// One step of sum_lanes: of each group of 2 kHalf lanes of a, then of b, the halves are added.
 template <int kHalf, class V, int... I>
@@ -118,6 +59,21 @@ ATTN_INLINE void dot_block(T* const* c, const FewRows<const T, kRows>& a, const 
     }
   };
   Index k = 0;
+  using Pair = LoadPair<Isa, T, kStorage>;
+  if constexpr (Pair::kGiven) {
+    for (; k + 2 * n <= depth; k += 2 * n) {  // A's rows are split alike: split_pairs
+      for (Index key = 0; key < kKeys; ++key) {
+        V even, odd;
+        Pair::load(in[key] + k * kItem, even, odd);
+        __builtin_prefetch(next[key] + k * kItem, 0, 2);
+        for (int row = 0; row < kRows; ++row) {
+          V& total = sum[row * kKeys + key];
+          total = load<V>(a.row[row] + k) * even + total;
+          total = load<V>(a.row[row] + k + n) * odd + total;
+        }
+      }
+    }
+  }
   for (; k + n <= depth; k += n) {
     add(
         k, [](const T* p) { return load<V>(p); },
@@ -135,6 +91,25 @@ ATTN_INLINE void dot_block(T* const* c, const FewRows<const T, kRows>& a, const 
   store(sums, finish(sums, sum_lanes<kWidth<Isa, T>, 1>(sum), 0));
   for (Index row = 0; row < rows; ++row) {
     __builtin_memcpy(c[row] + keys.begin, sums + row * kKeys, kKeys * sizeof(T));
+  }
+}
+
+/// Whether dot_few_rows takes rows of A that split_pairs has been over.
+template <class Isa, class T>
+ATTN_INLINE bool takes_pairs(DType storage) noexcept {
+  return with_key_storage<T>(storage, []<DType kStorage>() { return LoadPair<Isa, T, kStorage>::kGiven; });
+}
+
+/// Of each two registers of a row, the even elements and the odd ones.
+template <class Isa, class T>
+ATTN_INLINE void split_pairs(T* row, Index depth) noexcept {
+  using V = Vec<Isa, T>;
+  constexpr Index n = kWidth<Isa, T>;
+  using Lanes = std::make_integer_sequence<int, kWidth<Isa, T>>;
+  for (Index k = 0; k + 2 * n <= depth; k += 2 * n) {
+    const V a = load<V>(row + k), b = load<V>(row + k + n);
+    store(row + k, every_second<false>(a, b, Lanes{}));
+    store(row + k + n, every_second<true>(a, b, Lanes{}));
   }
 }
 
@@ -157,7 +132,7 @@ void dot_few_rows(const RowList<T>& c, const RowList<const T>& a, const Tokens<I
   });
 }
 
-/// kRows × kColumns registers of C from `column` on, the last of which has `last` items: Σ over the keys.  False where a sum
+/// kRows × kColumns registers of C from `column` on, a single one of which may have but `last` items: Σ over the keys.  False where a sum
 /// is not finite: nothing is stored then.
 template <class Isa, class T, DType kStorage, int kRows, int kColumns, class Finish>
 ATTN_INLINE bool add_strip(T* const* c, const FewRows<const T, kRows>& a, const std::byte* const* b,
@@ -165,16 +140,22 @@ ATTN_INLINE bool add_strip(T* const* c, const FewRows<const T, kRows>& a, const 
                            Finish finish) noexcept {
   using V = Vec<Isa, T>;
   constexpr Index n = kWidth<Isa, T>, kItem = sizeof(typename Storage<kStorage>::Item);
+  using Pair = LoadPair<Isa, T, kStorage>;
+  constexpr bool kPairs = Pair::kGiven && kColumns % 2 == 0;
   const Index offset = item_offset<kStorage>(column, kItem);
   V sum[kRows][kColumns]{};
   for (Index k = 0; k < keys; ++k) {
     const std::byte* const in = b[k] + offset;
     V items[kColumns];
-    for (int j = 0; j < kColumns; ++j) {
+    for (int j = 0; j < kColumns; j += kPairs ? 2 : 1) {
       const std::byte* const p = in + item_offset<kStorage>(j * n, kItem);
-      items[j] = j + 1 == kColumns && last < n ? load_items<Isa, T, kStorage>(p, kItem, last)
-                                               : Widen<Isa, T, kStorage>::load(p);
       __builtin_prefetch(ahead[k] + (p - b[k]), 0, 2);
+      if constexpr (kPairs) {
+        Pair::load(p, items[j], items[j + 1]);
+      } else {
+        items[j] = kColumns == 1 && last < n ? load_items<Isa, T, kStorage>(p, kItem, last)
+                                             : Widen<Isa, T, kStorage>::load(p);
+      }
     }
     for (int row = 0; row < kRows; ++row) {
       const V x = broadcast<V>(a.row[row][k]);
@@ -186,10 +167,17 @@ ATTN_INLINE bool add_strip(T* const* c, const FewRows<const T, kRows>& a, const 
     for (int j = 0; j < kColumns; ++j) zero += sum[row][j] * T{0};
   }
   if (horizontal_sum<Isa, T>(zero) != 0) return false;
+  using Lanes = std::make_integer_sequence<int, kWidth<Isa, T>>;
   for (Index row = 0; row < rows; ++row) {
     for (int j = 0; j < kColumns; ++j) {
+      V total = sum[row][j];
+      if constexpr (kPairs) {
+        const V even = sum[row][j - j % 2], odd = sum[row][j - j % 2 + 1];
+        total =
+            j % 2 == 0 ? interleave<false, T>(even, odd, Lanes{}) : interleave<true, T>(even, odd, Lanes{});
+      }
       T* const out = c[row] + column + j * n;
-      store(out, finish(out, sum[row][j], row));
+      store(out, finish(out, total, row));
     }
   }
   return true;
@@ -239,9 +227,16 @@ void add_few_rows(const RowList<T>& c, const RowList<const T>& a, const Tokens<I
           }
         };
         Index column = 0;
-        for (; columns - column > (kColumns - 1) * n; column += kColumns * n) {
-          add.template operator()<kColumns>(column);
-        }
+        const auto add_strips = [&]<int kRegisters>() {
+          if constexpr (kRegisters <= kColumns) {
+            for (; columns - column >= kRegisters * n; column += kRegisters * n) {
+              add.template operator()<kRegisters>(column);
+            }
+          }
+        };
+        add_strips.template operator()<8>();
+        add_strips.template operator()<4>();
+        add_strips.template operator()<2>();
         for (; column < columns; column += n) add.template operator()<1>(column);
       }
     });

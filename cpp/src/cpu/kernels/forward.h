@@ -142,7 +142,14 @@ class ForwardKernel {
         keys_(key_source(call, call.key, task.sequence, task.kv_head)),
         values_(key_source(call, call.value, task.sequence, task.kv_head)),
         direct_(reads_in_place<Isa, T>(call, task.sequence)) {
-    queries_ = rows_of<Isa, T>(call.query, call.dim, row_at_, scratch_.queries, rows_, !task.loaded);
+    if (!direct_ || !takes_pairs<Isa, T>(keys_.storage)) {
+      queries_ = rows_of<Isa, T>(call.query, call.dim, row_at_, scratch_.queries, rows_, !task.loaded);
+      return;
+    }
+    queries_ = as_const(scratch_.queries);
+    if (task.loaded) return;
+    load_rows<Isa, T>(call.query, call.dim, row_at_, scratch_.queries, rows_);
+    for (Index row = 0; row < rows_; ++row) split_pairs<Isa, T>(scratch_.queries.row(row), call.dim);
   }
 
   void run() noexcept {

@@ -115,6 +115,12 @@ ATTN_INLINE V interleave(V a, V b, std::integer_sequence<int, I...>) noexcept {
   return __builtin_shufflevector(a, b, (I / 2 + (I % 2) * n + (kHigh ? n / 2 : 0))...);
 }
 
+/// Every second element of a, then of b, from the first or the second on.
+template <bool kOdd, class V, int... I>
+ATTN_INLINE V every_second(V a, V b, std::integer_sequence<int, I...>) noexcept {
+  return __builtin_shufflevector(a, b, (2 * I + (kOdd ? 1 : 0))...);
+}
+
 /// Transposes a square block of registers in log2(n) rounds of interleaving.
 template <class Isa, class T>
 ATTN_INLINE void transpose(Vec<Isa, T>* rows) noexcept {

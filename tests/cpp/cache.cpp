@@ -1,0 +1,158 @@
+// The caches: what is appended comes back, shared pages, windows, quantised numbers, errors that change nothing.
+#include <algorithm>
+#include <cmath>
+
+#include "cache_kit.h"
+
+namespace {
+
+/// Random appends and truncations; both caches hold what they were given, and give the same results.
+void tokens_come_back() {
+  Random random;
+  for (const Index page_size : {1, 3, 16}) {
+    KVCache contiguous(kEntries, kCapacity, settings());
+    PagedKVCache paged(kEntries * kCapacity, page_size, settings());
+    for (Index i = 0; i < kEntries; ++i) CHECK(paged.add() == i);
+    std::vector<Rows> model(kEntries);
+    for (int step = 0; step < 60; ++step) {
+      const std::vector<Index> entries = random.one_of(2) ? std::vector<Index>{2, 0} : std::vector<Index>{1};
+      const Index tokens = random.below(14);
+      std::vector<Index> counts, left;
+      for (const Index entry : entries) {
+        const auto length = static_cast<Index>(model[static_cast<std::size_t>(entry)].size());
+        counts.push_back(std::min(random.below(tokens + 1), kCapacity - length));
+        left.push_back(random.one_of(3) ? random.below(length + counts.back() + 1) : length + counts.back());
+      }
+      const Tokens given(static_cast<Index>(entries.size()), tokens, random);
+      append(contiguous, given.tensor, entries, counts);
+      append(paged, given.tensor, entries, counts);
+      contiguous.truncate(ints(left), ints(entries));
+      paged.truncate(ints(left), ints(entries));
+      for (std::size_t i = 0; i < entries.size(); ++i) {
+        Rows& rows = model[static_cast<std::size_t>(entries[i])];
+        for (Index token = 0; token < counts[i]; ++token)
+          rows.push_back(given.row(static_cast<Index>(i), token));
+        rows.resize(static_cast<std::size_t>(left[i]));
+      }
+      for (Index entry = 0; entry < kEntries; ++entry) {
+        CHECK(gathered(contiguous, entry) == model[static_cast<std::size_t>(entry)]);
+        CHECK(gathered(paged, entry) == model[static_cast<std::size_t>(entry)]);
+      }
+      CHECK(Query(kEntries).of(contiguous) == Query(kEntries).of(paged));
+      const std::vector<Index> some{2, 2, 0};
+      CHECK(Query(3).of(contiguous, ints(some)) == Query(3).of(paged, ints(some)));
+    }
+  }
+}
+
+Index shared_pages(const PagedKVCache& cache) {
+  const std::vector<Index> counts = cache.reference_counts();
+  return std::count_if(counts.begin(), counts.end(), [](Index count) { return count > 1; });
+}
+
+void forks_share_pages() {
+  Random random;
+  PagedKVCache cache(6, 4, settings());
+  const Index prompt = cache.add();
+  const Tokens first(1, 10, random), more(2, 1, random);
+  append(cache, first.tensor, {prompt});
+  const Index fork = cache.fork(prompt), third = cache.fork(fork);
+  CHECK(cache.free_pages() == 3 && shared_pages(cache) == 3);
+  append(cache, more.tensor, {fork, third});
+  CHECK(cache.free_pages() == 1 && shared_pages(cache) == 2);
+  CHECK(gathered(cache, prompt).size() == 10 && gathered(cache, fork)[10] == more.row(0, 0) &&
+        gathered(cache, third)[10] == more.row(1, 0));
+  const Tokens many(1, 9, random);
+  CHECK(throws<CacheFull>([&] { append(cache, many.tensor, {prompt}); },
+                          "append: needs 2 pages, 1 of 6 are free"));
+  CHECK(gathered(cache, prompt).size() == 10 && cache.free_pages() == 1);
+  cache.free(fork);
+  cache.free(third);
+  CHECK(cache.free_pages() == 3 && shared_pages(cache) == 0 && cache.entries() == std::vector<Index>{prompt});
+  cache.free(prompt);
+  CHECK(cache.free_pages() == 6);
+}
+
+void windows_give_pages_back() {
+  Random random;
+  PagedKVCache cache(5, 4, settings(DType::f32, 6));
+  KVCache all(1, 200, settings(DType::f32, 6));
+  cache.add();
+  for (int step = 0; step < 60; ++step) {
+    const Tokens tokens(1, 3, random);
+    append(cache, tokens.tensor, {0});
+    append(all, tokens.tensor, {0});
+    CHECK(Query(1).of(cache) == Query(1).of(all));
+  }
+  CHECK(cache.length(0) == 180 && cache.kept_from(0) == 168 && cache.free_pages() == 2);
+  const Rows kept = gathered(cache, 0, 168), whole = gathered(all, 0);
+  CHECK(std::equal(kept.begin(), kept.end(), whole.begin() + 168));
+  CHECK(throws<std::invalid_argument>([&] { gathered(cache, 0); }, "first: is 0"));
+  CHECK(throws<std::invalid_argument>([&] { cache.truncate(ints({170})); }, "must be 0 or at least 174"));
+}
+
+/// Quantised numbers are within their bounds; what is not finite is refused, and nothing has changed.
+void quantised_tokens() {
+  Random random;
+  for (const DType dtype : {DType::i8, DType::i4, DType::f8}) {
+    PagedKVCache cache(20, 4, settings(dtype));
+    cache.add();
+    Tokens tokens(1, 11, random);
+    append(cache, tokens.tensor, {0});
+    const Rows rows = gathered(cache, 0);
+    for (Index token = 0; token < 11; ++token) {
+      const Row given = tokens.row(0, token);
+      for (std::size_t i = 0; i < given.size(); ++i) {
+        const auto head = given.begin() + static_cast<Index>(i) / kDim * kDim;
+        const double largest = std::abs(
+            *std::max_element(head, head + kDim, [](float a, float b) { return std::abs(a) < std::abs(b); }));
+        const double x = given[i], steps = dtype == DType::i8 ? 127 : 7;
+        const double bound =
+            dtype == DType::f8 ? std::max(std::abs(x) / 16, largest / 448 / 1024) : largest / steps / 2;
+        CHECK(std::abs(x - static_cast<double>(rows[static_cast<std::size_t>(token)][i])) <=
+              bound * (1 + 1e-6));
+      }
+    }
+    tokens.memory.back() = INFINITY;
+    CHECK(throws<std::invalid_argument>([&] { append(cache, tokens.tensor, {0}); },
+                                        "key: has a NaN or an infinity"));
+    CHECK(gathered(cache, 0) == rows && cache.free_pages() == 17);
+  }
+}
+
+/// A cancelled append has changed nothing, wherever it ended.
+void cancelled() {
+  Random random;
+  CacheSettings s = settings();
+  s.rotary.emplace();
+  PagedKVCache cache(100, 4, s);
+  cache.add();
+  const Tokens first(1, 6, random), tokens(2, 170, random);
+  cache.append({.key = first.tensor, .value = first.tensor});
+  cache.fork(0);
+  for (int calls = 0; calls < 8; ++calls) {
+    int left = calls;
+    const Options options{.num_threads = 1, .cancelled = [&] { return left-- == 0; }};
+    bool ended = false;
+    try {
+      append(cache, tokens.tensor, {0, 1}, {}, options);
+    } catch (const Cancelled&) {
+      ended = true;
+    }
+    if (!ended) break;
+    CHECK(cache.free_pages() == 98 && cache.length(0) == 6 && cache.length(1) == 6 &&
+          shared_pages(cache) == 2);
+  }
+  CHECK(cache.length(0) == 6);
+}
+
+}  // namespace
+
+int main() {
+  tokens_come_back();
+  forks_share_pages();
+  windows_give_pages_back();
+  quantised_tokens();
+  cancelled();
+  return finish();
+}
