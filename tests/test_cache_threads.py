@@ -51,18 +51,21 @@ def test_readers_together(kind: str, rng: np.random.Generator) -> None:
 
 
 def refuse_while(long: Callable[[], Any], calls: list[Callable[[], Any]]) -> None:
-    """While `long` runs in another thread, each of the calls is refused."""
+    """While another thread runs `long` again and again, each of the calls is refused sooner or later."""
+    stop = threading.Event()
+
+    def run() -> None:
+        while not stop.is_set():
+            is_refused(long)
+
     with ThreadPoolExecutor(1) as pool:
-        for call in calls:
-            refused = False
-            for _ in range(200):  # it may be over before we come, or refused itself
-                running = pool.submit(is_refused, long)
-                while not running.done() and not refused:
-                    refused = is_refused(call)
-                running.result()
-                if refused:
-                    break
-            assert refused
+        running = pool.submit(run)
+        try:
+            for call in calls:
+                assert any(is_refused(call) or running.done() for _ in range(20000))
+        finally:
+            stop.set()
+        running.result()
 
 
 @pytest.mark.parametrize("kind", KINDS)
