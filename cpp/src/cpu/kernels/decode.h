@@ -9,9 +9,6 @@
 
 namespace attncore {
 
-inline constexpr Index kDirectRows =
-    8;  // of a sequence and KV head: up to here, packing costs more than it saves
-
 /// One step of sum_lanes: of each group of 2 kHalf lanes of a, then of b, the halves are added.
 template <int kHalf, class V, int... I>
 ATTN_INLINE V add_halves(V a, V b, std::integer_sequence<int, I...>) noexcept {
