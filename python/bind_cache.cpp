@@ -11,39 +11,13 @@
 namespace attncore::python {
 namespace {
 
-/// Ints of a call as (n, 1, 1, 1), or (n, 1, token, 1) if they may have two axes; the array lives as long as this.
-struct IntArgument {
-  py::array array = py::reinterpret_steal<py::array>(py::handle());
-  Tensor tensor;
-
-  IntArgument(const char* argument, const py::object& object, py::ssize_t most) {
-    if (object.is_none()) return;
-    array = int_array(argument, object);
-    const int rank = static_cast<int>(array.ndim());
-    if (rank > most) {
-      reject_value(argument,
-                   "has " + std::to_string(rank) + " dimensions, must have at most " + std::to_string(most));
-    }
-    const Axes axes = most == 1 ? Axes{rank - 1, -1, -1, -1} : Axes{rank - 2, -1, rank - 1, -1};
-    tensor = python::tensor(argument, array, axes, kInts);
-  }
-};
-
-Tensor operand(const char* argument, const py::object& object, bool bshd) {
-  const py::array array = require_array(argument, object);
-  if (array.ndim() < 3 || array.ndim() > 4) {
-    reject_value(argument, "has " + std::to_string(array.ndim()) + " dimensions, must have 3 or 4");
-  }
-  return tensor(argument, array, axes_of(bshd, array.ndim()), kFloats);
-}
-
 template <class Cache>
 void append(Cache& cache, const py::object& key, const py::object& value, const py::object& entries,
             const py::object& lengths, const py::object& positions, const py::object& layout) {
   const bool bshd = is_bshd(layout);
   NewTokens tokens;
-  tokens.key = operand("key", key, bshd);
-  tokens.value = operand("value", value, bshd);
+  tokens.key = token_operand("key", key, bshd);
+  tokens.value = token_operand("value", value, bshd);
   const IntArgument chosen("entries", entries, 1), counts("lengths", lengths, 1),
       at("positions", positions, 2);
   tokens.lengths = counts.tensor;

@@ -90,6 +90,33 @@ inline py::array int_array(const char* argument, const py::object& object) {
   return array;
 }
 
+/// Ints of a call as (n, 1, 1, 1), or (n, 1, token, 1) if they may have two axes; the array lives as long as this.
+struct IntArgument {
+  py::array array = py::reinterpret_steal<py::array>(py::handle());
+  Tensor tensor;
+
+  IntArgument(const char* argument, const py::object& object, py::ssize_t most) {
+    if (object.is_none()) return;
+    array = int_array(argument, object);
+    const int rank = static_cast<int>(array.ndim());
+    if (rank > most) {
+      reject_value(argument,
+                   "has " + std::to_string(rank) + " dimensions, must have at most " + std::to_string(most));
+    }
+    const Axes axes = most == 1 ? Axes{rank - 1, -1, -1, -1} : Axes{rank - 2, -1, rank - 1, -1};
+    tensor = python::tensor(argument, array, axes, kInts);
+  }
+};
+
+/// Tokens of several sequences, or of one.
+inline Tensor token_operand(const char* argument, const py::object& object, bool bshd) {
+  const py::array array = require_array(argument, object);
+  if (array.ndim() < 3 || array.ndim() > 4) {
+    reject_value(argument, "has " + std::to_string(array.ndim()) + " dimensions, must have 3 or 4");
+  }
+  return tensor(argument, array, axes_of(bshd, array.ndim()), kFloats);
+}
+
 /// Of a call: 0 is the default.
 inline int thread_count(const py::object& threads) {
   if (threads.is_none()) return 0;

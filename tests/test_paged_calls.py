@@ -183,3 +183,16 @@ def test_the_table_may_be_longer_than_memory(rng: Any) -> None:
     slots = np.broadcast_to(paged.key_pages[:1, :1], (1, 2**40, 4, 64))
     with pytest.raises(ValueError, match=r"block_table.*2\*\*60"):
         attncore.attention_paged(query, slots, slots, wide, [1, 1, 1])
+
+
+def test_masks_and_biases_may_end_with_the_longest_entry(isa: str, rng: Any) -> None:
+    for queries in (1, 12):
+        q, k, v = inputs(rng, queries, 70, batch=2, heads=2, dim=16)
+        paged = into_pages(rng, k, v, [70, 21], 16)
+        mask = rng.random((2, 1, queries, paged.key.shape[2])) < 0.6
+        bias = rng.standard_normal((2, 1, paged.key.shape[2])).astype(np.float32)
+        expected, _ = paged.check(q, mask=mask, bias=bias)
+        out, _ = paged.attend(q, mask=mask[..., :70].copy(), bias=bias[..., :70].copy())
+        assert_same_bits(out, expected)
+        out, _ = paged.attend(q, mask=mask[..., :70].copy(), bias=bias)
+        assert_same_bits(out, expected)

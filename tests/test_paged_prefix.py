@@ -171,7 +171,7 @@ def test_stored_otherwise(isa: str, stored: str, rng: Any) -> None:
     """Beside each other they have the bits that each has alone, where nothing is shared."""
     paged = make(rng, "a tree of prompts", dim=34)
     pools = {}
-    scales = {}
+    scales: dict[str, Any] = {}
     for what in ("key", "value"):
         pool = getattr(paged, f"{what}_pages")
         if stored not in ("float16", "bfloat16"):

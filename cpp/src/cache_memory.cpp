@@ -45,13 +45,13 @@ Reservation::~Reservation() {
 }
 
 void Reservation::huge_pages([[maybe_unused]] bool wanted, [[maybe_unused]] Index begin,
-                             [[maybe_unused]] Index end) noexcept {
+                             [[maybe_unused]] Index end, [[maybe_unused]] Index limit) noexcept {
 #ifdef MADV_HUGEPAGE
   const auto start = static_cast<Index>(reinterpret_cast<std::uintptr_t>(data_));
   const Index from = round_up(start + begin, kHugePage) - start;
-  const Index to = (start + end) / kHugePage * kHugePage - start;
-  if (from < to)
-    madvise(data_ + from, static_cast<std::size_t>(to - from), wanted ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
+  const Index to = min(round_up(start + end, kHugePage), (start + limit) / kHugePage * kHugePage) - start;
+  if (from >= to) return;
+  madvise(data_ + from, static_cast<std::size_t>(to - from), wanted ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
 #endif
 }
 

@@ -24,9 +24,9 @@ class Reservation {
   [[nodiscard]] std::byte* data() const noexcept { return data_; }
   [[nodiscard]] Index bytes() const noexcept { return bytes_; }
 
-  /// Whether memory comes in pieces of 2 MiB where bytes begin … end − 1 are written for the first time.  Such pieces are
-  /// faster to get and to read; those that lie half outside stay as they are.
-  void huge_pages(bool wanted, Index begin, Index end) noexcept;
+  /// Whether memory comes in pieces of 2 MiB where it is written for the first time, which are faster to get and to read:
+  /// the pieces that begin among bytes begin … end − 1 and end by `limit`.
+  void huge_pages(bool wanted, Index begin, Index end, Index limit) noexcept;
 
  private:
   std::byte* data_ = nullptr;

@@ -77,7 +77,7 @@ CacheStore::CacheStore(const CacheSettings& settings, Index pages, Index slots, 
   const auto pool = [&](std::size_t number, Tensor& tensor, DType dtype, Index dim) {
     const Shape shape{pages, settings_.kv_heads, slots, dim};
     Reservation& memory = memory_[number] = reserve(shape, dtype, argument);
-    memory.huge_pages(huge, 0, memory.bytes());
+    memory.huge_pages(huge, 0, memory.bytes(), memory.bytes());
     tensor = Tensor::contiguous(memory.data(), dtype, shape);
   };
   pool(0, pools_.key, settings_.dtype, settings_.dim);
@@ -137,17 +137,17 @@ void CacheStore::prepare(Index page, Range range) noexcept {
   const Tensor* const pools[] = {&pools_.key, &pools_.value};
   for (std::size_t i = 0; i < 2; ++i) {
     const Tensor& pool = *pools[i];
-    const Index row = pool.stride[1], token = pool.stride[2], start = page * pool.stride[0];
-    if (row < 2 * kHugePage) {  // small rows: once they are half full
-      if (2 * range.begin < slots() && slots() <= 2 * range.end)
-        memory_[i].huge_pages(true, start, start + pool.stride[0]);
+    const Index row = pool.stride[1], token = pool.stride[2];
+    const Index start = page * pool.stride[0], end = start + pool.stride[0];
+    if (row < 2 * kHugePage) {  // all of them, once they are half full
+      const bool begins = 2 * range.begin < slots() && slots() <= 2 * range.end;
+      if (begins) memory_[i].huge_pages(true, start, end, end);
       continue;
     }
-    const Index begin = max(range.begin * token, kHugePage), end = range.end * token;
-    if (begin / kHugePage == end / kHugePage) continue;
-    for (Index head = 0; head < pool.shape[1]; ++head) {
-      const Index first = start + head * row;
-      memory_[i].huge_pages(true, first + begin, min(first + end + kHugePage, first + row));
+    // Those that come after as much memory as they are.
+    for (Index first = start; first < end; first += row) {
+      memory_[i].huge_pages(true, first + max(range.begin * token, kHugePage), first + range.end * token,
+                            first + row);
     }
   }
 }

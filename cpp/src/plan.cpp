@@ -41,12 +41,14 @@ class Planner {
     measure();
     if (call_.pages.given()) {
       for (const PrefixGroup& group :
-           prefix_groups(call_.pages, longest_first(), most_members(),
+           prefix_groups(call_.pages, longest_first(call_), most_members(),
                          [this](const Sequence& s) { return shared_part_keys(s); })) {
         add_group(group);
       }
     } else {
-      for (const Sequence& sequence : longest_first()) add_group({{sequence}, {}});
+      for (const Sequence& sequence : longest_first(call_)) {
+        for (Index kv_head = 0; kv_head < call_.kv_heads; ++kv_head) add_sequence(sequence, kv_head);
+      }
     }
     order();
     size();
@@ -54,17 +56,6 @@ class Planner {
   }
 
  private:
-  /// The batch, so that no long sequence is left for the end.
-  [[nodiscard]] std::vector<Sequence> longest_first() const {
-    std::vector<Sequence> sequences;
-    for (Index batch = 0; batch < call_.batch; ++batch) sequences.push_back(call_.sequence(batch));
-    std::stable_sort(sequences.begin(), sequences.end(), [](const Sequence& a, const Sequence& b) {
-      return static_cast<double>(a.queries) * static_cast<double>(a.keys) >
-             static_cast<double>(b.queries) * static_cast<double>(b.keys);
-    });
-    return sequences;
-  }
-
   /// So many sequences' states may wait at a time.
   [[nodiscard]] std::size_t most_members() const {
     const Index rows = max(1, min(kSplitRows, call_.queries * call_.group));
@@ -80,17 +71,21 @@ class Planner {
     return one_tile && call_.score.left == kUnbounded ? part_keys(sequence) : 0;
   }
 
+  void add_sequence(const Sequence& sequence, Index kv_head) {
+    Sequence padding = sequence;  // rows past the query's length, as if there were no keys: 0 is written
+    padding.keys = 0;
+    const Index rows = sequence.queries * call_.group, end = sequence.query_place.tokens * call_.group;
+    add_rows(sequence, kv_head, {0, rows});
+    add_rows(padding, kv_head, {rows, end});
+  }
+
   void add_group(const PrefixGroup& group) {
     const Index first_state = plan_.states;
     for (Index kv_head = 0; kv_head < call_.kv_heads; ++kv_head) {
       std::vector<Index> sections;
       for (const Sequence& sequence : group.sequences) {
-        Sequence padding = sequence;  // rows past the query's length, as if there were no keys: 0 is written
-        padding.keys = 0;
-        const Index rows = sequence.queries * call_.group, end = sequence.query_place.tokens * call_.group;
         sections.push_back(static_cast<Index>(plan_.sections.size()));
-        add_rows(sequence, kv_head, {0, rows});
-        add_rows(padding, kv_head, {rows, end});
+        add_sequence(sequence, kv_head);
       }
       for (const SharedPart& part : group.parts) add_gang(part, sections);
       if (kv_head == 0 && !group.parts.empty()) most_states_ = max(most_states_, plan_.states - first_state);

@@ -39,7 +39,8 @@ std::vector<Place> packed_places(const char* argument, const Tensor& cumulative,
   return places;
 }
 
-/// The places of a batch's queries or keys, and the longest.
+}  // namespace
+
 std::vector<Place> places_of(const char* argument, const Tensor& cumulative, Index batch, Index tokens,
                              Index& longest) {
   if (!cumulative.given()) {
@@ -63,6 +64,8 @@ Index read_length(const char* argument, const Tensor& lengths, Index entry, Inde
   }
   return length;
 }
+
+namespace {
 
 Index read_offset(const Tensor& offset, Index entry, Index otherwise) {
   if (!offset.given()) return otherwise;

@@ -5,6 +5,13 @@
 
 namespace attncore {
 
+/// Where the tokens of a batch stand, by cumulative lengths (batch + 1) if there are any, and the longest entry's.
+std::vector<Place> places_of(const char* argument, const Tensor& cumulative, Index batch, Index tokens,
+                             Index& longest);
+
+/// An entry's, 0 … tokens; `tokens` if there are no lengths.
+Index read_length(const char* argument, const Tensor& lengths, Index entry, Index tokens);
+
 /// Sets the batch, the sequences, their pages, and the longest one's queries and keys.  query, key and value have been
 /// looked at.  Lengths, offsets, pages are read here, once.
 void resolve_sequences(Call& call, const Problem& problem);

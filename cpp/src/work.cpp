@@ -1,5 +1,7 @@
 #include "work.h"
 
+#include <algorithm>
+
 #include "score/steps.h"
 
 namespace attncore {
@@ -36,6 +38,16 @@ double visible_pairs(const Call& call, const Sequence& sequence) {
     pairs += static_cast<double>(count) * static_cast<double>(seen.size());
   }
   return pairs;
+}
+
+std::vector<Sequence> longest_first(const Call& call) {
+  std::vector<Sequence> sequences;
+  for (Index batch = 0; batch < call.batch; ++batch) sequences.push_back(call.sequence(batch));
+  std::stable_sort(sequences.begin(), sequences.end(), [](const Sequence& a, const Sequence& b) {
+    return static_cast<double>(a.queries) * static_cast<double>(a.keys) >
+           static_cast<double>(b.queries) * static_cast<double>(b.keys);
+  });
+  return sequences;
 }
 
 }  // namespace attncore

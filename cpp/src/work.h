@@ -13,4 +13,7 @@ struct Work {
 /// (query, key) pairs of one head that the window and the lengths leave, to the accuracy of 64 bands of rows.
 [[nodiscard]] double visible_pairs(const Call& call, const Sequence& sequence);
 
+/// The batch, so that no long sequence is left for the end.
+[[nodiscard]] std::vector<Sequence> longest_first(const Call& call);
+
 }  // namespace attncore

@@ -11,7 +11,7 @@ from attncore._inspect import attention_weights, explain
 from attncore._layers import LinearGradients, linear, linear_backward, rope
 from attncore._merge import merge
 from attncore._multi_head_attention import MultiHeadAttention
-from attncore._paged import attention_paged
+from attncore._paged import append_paged, attention_paged
 from attncore._runtime import (
     available_isas,
     get_cmake_dir,
@@ -41,6 +41,7 @@ __all__ = [
     "RelativeBias",
     "Rotary",
     "__version__",
+    "append_paged",
     "attention",
     "attention_backward",
     "attention_paged",

@@ -76,8 +76,9 @@ def attention(
     Args:
         query: (batch, heads, queries, dim), or (heads, queries, dim), or (queries, dim);
             float32, float64, float16 or bfloat16 (of ml_dtypes).
-        key: (batch, kv_heads, keys, dim) of query's dtype; heads is a multiple of kv_heads.
-        value: (batch, kv_heads, keys, value_dim).
+        key: (batch, kv_heads, keys, dim); heads is a multiple of kv_heads.  Of query's dtype; or,
+            for queries that are not float64, any of float32, float16 and bfloat16.
+        value: (batch, kv_heads, keys, value_dim), a dtype of its own likewise.
         causal: A query sees the keys up to its own position.
         window: (left, right): position − left ≤ key ≤ position + right; None is unbounded.
         query_offset: Position of query 0 among the keys, an int or one a batch entry.  The

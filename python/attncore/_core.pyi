@@ -70,6 +70,17 @@ def attention_varlen_backward(
     /,
     *options: Any,
 ) -> None: ...
+def append_paged(
+    tokens: tuple[Any, ...],
+    pools: tuple[Any, ...],
+    block_table: Any,
+    key_lengths: Any,
+    lengths: Any,
+    cu_lengths: Any,
+    layout: str,
+    page_layout: str,
+    /,
+) -> None: ...
 def dropout_mask(
     arg0: int,
     arg1: float,

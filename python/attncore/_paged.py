@@ -67,8 +67,8 @@ def attention_paged(
         page_layout: "bshd"; or "bhsd" for pages (pages, kv_heads, page_size, dim), and scales
             (pages, kv_heads, page_size).
         causal: As for `attention`, as is all that follows; keys count table_pages · page_size
-            where an option has an axis of them.  The default offset of an entry is its
-            key_length − its queries.
+            where an option has an axis of them (that of masks and biases may end with the longest
+            entry).  The default offset of an entry is its key_length − its queries.
         window: As for `attention`.
         query_offset: As for `attention`.
         mask: As for `attention`; queries count those of the longest entry if they are packed.
@@ -141,4 +141,81 @@ def attention_paged(
         num_threads,
         dropout_p,
         seed,
+    )
+
+
+def append_paged(
+    key: Array,
+    value: Array | None,
+    key_pages: Array,
+    value_pages: Array | None,
+    block_table: Table,
+    key_lengths: int | Ints,
+    *,
+    lengths: int | Ints | None = None,
+    key_scale: Array | None = None,
+    value_scale: Array | None = None,
+    cu_lengths: Ints | None = None,
+    layout: Layout = "bhsd",
+    page_layout: Layout = "bshd",
+) -> None:
+    """Writes new keys and values at the ends of sequences, into pages of the caller's.
+
+    New token i of batch entry b becomes its token ``key_lengths[b] + i``, in the slot where
+    `attention_paged` will look for it.  The lengths are the caller's to raise afterwards.
+
+    Floats of any dtype are rounded to that of the pages (float64 through float32).  int8, uint8
+    (int4) and float8_e4m3fn pages get x / scale, rounded to the nearest, ties to even, with
+    scale = max|x| / 127, / 7 or / 448 over a token and head (1 if all are 0, and at least 2⁻¹²⁶),
+    which is written too: the error is at most scale / 2 for int8 and int4, and the larger of
+    |x| / 16 and scale / 1024 for float8.
+
+    Args:
+        key: (batch, kv_heads, tokens, dim), or without the batch axis one entry's; with
+            cu_lengths (tokens, kv_heads, dim); float32, float64, float16 or bfloat16.
+        value: (batch, kv_heads, tokens, value_dim) likewise; None if value_pages is: values that
+            are a view of the keys need no writing.
+        key_pages: As for `attention_paged`; written.
+        value_pages: Likewise.
+        block_table: Ints (batch, table_pages); what lies past the new tokens is not looked at.
+        key_lengths: Ints (batch,): the tokens that are there already.
+        lengths: Ints (batch,): tokens past them are not appended.  Default: all are.
+        key_scale: float32 (pages, page_size, kv_heads), written; with int8, uint8 and
+            float8_e4m3fn pages only.
+        value_scale: The same of the values.
+        cu_lengths: Ints (batch + 1,), from 0: tokens cu[b] … cu[b + 1] − 1 are entry b's.
+        layout: "bhsd", or "bshd" for key and value as (batch, token, head, dim).
+        page_layout: As for `attention_paged`.
+
+    Raises:
+        ValueError: A shape or value does not fit: among others a table that is too short, an
+            entry that is no page, a page that two sequences would write, or where another one has
+            tokens, memory that overlaps, NaN or infinities for int8, int4 and float8.  Nothing has
+            been written then.
+        TypeError: A type or dtype does not fit.
+        MemoryError: There is no memory for a copy of some of the tokens.
+
+    Example:
+        >>> import numpy as np, attncore
+        >>> key_pages, value_pages = np.zeros((2, 10, 16, 1, 64), np.float32)
+        >>> table, lengths = np.array([[3, 1, 4], [5, 2, 0]]), np.array([0, 0])
+        >>> for tokens in (20, 1, 1):  # a prompt, then token by token
+        ...     key, value = np.ones((2, 2, 1, tokens, 64), np.float32)
+        ...     attncore.append_paged(key, value, key_pages, value_pages, table, lengths)
+        ...     lengths += tokens
+        >>> query = np.ones((2, 8, 1, 64), np.float32)
+        >>> attncore.attention_paged(query, key_pages, value_pages, table, lengths).shape
+        (2, 8, 1, 64)
+    """
+    if cu_lengths is not None and layout != "bhsd":
+        raise ValueError(f"layout: is {layout!r}, packed tokens are (token, head, dim)")
+    _core.append_paged(
+        (key, value),
+        (key_pages, value_pages, key_scale, value_scale),
+        block_table,
+        key_lengths,
+        lengths,
+        cu_lengths,
+        layout,
+        page_layout,
     )

@@ -156,4 +156,25 @@ class PagedKVCache {
   std::unique_ptr<Impl> impl_;
 };
 
+/// New tokens for the ends of sequences whose pages the caller owns (Problem::paging).
+struct PagedAppend {
+  Tensor key;      ///< (batch, kv_heads, tokens, dim), any floats
+  Tensor value;    ///< (batch, kv_heads, tokens, value_dim), any floats; no values: neither it nor its pages
+  Tensor lengths;  ///< optional ints, (batch, 1, 1, 1): tokens past them are not appended
+  Tensor token_starts;  ///< optional ints, (batch + 1, 1, 1, 1): key and value are packed, as Packing's are
+
+  /// (page, kv_head, slot, dim), written; i8, i4 and f8 have no gaps along dim.
+  Tensor key_pages, value_pages;
+  Tensor key_scale,
+      value_scale;  ///< (page, kv_head, slot, 1), f32, written; of i8, i4 and f8, as CacheSettings has them
+
+  Tensor block_table;  ///< ints, (batch, 1, 1, pages)
+  Tensor key_lengths;  ///< ints, (batch, 1, 1, 1): the tokens that are there before
+};
+
+/// Writes token i of an entry's new ones as its token key_length + i.  A page that two entries would write, or one twice, or
+/// where another entry has tokens, is an error; so is what int8, int4 and float8 cannot store.  Nothing is written then.
+/// Throws std::invalid_argument, DTypeError, std::bad_alloc, Cancelled.
+void append_paged(const PagedAppend& append, const Options& options = {});
+
 }  // namespace attncore
