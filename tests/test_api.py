@@ -54,6 +54,7 @@ def test_signature() -> None:
         "key_segments",
         "query_lengths",
         "key_lengths",
+        "tree_parents",
         "layout",
         "dropout_p",
         "seed",
