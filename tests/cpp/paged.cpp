@@ -58,9 +58,9 @@ double number_at(const Buffer& buffer, Index i, DType dtype) {
   return dtype == DType::f64 ? x : y;
 }
 
-/// Without scales the bits are those of the gathered call.
+/// Without scales the bits are those of the gathered call; but bfloat16 keys of few rows are summed in another order.
 void compare(const Case& c, const Buffer& ours, const Buffer& theirs, double tolerance) {
-  if (!c.problem.key_scale.given() && !c.problem.value_scale.given()) {
+  if (!c.problem.key_scale.given() && !c.problem.value_scale.given() && c.problem.key.dtype != DType::bf16) {
     CHECK(ours.size == 0 || std::memcmp(ours.bytes.get(), theirs.bytes.get(), ours.size) == 0);
     return;
   }
