@@ -103,9 +103,15 @@ class Appending {
  public:
   Appending(const PagedAppend& append, const Options& options) : append_(append), options_(options) {
     streams_.push_back({"key", "key_pages", "key_scale", append.key, append.key_pages, append.key_scale});
-    if (append.value.given() || append.value_pages.given() || append.value_scale.given()) {
+    const bool values = append.value_pages.given();
+    if (append.value.given() != values) {
+      reject(values ? "value" : "value_pages", "is not given, value and value_pages come together");
+    }
+    if (values) {
       streams_.push_back(
           {"value", "value_pages", "value_scale", append.value, append.value_pages, append.value_scale});
+    } else if (append.value_scale.given()) {
+      reject("value_scale", "comes without value_pages");
     }
     const Tensor& starts = append.token_starts;
     if (starts.given() && starts.shape[0] < 1) reject("cu_lengths", "is empty, must begin with 0");
