@@ -186,8 +186,9 @@ class Appending {
 
   /// Sorts them by page.
   static void require_one_writer(std::vector<Write>& writes) {
-    std::stable_sort(writes.begin(), writes.end(),
-                     [](const Write& a, const Write& b) { return a.page < b.page; });
+    std::sort(writes.begin(), writes.end(), [](const Write& a, const Write& b) {
+      return a.page != b.page ? a.page < b.page : a.entry < b.entry;
+    });
     for (std::size_t i = 1; i < writes.size(); ++i) {
       const Write &a = writes[i - 1], &b = writes[i];
       if (a.page != b.page) continue;

@@ -209,13 +209,15 @@ class Planner {
   /// its use.
   void order() {
     std::vector<Batch> runs;
-    std::stable_sort(plan_.gangs.begin(), plan_.gangs.end(),
-                     [](const Gang& a, const Gang& b) { return a.sections[0] < b.sections[0]; });
+    std::sort(plan_.gangs.begin(), plan_.gangs.end(), [](const Gang& a, const Gang& b) {
+      return a.sections[0] != b.sections[0] ? a.sections[0] < b.sections[0] : a.part < b.part;
+    });
     std::size_t gang = 0;
     for (std::size_t i = 0; i < plan_.sections.size(); ++i) {
       const Section& section = plan_.sections[i];
-      for (; gang < plan_.gangs.size() && plan_.gangs[gang].sections[0] == static_cast<Index>(i); ++gang) {
-        runs.push_back({.section = static_cast<Index>(i), .gang = static_cast<Index>(gang)});
+      const auto number = static_cast<Index>(i);
+      for (; gang < plan_.gangs.size() && plan_.gangs[gang].sections[0] == number; ++gang) {
+        runs.push_back({.section = number, .gang = static_cast<Index>(gang)});
       }
       Batch batch{.section = static_cast<Index>(i)};
       if (!section.shared) {

@@ -24,6 +24,7 @@ class Prefixes {
       by_pages[{numbers + first, numbers + last + 1}].push_back(member);
     }
     std::vector<Members> groups;
+    groups.reserve(by_pages.size());
     for (auto& [numbers, same] : by_pages) groups.push_back(std::move(same));
     return groups;
   }

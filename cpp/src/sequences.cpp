@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <limits>
 #include <new>
+#include <utility>
 
 #include "require.h"
 
@@ -46,6 +47,7 @@ std::vector<Place> places_of(const char* argument, const Tensor& cumulative, Ind
   if (!cumulative.given()) {
     longest = tokens;
     std::vector<Place> places;
+    places.reserve(static_cast<std::size_t>(batch));
     for (Index entry = 0; entry < batch; ++entry) places.push_back({entry, 0, tokens});
     return places;
   }
@@ -195,7 +197,7 @@ void resolve_tree(Call& call) {
   }
   tree.lines = lines.get();
   tree.memory = lines;
-  call.tree = tree;
+  call.tree = std::move(tree);
 }
 
 }  // namespace attncore

@@ -42,10 +42,13 @@ double visible_pairs(const Call& call, const Sequence& sequence) {
 
 std::vector<Sequence> longest_first(const Call& call) {
   std::vector<Sequence> sequences;
+  sequences.reserve(static_cast<std::size_t>(call.batch));
   for (Index batch = 0; batch < call.batch; ++batch) sequences.push_back(call.sequence(batch));
-  std::stable_sort(sequences.begin(), sequences.end(), [](const Sequence& a, const Sequence& b) {
-    return static_cast<double>(a.queries) * static_cast<double>(a.keys) >
-           static_cast<double>(b.queries) * static_cast<double>(b.keys);
+  const auto pairs = [](const Sequence& s) {
+    return static_cast<double>(s.queries) * static_cast<double>(s.keys);
+  };
+  std::sort(sequences.begin(), sequences.end(), [&](const Sequence& a, const Sequence& b) {
+    return pairs(a) != pairs(b) ? pairs(a) > pairs(b) : a.batch < b.batch;
   });
   return sequences;
 }
