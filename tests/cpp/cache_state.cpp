@@ -70,6 +70,7 @@ void calls_at_once() {
   CHECK(inside > 1 && cache.length(0) == 3000);
   const std::vector<float> expected = Query(1).of(cache);
   std::vector<std::thread> threads;
+  threads.reserve(8);
   for (int i = 0; i < 4; ++i) {
     threads.emplace_back([&] {
       for (int repeat = 0; repeat < 20; ++repeat) CHECK(Query(1).of(cache) == expected);

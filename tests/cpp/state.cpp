@@ -2,11 +2,14 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <attncore/state.hpp>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <exception>
+#include <string>
 #include <thread>
 
 #include "check.h"
@@ -150,7 +153,7 @@ void files() {
   piece.key = piece.value = Tensor::contiguous(mapped, DType::f32, {1, 1, kTokens, kWidth});
   piece.mappings.push_back({mapped, kBytes});
   mine.update(piece);
-  CHECK(std::memcmp(mapped, copy.data(), kBytes) == 0);
+  CHECK(std::equal(copy.begin(), copy.end(), numbers));
   piece.key = piece.value = Tensor::contiguous(copy.data(), DType::f32, {1, 1, kTokens, kWidth});
   other.update(piece);  // outside of the mapping: nothing is given back
   std::vector<double> results[2];
@@ -170,7 +173,7 @@ bool refused(Run run, const char* begins) {
   try {
     run();
   } catch (const Error& error) {
-    return std::string(error.what()).rfind(begins, 0) == 0;
+    return std::string(error.what()).starts_with(begins);
   }
   return false;
 }
@@ -224,6 +227,7 @@ void one_at_a_time() {
   CHECK(refusals == 3 + 4);  // a float32 state has four parts
 
   std::vector<std::thread> threads;
+  threads.reserve(4);
   std::atomic<int> done = 0;
   for (int i = 0; i < 4; ++i) {
     threads.emplace_back([&] {
@@ -246,7 +250,7 @@ void one_at_a_time() {
 
 }  // namespace
 
-int main() {
+int main() try {
   for (const std::string& name : available_isas()) {
     use_isa(name);
     pieces();
@@ -256,4 +260,7 @@ int main() {
   wrong();
   one_at_a_time();
   return finish();
+} catch (const std::exception& error) {
+  std::fprintf(stderr, "%s\n", error.what());
+  return 1;
 }

@@ -54,9 +54,9 @@ struct ProductScratch {
       used += round_up(bytes, 64);
       return taken;
     };
-    const auto matrix = [&](Index of_rows, Index of_columns) {
-      const Index stride = padded(of_columns);
-      return Matrix<T>{reinterpret_cast<T*>(take(of_rows * stride * Index{sizeof(T)})), stride};
+    const auto matrix = [&](Index count, Index items) {
+      const Index stride = padded(items);
+      return Matrix<T>{reinterpret_cast<T*>(take(count * stride * Index{sizeof(T)})), stride};
     };
     const Matrix<T> a = p.a_transposed ? matrix(kDepthBlock, rows) : matrix(rows, kDepthBlock);
     const Matrix<T> row = matrix(1, columns);
