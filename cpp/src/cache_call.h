@@ -32,18 +32,18 @@ class Users {
 
 /// In the cache from here to the end of the scope.
 template <bool kWrites>
-class InUse {
+class Inside {
  public:
-  explicit InUse(Users& users) : users_(users) { users.enter(kWrites); }
-  InUse(const InUse&) = delete;
-  InUse& operator=(const InUse&) = delete;
-  ~InUse() { users_.leave(kWrites); }
+  explicit Inside(Users& users) : users_(users) { users.enter(kWrites); }
+  Inside(const Inside&) = delete;
+  Inside& operator=(const Inside&) = delete;
+  ~Inside() { users_.leave(kWrites); }
 
  private:
   Users& users_;
 };
-using Reading = InUse<false>;
-using Writing = InUse<true>;
+using Reading = Inside<false>;
+using Writing = Inside<true>;
 
 /// A pool's extents and the settings: checked, every default in place.
 CacheSettings require_settings(const CacheSettings& settings, const char* extent_name, Index extent,

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/crew.h"
+#include "cpu/memory.h"
 
 namespace attncore {
 
@@ -20,8 +21,7 @@ template <class Run>
 void for_rows(const Tensor& t, Index rows_a_task, const Options& options, Run run) {
   constexpr Index kItemsAThread = 1 << 15;
   const Index rows = row_count(t), worth = ceil_div(rows * t.shape[3], kItemsAThread);
-  const int most = options.num_threads > 0 ? options.num_threads : get_num_threads();
-  Crew crew(static_cast<int>(max(1, min(most, worth))), options);
+  Crew crew(static_cast<int>(max(1, min(threads_of(options), worth))), options);
   crew.run(ceil_div(rows, rows_a_task),
            [&](Index task, int) { run(Range{task * rows_a_task, min(rows, (task + 1) * rows_a_task)}); });
 }
