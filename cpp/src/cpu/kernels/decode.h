@@ -9,6 +9,8 @@
 
 namespace attncore {
 
+constexpr Index kLine = 64;  // bytes that are fetched at once
+
 /// One step of sum_lanes: of each group of 2 kHalf lanes of a, then of b, the halves are added.
 template <int kHalf, class V, int... I>
 ATTN_INLINE V add_halves(V a, V b, std::integer_sequence<int, I...>) noexcept {
@@ -16,58 +18,71 @@ ATTN_INLINE V add_halves(V a, V b, std::integer_sequence<int, I...>) noexcept {
          __builtin_shufflevector(a, b, (I / kHalf * 2 * kHalf + kHalf + I % kHalf)...);
 }
 
-/// Lane i of the result is the sum of v[i]'s lanes.
-template <int kLanes, int kHalf, class V>
+/// Lane i of the result is the sum of v[i]'s lanes, i < kCount, a power of two; halves are added to halves whatever kCount is.
+template <int kLanes, int kCount, int kHalf = kLanes / 2, class V>
 ATTN_INLINE V sum_lanes(const V* v) noexcept {
   using Lanes = std::make_integer_sequence<int, kLanes>;
-  if constexpr (kHalf == kLanes / 2) {
-    return add_halves<kHalf>(v[0], v[1], Lanes{});
+  constexpr int kLeft = max(1, kCount / 2);
+  V next[kLeft];
+  for (int i = 0; i < kLeft; ++i) {
+    next[i] = add_halves<kHalf>(v[min(2 * i, kCount - 1)], v[min(2 * i + 1, kCount - 1)], Lanes{});
+  }
+  if constexpr (kHalf == 1) {
+    return next[0];
   } else {
-    constexpr int kEach = kLanes / 2 / kHalf;  // registers in each half
-    return add_halves<kHalf>(sum_lanes<kLanes, 2 * kHalf>(v), sum_lanes<kLanes, 2 * kHalf>(v + kEach),
-                             Lanes{});
+    return sum_lanes<kLanes, kLeft, kHalf / 2>(next);
   }
 }
 
-/// kRows rows of C over as many keys as fill a register, `keys` of which exist: dot products of A's rows (dim) with theirs.
-/// The same bytes of the tokens `ahead` are fetched meanwhile.
-template <class Isa, class T, DType kStorage, int kRows, class Finish>
-ATTN_INLINE void dot_block(T* const* c, const FewRows<const T, kRows>& a, const std::byte* const* b,
-                           const std::byte* const* ahead, Index rows, Range keys, Index depth,
-                           Finish finish) noexcept {
+/// Sums that stay in registers, beside what they are made of.
+template <class Isa>
+inline constexpr int kFewSums = Isa::kRows * Isa::kColumns > 16 ? 16 : 8;
+
+/// One store each: for `{}` g++ 12 calls upon memset.
+template <class V, int kRows, int kColumns>
+ATTN_INLINE void clear(V (&sum)[kRows][kColumns]) noexcept {
+  for (int i = 0; i < kRows; ++i) {
+    for (int j = 0; j < kColumns; ++j) sum[i][j] = V{};
+  }
+}
+
+/// kRows rows of C over kKeys keys from `key` on, before `end`: dot products of A's rows (dim) with theirs.
+template <class Isa, class T, DType kStorage, int kRows, int kKeys, class Finish>
+ATTN_INLINE void dot_block(T* const* c, const FewRows<const T, kRows>& a, const Tokens<Isa, T>& b, Index rows,
+                           Index key, Index end, Index depth, Finish finish) noexcept {
   using V = Vec<Isa, T>;
   constexpr Index n = kWidth<Isa, T>, kItem = sizeof(typename Storage<kStorage>::Item);
-  constexpr int kKeys = kWidth<Isa, T> / kRows;
   const std::byte *in[kKeys], *next[kKeys];
-  for (Index key = 0; key < kKeys; ++key) {
-    in[key] = b[min(keys.begin + key, keys.end - 1)];
-    next[key] = ahead[min(keys.begin + key, keys.end - 1)];
+  for (Index i = 0; i < kKeys; ++i) {
+    in[i] = b.at[min(key + i, end - 1)];
+    next[i] = b.ahead[min(key + i, end - 1)];
   }
-  V sum[kRows * kKeys]{};
+  V sum[kRows][kKeys];
+  clear(sum);
   const auto add = [&](Index k, auto load_a, auto load_b) {
     V items[kKeys];
-    for (Index key = 0; key < kKeys; ++key) {
-      items[key] = load_b(in[key] + item_offset<kStorage>(k, kItem));
-      __builtin_prefetch(next[key] + item_offset<kStorage>(k, kItem), 0, 2);
+    for (int i = 0; i < kKeys; ++i) {
+      __builtin_prefetch(next[i] + item_offset<kStorage>(k, kItem));
+      items[i] = load_b(in[i] + item_offset<kStorage>(k, kItem));
     }
     for (int row = 0; row < kRows; ++row) {
       const V x = load_a(a.row[row] + k);
-      for (int key = 0; key < kKeys; ++key) sum[row * kKeys + key] = x * items[key] + sum[row * kKeys + key];
+      for (int i = 0; i < kKeys; ++i) sum[row][i] = x * items[i] + sum[row][i];
     }
   };
   Index k = 0;
   using Pair = LoadPair<Isa, T, kStorage>;
   if constexpr (Pair::kGiven) {
     for (; k + 2 * n <= depth; k += 2 * n) {  // A's rows are split alike: split_pairs
-      for (Index key = 0; key < kKeys; ++key) {
-        V even, odd;
-        Pair::load(in[key] + k * kItem, even, odd);
-        __builtin_prefetch(next[key] + k * kItem, 0, 2);
-        for (int row = 0; row < kRows; ++row) {
-          V& total = sum[row * kKeys + key];
-          total = load<V>(a.row[row] + k) * even + total;
-          total = load<V>(a.row[row] + k + n) * odd + total;
-        }
+      V even[kKeys], odd[kKeys];
+      for (int i = 0; i < kKeys; ++i) {
+        __builtin_prefetch(next[i] + k * kItem);
+        Pair::load(in[i] + k * kItem, even[i], odd[i]);
+      }
+      for (int row = 0; row < kRows; ++row) {
+        const V x = load<V>(a.row[row] + k), y = load<V>(a.row[row] + k + n);
+        for (int i = 0; i < kKeys; ++i) sum[row][i] = x * even[i] + sum[row][i];
+        for (int i = 0; i < kKeys; ++i) sum[row][i] = y * odd[i] + sum[row][i];
       }
     }
   }
@@ -85,9 +100,9 @@ ATTN_INLINE void dot_block(T* const* c, const FewRows<const T, kRows>& a, const 
     add(k, load_rest, [&](const std::byte* p) { return load_items<Isa, T, kStorage>(p, kItem, depth - k); });
   }
   alignas(Isa::kBytes) T sums[n];
-  store(sums, finish(sums, sum_lanes<kWidth<Isa, T>, 1>(sum), 0));
+  store(sums, finish(sums, sum_lanes<kWidth<Isa, T>, kRows * kKeys>(&sum[0][0]), 0));
   for (Index row = 0; row < rows; ++row) {
-    __builtin_memcpy(c[row] + keys.begin, sums + row * kKeys, kKeys * sizeof(T));
+    __builtin_memcpy(c[row] + key, sums + row * kKeys, kKeys * sizeof(T));
   }
 }
 
@@ -112,17 +127,16 @@ ATTN_INLINE void split_pairs(T* row, Index depth) noexcept {
 
 /// C (rows, keys) = finish(A (rows, depth) · Bᵀ); C has room for whole registers of keys.
 template <class Isa, class T, class Finish>
-void dot_few_rows(const RowList<T>& c, const RowList<const T>& a, const Tokens<Isa, T>& b,
-                  const Tokens<Isa, T>& ahead, DType storage, Index keys, Index depth,
-                  Finish finish) noexcept {
+void dot_few_rows(const RowList<T>& c, const RowList<const T>& a, const Tokens<Isa, T>& b, DType storage,
+                  Index keys, Index depth, Finish finish) noexcept {
   with_key_storage<T>(storage, [&]<DType kStorage>() {
     with_rows<Isa, T>(a.size, [&]<Index kRows>() {
-      constexpr Index kKeys = kWidth<Isa, T> / kRows;
+      constexpr Index kKeys = max(Index{1}, min(4, min(kFewSums<Isa>, kWidth<Isa, T>) / kRows));
       for (Index row = 0; row < a.size; row += kRows) {
         const FewRows<const T, kRows> of_a(a, row);
         for (Index key = 0; key < keys; key += kKeys) {
-          dot_block<Isa, T, kStorage, kRows>(c.at + row, of_a, b.at, ahead.at, min(kRows, a.size - row),
-                                             {key, min(key + kKeys, keys)}, depth, finish);
+          dot_block<Isa, T, kStorage, kRows, kKeys>(c.at + row, of_a, b, min(kRows, a.size - row), key, keys,
+                                                    depth, finish);
         }
       }
     });
@@ -132,26 +146,26 @@ void dot_few_rows(const RowList<T>& c, const RowList<const T>& a, const Tokens<I
 /// kRows × kColumns registers of C from `column` on, a single one of which may have but `last` items: Σ over the keys.  False where a sum
 /// is not finite: nothing is stored then.
 template <class Isa, class T, DType kStorage, int kRows, int kColumns, class Finish>
-ATTN_INLINE bool add_strip(T* const* c, const FewRows<const T, kRows>& a, const std::byte* const* b,
-                           const std::byte* const* ahead, Index keys, Index column, Index rows, Index last,
-                           Finish finish) noexcept {
+ATTN_INLINE bool add_strip(T* const* c, const FewRows<const T, kRows>& a, const Tokens<Isa, T>& b, Index keys,
+                           Index column, Index rows, Index last, Finish finish) noexcept {
   using V = Vec<Isa, T>;
   constexpr Index n = kWidth<Isa, T>, kItem = sizeof(typename Storage<kStorage>::Item);
   using Pair = LoadPair<Isa, T, kStorage>;
   constexpr bool kPairs = Pair::kGiven && kColumns % 2 == 0;
   const Index offset = item_offset<kStorage>(column, kItem);
-  V sum[kRows][kColumns]{};
+  V sum[kRows][kColumns];
+  clear(sum);
   for (Index k = 0; k < keys; ++k) {
-    const std::byte* const in = b[k] + offset;
+    const std::byte *const in = b.at[k] + offset, *const next = b.ahead[k] + offset;
     V items[kColumns];
     for (int j = 0; j < kColumns; j += kPairs ? 2 : 1) {
-      const std::byte* const p = in + item_offset<kStorage>(j * n, kItem);
-      __builtin_prefetch(ahead[k] + (p - b[k]), 0, 2);
+      const Index at = item_offset<kStorage>(j * n, kItem);
+      if (at % kLine == 0) __builtin_prefetch(next + at);
       if constexpr (kPairs) {
-        Pair::load(p, items[j], items[j + 1]);
+        Pair::load(in + at, items[j], items[j + 1]);
       } else {
-        items[j] = kColumns == 1 && last < n ? load_items<Isa, T, kStorage>(p, kItem, last)
-                                             : Widen<Isa, T, kStorage>::load(p);
+        items[j] = kColumns == 1 && last < n ? load_items<Isa, T, kStorage>(in + at, kItem, last)
+                                             : Widen<Isa, T, kStorage>::load(in + at);
       }
     }
     for (int row = 0; row < kRows; ++row) {
@@ -201,21 +215,20 @@ void add_visible(T* const* c, const T* const* a, const std::byte* const* b, Inde
 
 /// C (rows, columns) = finish(C, A (rows, keys) · B).  Hidden pairs are marked in A.
 template <class Isa, class T, class Finish>
-void add_few_rows(const RowList<T>& c, const RowList<const T>& a, const Tokens<Isa, T>& b,
-                  const Tokens<Isa, T>& ahead, DType storage, Index keys, Index columns,
-                  Finish finish) noexcept {
+void add_few_rows(const RowList<T>& c, const RowList<const T>& a, const Tokens<Isa, T>& b, DType storage,
+                  Index keys, Index columns, Finish finish) noexcept {
   constexpr Index n = kWidth<Isa, T>;
   with_key_storage<T>(storage, [&]<DType kStorage>() {
     with_rows<Isa, T>(a.size, [&]<Index kRows>() {
-      constexpr int kColumns = max(1, min(8, n / kRows));
+      constexpr int kColumns = max(1, min(8, kFewSums<Isa> / kRows));
       for (Index row = 0; row < a.size; row += kRows) {
         const Index rows = min(kRows, a.size - row);
         const FewRows<const T, kRows> of_a(a, row);
         const auto finish_row = [&](const T* p, Vec<Isa, T> sum, Index i) { return finish(p, sum, row + i); };
         const auto add = [&]<int kRegisters>(Index column) {
           const Index last = min(n, columns - column - (kRegisters - 1) * n);
-          if (add_strip<Isa, T, kStorage, kRows, kRegisters>(c.at + row, of_a, b.at, ahead.at, keys, column,
-                                                             rows, last, finish_row)) {
+          if (add_strip<Isa, T, kStorage, kRows, kRegisters>(c.at + row, of_a, b, keys, column, rows, last,
+                                                             finish_row)) {
             return;
           }
           for (Index at = column; at < column + kRegisters * n; at += n) {

@@ -8,35 +8,42 @@ namespace attncore {
 inline constexpr Index kDirectRows =
     8;  // of a sequence and KV head: up to here, packing costs more than it saves
 
-/// Where the tokens of a key tile stand, their items beside each other.
+/// Where the tokens of a key tile stand, their items beside each other, and what to fetch while each is read: so far ahead
+/// in the same order that memory answers in time, near enough that a core's first cache holds it.
 template <class Isa, class T>
-struct Tokens {
-  static constexpr Index kKeys = Isa::template kKeyTile<T>;
-  const std::byte* at[kKeys];
-
-  /// Where the tokens `keys` lie; those from `end` on are as the one before.
-  void find(const KeySource& source, Range keys, Index end) noexcept {
-    const Index last = max(0, min(keys.end, end) - 1 - keys.begin);
-    source.each_token(min(keys.begin, end - 1), last + 1,
-                      [&](Index i, const std::byte* token) { at[i] = token; });
-    for (Index i = last + 1; i < keys.size(); ++i) at[i] = at[last];
-  }
-
-  /// The same, but their items stand beside each other: in copies, in `room`, if they do not lie so.
-  void find(const KeySource& source, Range keys, Index dims, std::byte* room) noexcept {
-    find(source, keys, keys.end);
+class Tokens {
+ public:
+  /// The tokens `keys`; those up to `reach` are read next.  Items that do not lie beside each other are copied into `room`.
+  void find(const KeySource& source, Range keys, Index reach, Index dims, std::byte* room) noexcept {
     with_key_storage<T>(source.storage, [&]<DType kStorage>() {
       constexpr Index kItem = sizeof(typename Storage<kStorage>::Item);
+      const Index bytes = max(Index{1}, item_offset<kStorage>(dims, kItem));
+      const Index distance = max(Index{1}, min(kMostAhead, kFetchedBytes / bytes));
+      const Index wanted = keys.size() + distance;
+      const Index found = min(wanted, max(keys.end, reach) - keys.begin);
+      source.each_token(keys.begin, found, [&](Index i, const std::byte* token) { place_[i] = token; });
+      for (Index i = found; i < wanted; ++i) place_[i] = place_[found - 1];
+      at = place_;
+      ahead = place_ + distance;
       if (source.dim_stride == kItem || kStorage == DType::i4) return;
       for (Index i = 0; i < keys.size(); ++i) {
         std::byte* const copy = room + i * dims * kItem;
         for (Index dim = 0; dim < dims; ++dim) {
-          __builtin_memcpy(copy + dim * kItem, at[i] + dim * source.dim_stride, kItem);
+          __builtin_memcpy(copy + dim * kItem, place_[i] + dim * source.dim_stride, kItem);
         }
-        at[i] = copy;
+        copy_[i] = copy;
       }
+      at = copy_;
     });
   }
+
+  const std::byte* const* at;
+  const std::byte* const* ahead;
+
+ private:
+  static constexpr Index kKeys = Isa::template kKeyTile<T>, kFetchedBytes = 4096, kMostAhead = 64;
+  const std::byte* place_[kKeys + kMostAhead];
+  const std::byte* copy_[kKeys];
 };
 
 /// run.template operator()<kRows>() with kRows a power of two, at most the lanes of a register: the rows past `rows` are

@@ -180,11 +180,11 @@ class ForwardKernel {
   }
 
   /// The rows of `count` tasks, kDirectRows in all at most, against the tile of keys that they share, where it lies.
-  /// Memory is what takes the time: each product fetches what the next one reads.  `room`: for a key tile.
+  /// `room`: for a key tile.
   static void run_direct_tile(ForwardKernel* const* members, Index count, std::byte* room) noexcept {
     const ForwardKernel& one = *members[0];
     const Call& call = one.call_;
-    const Range keys = one.tile_, next{keys.end, keys.end + keys.size()};
+    const Range keys = one.tile_;
     RowList<const T> queries, weights;
     RowList<T> scores, outputs;
     for (Index i = 0; i < count; ++i) {
@@ -195,18 +195,16 @@ class ForwardKernel {
         outputs.add(members[i]->state_.recent.output.row(row));
       }
     }
-    Tokens<Isa, T> k, v, ahead;
-    k.find(one.keys_, keys, call.dim, room);
-    ahead.find(one.values_, keys, keys.end);
-    dot_few_rows<Isa, T>(scores, queries, k, ahead, one.keys_.storage, keys.size(), call.dim, one.scaled());
+    Tokens<Isa, T> tokens;
+    tokens.find(one.keys_, keys, one.task_.reach, call.dim, room);
+    dot_few_rows<Isa, T>(scores, queries, tokens, one.keys_.storage, keys.size(), call.dim, one.scaled());
     T keep[kDirectRows];
     for (Index i = 0, row = 0; i < count; row += members[i++]->rows_) {
       members[i]->weigh(true);
       for (Index j = 0; j < members[i]->rows_; ++j) keep[row + j] = members[i]->scratch_.keep[j];
     }
-    v.find(one.values_, keys, call.value_dim, room);
-    ahead.find(one.keys_, next, max(one.task_.reach, keys.end));
-    add_few_rows<Isa, T>(outputs, weights, v, ahead, one.values_.storage, keys.size(), call.value_dim,
+    tokens.find(one.values_, keys, one.task_.reach, call.value_dim, room);
+    add_few_rows<Isa, T>(outputs, weights, tokens, one.values_.storage, keys.size(), call.value_dim,
                          Accumulated<T>{keep});
   }
 
