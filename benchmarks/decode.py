@@ -10,7 +10,8 @@ Outputs are checked against float64 before anything is timed.
 
 GB/s are the keys and values (and factors) of a call, each read once, by its time.  "read" is that
 by the bandwidth measured in the same round; "roof" the time that the slower of reading and
-multiply-adds needs at best, by the time taken; "first" how much faster than the case's first line.
+multiply-adds (of float32: bfloat16's pairs do twice as many) needs at best, by the time taken;
+"first" how much faster than the case's first line.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ class ReadMemory {
 
 /// Bytes a second; each try reads `traffic` bytes, or all once.
 double measured_bandwidth(ReadMemory& memory, Index bytes, int threads, Index traffic, int tries) {
-  const Kernels& kernels = current_table().f32;
+  const Kernels& kernels = *current_table().f32;
   const Index share = round_up(ceil_div(bytes, threads), kReadStep);
   const Index passes = max(Index{1}, traffic / (share * threads));
   memory.reserve(share, threads);

@@ -253,7 +253,7 @@ class ForwardRun {
 };
 
 Plan plan(const Call& call, const Options& options) {
-  return make_plan(call, current_table().kernels(call.compute()), Machine{threads_of(options)});
+  return make_plan(call, current_table().forward_kernels(call), Machine{threads_of(options)});
 }
 
 void forward(const Call& call, const Plan& plan, const Options& options) {

@@ -1,5 +1,6 @@
 #include "dispatch.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 
@@ -43,11 +44,19 @@ const IsaTable& table_named(const std::string& name) {
                               joined(available_isas(), ", "));
 }
 
+namespace {
+
+const IsaTable& best_table() {
+  const auto& tables = available_tables();
+  return **std::find_if(tables.begin(), tables.end(), [](const IsaTable* t) { return t->preferred(); });
+}
+
+}  // namespace
+
 const IsaTable& current_table() {
   if (const IsaTable* table = chosen.load(std::memory_order_relaxed)) return *table;
   const char* const forced = std::getenv("ATTNCORE_ISA");
-  const IsaTable& table =
-      forced != nullptr && *forced != '\0' ? table_named(forced) : *available_tables().front();
+  const IsaTable& table = forced != nullptr && *forced != '\0' ? table_named(forced) : best_table();
   const IsaTable* unset = nullptr;
   chosen.compare_exchange_strong(unset, &table);
   return *chosen.load();

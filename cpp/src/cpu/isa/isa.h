@@ -22,39 +22,51 @@ BackwardSizes backward_sizes(const Call& call, Index owned_rows) noexcept {
           .bias_scratch = BackwardBiasKernel<Isa, T>::bytes(call)};
 }
 
-template <class Isa, class T>
-constexpr Kernels make_kernels(const char* name) noexcept {
+/// What forward calls; Item: what its products multiply.
+template <class Isa, class T, class Item = T>
+constexpr Kernels forward_kernels(const char* name) noexcept {
   return {
       .name = name,
       .row_block = Isa::kRows,
       .key_block = Isa::kColumns * kWidth<Isa, T>,
       .key_tile = Isa::template kKeyTile<T>,
       .gang_rows = kDirectRows,
-      .sizes = Scratch<Isa, T>::sizes,
+      .sizes = Scratch<Isa, T, Item>::sizes,
       .reads_in_place = reads_in_place<Isa, T>,
-      .pack = pack_key_tile<Isa, T>,
-      .forward = forward_task<Isa, T>,
-      .forward_gang = forward_gang<Isa, T>,
+      .pack = pack_key_tile<Isa, T, Item>,
+      .forward = forward_task<Isa, T, Item>,
+      .forward_gang = forward_gang<Isa, T, Item>,
       .combine = combine_parts<Isa, T>,
-      .weights = weights_task<Isa, T>,
-      .backward_sizes = backward_sizes<Isa, T>,
-      .backward_rows = backward_rows_task<Isa, T>,
-      .backward = backward_task<Isa, T>,
-      .backward_bias = backward_bias_task<Isa, T>,
-      .product_sizes = ProductScratch<Isa, T>::sizes,
-      .pack_product = pack_product<Isa, T>,
-      .product = product_task<Isa, T>,
-      .column_sums = column_sums<Isa, T>,
-      .rope_scratch = rope_scratch<Isa, T>,
-      .rope = rope_task<Isa, T>,
-      .multiply_adds = multiply_adds<Isa, T>,
+      .multiply_adds = multiply_adds<Isa, T, Item>,
       .read_memory = read_memory<Isa>,
   };
 }
 
+template <class Isa, class T>
+constexpr Kernels make_kernels(const char* name) noexcept {
+  Kernels kernels = forward_kernels<Isa, T>(name);
+  kernels.weights = weights_task<Isa, T>;
+  kernels.backward_sizes = backward_sizes<Isa, T>;
+  kernels.backward_rows = backward_rows_task<Isa, T>;
+  kernels.backward = backward_task<Isa, T>;
+  kernels.backward_bias = backward_bias_task<Isa, T>;
+  kernels.product_sizes = ProductScratch<Isa, T>::sizes;
+  kernels.pack_product = pack_product<Isa, T>;
+  kernels.product = product_task<Isa, T>;
+  kernels.column_sums = column_sums<Isa, T>;
+  kernels.rope_scratch = rope_scratch<Isa, T>;
+  kernels.rope = rope_task<Isa, T>;
+  return kernels;
+}
+
+template <class Isa>
+inline constexpr Kernels kF32 = make_kernels<Isa, float>("fma f32");
+template <class Isa>
+inline constexpr Kernels kF64 = make_kernels<Isa, double>("fma f64");
+
 template <class Isa>
 constexpr IsaTable make_table(const char* name, bool (*supported)() noexcept) noexcept {
-  return {name, supported, make_kernels<Isa, float>("fma f32"), make_kernels<Isa, double>("fma f64")};
+  return {name, supported, supported, &kF32<Isa>, &kF64<Isa>, &kF32<Isa>};
 }
 
 }  // namespace attncore

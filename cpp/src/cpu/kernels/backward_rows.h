@@ -79,7 +79,7 @@ void backward_rows_task(const BackwardCall& backward, const BackwardTask& task, 
   const auto stats = RowStats<T>::in(task.stats, call, task.sequence, task.kv_head);
   const Index most = backward_rows(call, Isa::kRows);
   const auto softmax = Softmax::in(scratch + tile.scratch().bytes, most, 0);
-  T* const keep = softmax.sum + Softmax::padded(most);
+  T* const keep = softmax.exact_sum + Softmax::padded(most);
 
   for (Index head = 0; task.sink_shares != nullptr && head < call.group; ++head) task.sink_shares[head] = 0;
   for (Index first = task.rows.begin; first < task.rows.end; first += most) {

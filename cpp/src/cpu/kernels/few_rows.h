@@ -1,7 +1,7 @@
 // What decoding works on: a few rows, and the tokens of a key tile.
 #pragma once
 
-#include "../tile/gemm.h"
+#include "task.h"
 
 namespace attncore {
 
@@ -19,7 +19,8 @@ class Tokens {
       constexpr Index kItem = sizeof(typename Storage<kStorage>::Item);
       const Index bytes = max(Index{1}, item_offset<kStorage>(dims, kItem));
       const Index distance = max(Index{1}, min(kMostAhead, kFetchedBytes / bytes));
-      const Index wanted = keys.size() + distance;
+      const Index even = round_up(keys.size(), 2),
+                  wanted = even + distance;  // for pairs: a last one has a partner
       const Index found = min(wanted, max(keys.end, reach) - keys.begin);
       source.each_token(keys.begin, found, [&](Index i, const std::byte* token) { place_[i] = token; });
       for (Index i = found; i < wanted; ++i) place_[i] = place_[found - 1];
@@ -31,7 +32,7 @@ class Tokens {
         for (Index dim = 0; dim < dims; ++dim) {
           __builtin_memcpy(copy + dim * kItem, place_[i] + dim * source.dim_stride, kItem);
         }
-        copy_[i] = copy;
+        copy_[i] = copy_[even - 1] = copy;
       }
       at = copy_;
     });
@@ -73,5 +74,47 @@ struct FewRows {
     for (Index i = 0; i < kRows; ++i) row[i] = a.at[min(first + i, a.size - 1)];
   }
 };
+
+/// Sums that stay in registers, beside what they are made of.
+template <class Isa>
+inline constexpr int kFewSums = Isa::kRows * Isa::kColumns > 16 ? 16 : 8;
+
+/// One store each: for `{}` g++ 12 calls upon memset.
+template <class V, int kRows, int kColumns>
+ATTN_INLINE void clear(V (&sum)[kRows][kColumns]) noexcept {
+  for (int i = 0; i < kRows; ++i) {
+    for (int j = 0; j < kColumns; ++j) sum[i][j] = V{};
+  }
+}
+
+/// What few rows read: `count` dims of a token in a register, and the bytes between such registers' first items.
+template <class Isa, class Item, DType kStorage>
+struct TokenItems {
+  static constexpr Index kBytes = sizeof(typename Storage<kStorage>::Item);
+  static ATTN_INLINE Vec<Isa, Item> load(const std::byte* p) noexcept {
+    return Widen<Isa, Item, kStorage>::load(p);
+  }
+  static ATTN_INLINE Vec<Isa, Item> load(const std::byte* p, Index count) noexcept {
+    return load_items<Isa, Item, kStorage>(p, kBytes, count);
+  }
+};
+template <class Isa>
+struct TokenItems<Isa, Bf16Pair, DType::bf16> {
+  static constexpr Index kBytes = sizeof(Bf16Pair);
+  static ATTN_INLINE U32<Isa> load(const std::byte* p) noexcept { return attncore::load<U32<Isa>>(p); }
+  static ATTN_INLINE U32<Isa> load(const std::byte* p, Index count) noexcept {
+    return load_pairs<Isa>(p, kBytes / 2, count);
+  }
+};
+
+/// run.template operator()<kStorage>() for what keys may be stored as; pairs are of bfloat16.
+template <class T, class Item, class Run>
+ATTN_INLINE void with_token_storage(DType storage, Run run) noexcept {
+  if constexpr (kInPairs<T, Item>) {
+    run.template operator()<DType::bf16>();
+  } else {
+    with_key_storage<T>(storage, run);
+  }
+}
 
 }  // namespace attncore

@@ -3,40 +3,11 @@
 #pragma once
 
 #include "../tile/coins.h"
-#include "decode.h"
-#include "task.h"
+#include "decode_outputs.h"
+#include "decode_scores.h"
+#include "rows.h"
 
 namespace attncore {
-
-/// Rows of a tensor over (batch, head, query, dims) in the accumulation type, into `room`.
-template <class Isa, class T>
-void load_rows(const Tensor& t, Index dims, const TaskRows& row_at, Matrix<T> room, Index rows) noexcept {
-  with_storage<T>(t.dtype, [&]<DType kStorage>() {
-    for (Index row = 0; row < rows; ++row) {
-      const Row r = row_at(row);
-      const std::byte* const in = at(t, r);
-      for (Index dim = 0; dim < dims; dim += kWidth<Isa, T>) {
-        const Index count = min(kWidth<Isa, T>, dims - dim);
-        store(room.row(row) + dim, load_items<Isa, T, kStorage>(in + dim * t.stride[3], t.stride[3], count));
-      }
-    }
-  });
-}
-
-/// The same rows where they lie, if they lie so; else in `room`, loaded if asked.
-template <class Isa, class T>
-ATTN_INLINE Matrix<const T> rows_of(const Tensor& t, Index dims, const TaskRows& row_at, Matrix<T> room,
-                                    Index rows, bool load) noexcept {
-  constexpr Index kItem = sizeof(T);
-  const Row first = row_at(0);
-  const std::byte* const data = at(t, first);
-  const bool aligned = t.stride[2] % kItem == 0 && reinterpret_cast<std::uintptr_t>(data) % alignof(T) == 0;
-  if (t.dtype == row_at.call.compute() && row_at.call.group == 1 && t.stride[3] == kItem && aligned) {
-    return {reinterpret_cast<const T*>(data), t.stride[2] / kItem};
-  }
-  if (load) load_rows<Isa, T>(t, dims, row_at, room, rows);
-  return as_const(room);
-}
 
 /// Applies the score steps that have work in this tile to one row of it; `visit_slope`: as Pipeline::apply has it.
 template <class Isa, class T, class... VisitSlope>
@@ -53,46 +24,17 @@ ATTN_INLINE void apply_steps(const Call& call, const Row& row, StepSet steps, Ra
   ScoreSteps::apply<M>(call, row, steps, visit, visit_slope...);
 }
 
-/// out and lse of rows that have seen all their keys.
-template <class Isa, class T>
-void finish_rows(const Call& call, const TaskRows& row_at, const OnlineSoftmax<Isa, T>& softmax,
-                 Index rows) noexcept {
-  const Tensor& sinks = call.score.sinks;
-  for (Index row = 0; row < rows; ++row) {
-    const Row r = row_at(row);
-    if (sinks.given()) softmax.add_sink(row, load_scalar<Isa, T>(at(sinks, 0, r.head), sinks.dtype));
-    const T factor = softmax.sum[row] == 0 ? T{0} : 1 / softmax.sum[row];  // nothing visible: 0
-    std::byte* const out = at(call.out, r);
-    const Index stride = call.out.stride[3];
-    with_storage<T>(call.out.dtype, [&]<DType kStorage>() {
-      for (Index dim = 0; dim < call.value_dim; dim += kWidth<Isa, T>) {
-        // Whether −0 met a tile of hidden keys, and became 0, depends on the row's neighbours: + 0 hides it.
-        const auto items = load<Vec<Isa, T>>(softmax.output.row(row) + dim) * factor + T{0};
-        store_items<Isa, T, kStorage>(out + dim * stride, stride, min(kWidth<Isa, T>, call.value_dim - dim),
-                                      items);
-      }
-    });
-    if (call.sum.given()) {
-      __builtin_memcpy(at(call.lse, r), softmax.maximum + row, sizeof(T));
-      __builtin_memcpy(at(call.sum, r), softmax.sum + row, sizeof(T));
-    } else if (call.lse.given()) {
-      const T lse = softmax.log_sum_exp(row);
-      __builtin_memcpy(at(call.lse, r), &lse, sizeof lse);
-    }
-  }
-}
-
 /// The panels of a key tile: packed before for all who share them, or packed here.
-template <class Isa, class T>
-ATTN_INLINE KeyTile<Isa, T> key_tile_of(const Call& call, const Task& task, Range keys, Index panel_bytes,
-                                        std::byte* room) noexcept {
+template <class Isa, class T, class Item>
+ATTN_INLINE KeyTile<Isa, T, Item> key_tile_of(const Call& call, const Task& task, Range keys,
+                                              Index panel_bytes, std::byte* room) noexcept {
   if (task.packed == nullptr) {
-    pack_key_tile<Isa, T>(call, task.sequence, task.kv_head, keys, room);
-    return KeyTile<Isa, T>::in(room, call, keys.size());
+    pack_key_tile<Isa, T, Item>(call, task.sequence, task.kv_head, keys, room);
+    return KeyTile<Isa, T, Item>::in(room, call, keys.size());
   }
   const Index number = (keys.begin - task.keys.begin) / Isa::template kKeyTile<T>;
   std::byte* const panel = const_cast<std::byte*>(task.packed) + number * panel_bytes;  // read only
-  return KeyTile<Isa, T>::in(panel, call, min(Isa::template kKeyTile<T>, task.keys.end - keys.begin));
+  return KeyTile<Isa, T, Item>::in(panel, call, min(Isa::template kKeyTile<T>, task.keys.end - keys.begin));
 }
 
 /// What multiplies the scores and the weights of a tile's keys, where keys and values have scales: the scale of what is
@@ -129,7 +71,7 @@ bool reads_in_place(const Call& call, const Sequence& sequence) noexcept {
   return sequence.queries * call.group <= kDirectRows;
 }
 
-template <class Isa, class T>
+template <class Isa, class T, class Item>
 class ForwardKernel {
  public:
   ForwardKernel(const Call& call, const Task& task, std::byte* memory) noexcept
@@ -137,19 +79,17 @@ class ForwardKernel {
         task_(task),
         row_at_{call, task},
         rows_(task.rows.size()),
-        scratch_(Scratch<Isa, T>::in(memory, call, rows_)),
+        scratch_(Scratch<Isa, T, Item>::in(memory, call, rows_)),
         state_(RowState<Isa, T>::in(task.state, call, rows_)),
         keys_(key_source(call, call.key, task.sequence, task.kv_head)),
         values_(key_source(call, call.value, task.sequence, task.kv_head)),
         direct_(reads_in_place<Isa, T>(call, task.sequence)) {
-    if (!direct_ || !takes_pairs<Isa, T>(keys_.storage)) {
-      queries_ = rows_of<Isa, T>(call.query, call.dim, row_at_, scratch_.queries, rows_, !task.loaded);
-      return;
+    if constexpr (kInPairs<T, Item>) {
+      queries_ = {reinterpret_cast<const Item*>(scratch_.queries.data), scratch_.queries.stride};
+      if (!task.loaded) load_pair_rows<Isa>(call.query, call.dim, row_at_, scratch_.queries, rows_);
+    } else {
+      load_queries();
     }
-    queries_ = as_const(scratch_.queries);
-    if (task.loaded) return;
-    load_rows<Isa, T>(call.query, call.dim, row_at_, scratch_.queries, rows_);
-    for (Index row = 0; row < rows_; ++row) split_pairs<Isa, T>(scratch_.queries.row(row), call.dim);
   }
 
   void run() noexcept {
@@ -185,30 +125,44 @@ class ForwardKernel {
     const ForwardKernel& one = *members[0];
     const Call& call = one.call_;
     const Range keys = one.tile_;
-    RowList<const T> queries, weights;
+    RowList<const Item> queries, weights;
     RowList<T> scores, outputs;
     for (Index i = 0; i < count; ++i) {
       for (Index row = 0; row < members[i]->rows_; ++row) {
         queries.add(members[i]->queries_.row(row));
         scores.add(members[i]->scratch_.scores.row(row));
-        weights.add(members[i]->scratch_.scores.row(row));
+        weights.add(members[i]->weights().row(row));
         outputs.add(members[i]->state_.recent.output.row(row));
       }
     }
     Tokens<Isa, T> tokens;
     tokens.find(one.keys_, keys, one.task_.reach, call.dim, room);
-    dot_few_rows<Isa, T>(scores, queries, tokens, one.keys_.storage, keys.size(), call.dim, one.scaled());
+    dot_few_rows<Isa, T, Item>(scores, queries, tokens, one.keys_.storage, keys.size(), call.dim,
+                               one.scaled());
     T keep[kDirectRows];
     for (Index i = 0, row = 0; i < count; row += members[i++]->rows_) {
       members[i]->weigh(true);
       for (Index j = 0; j < members[i]->rows_; ++j) keep[row + j] = members[i]->scratch_.keep[j];
     }
     tokens.find(one.values_, keys, one.task_.reach, call.value_dim, room);
-    add_few_rows<Isa, T>(outputs, weights, tokens, one.values_.storage, keys.size(), call.value_dim,
-                         Accumulated<T>{keep});
+    add_few_rows<Isa, T, Item>(outputs, weights, tokens, one.values_.storage, keys.size(), call.value_dim,
+                               Accumulated<T>{keep});
   }
 
  private:
+  using Weights = std::conditional_t<kInPairs<T, Item>, PairWeights<Isa>, PlainWeights<Isa, T>>;
+
+  void load_queries() noexcept {
+    if (!direct_ || !takes_pairs<Isa, T>(keys_.storage)) {
+      queries_ = rows_of<Isa, T>(call_.query, call_.dim, row_at_, scratch_.queries, rows_, !task_.loaded);
+      return;
+    }
+    queries_ = as_const(scratch_.queries);
+    if (task_.loaded) return;
+    load_rows<Isa, T>(call_.query, call_.dim, row_at_, scratch_.queries, rows_);
+    for (Index row = 0; row < rows_; ++row) split_pairs<Isa, T>(scratch_.queries.row(row), call_.dim);
+  }
+
   /// False: nothing in the tile is seen.
   bool begin_tile(Range keys) noexcept {
     if (keys.begin % kFoldKeys == 0 && keys.begin > 0) state_.fold(rows_);
@@ -221,18 +175,17 @@ class ForwardKernel {
 
   void run_packed_tile() noexcept {
     const Range keys = tile_;
-    const Index panel_bytes = Scratch<Isa, T>::sizes(call_, rows_).panel;
-    const auto tile = key_tile_of<Isa, T>(call_, task_, keys, panel_bytes, scratch_.panel);
+    const Index panel_bytes = KeyTile<Isa, T, Item>::bytes(call_);
+    const auto tile = key_tile_of<Isa, T, Item>(call_, task_, keys, panel_bytes, scratch_.panel);
     const bool poison = *tile.poison != 0;
-    gemm<Isa, T>(scratch_.scores, queries_, as_const(tile.keys), rows_, keys.size(), call_.dim, scaled());
+    gemm<Isa, T>(scratch_.scores, queries_, as_const(tile.keys), rows_, keys.size(), tile.keys.depth,
+                 scaled());
     weigh(poison);
     const auto values = as_const(tile.values);
     const Matrix<T> output = state_.recent.output;
-    if (poison) {
-      gemm_of_visible<Isa, T>(output, weights(), values, rows_, keys.size(), accumulated());
-    } else {
-      gemm<Isa, T>(output, weights(), values, rows_, call_.value_dim, keys.size(), accumulated());
-    }
+    const Index depth = depth_of<T, Item>(keys.size());
+    if (poison) return gemm_of_visible<Isa>(output, weights(), values, rows_, depth, accumulated());
+    gemm<Isa, T>(output, weights(), values, rows_, call_.value_dim, depth, accumulated());
   }
 
   /// S → P: scales, softcap, biases and masks where they have work, then the online softmax; `mark`: hidden pairs become −0.
@@ -250,44 +203,47 @@ class ForwardKernel {
         if (value_scales != nullptr) multiply_by<Isa, T>(coins, value_scales, keys.size());
         factors = coins;
       }
-      state_.recent.update(row, scores, keys.size(), mark || value_scales != nullptr, scratch_.keep, factors);
+      state_.recent.template update<Weights>(row, scores, keys.size(), mark || value_scales != nullptr,
+                                             scratch_.keep, factors);
     }
   }
 
   [[nodiscard]] Scaled<T> scaled() const noexcept { return {static_cast<T>(call_.scale)}; }
   [[nodiscard]] Accumulated<T> accumulated() const noexcept { return {scratch_.keep}; }
-  [[nodiscard]] Matrix<const T> weights() const noexcept { return as_const(scratch_.scores); }
+  [[nodiscard]] Matrix<const Item> weights() const noexcept {
+    return {reinterpret_cast<const Item*>(scratch_.scores.data), scratch_.scores.stride};
+  }
 
   const Call& call_;
   const Task& task_;
   const TaskRows row_at_;
   const Index rows_;
-  const Scratch<Isa, T> scratch_;
+  const Scratch<Isa, T, Item> scratch_;
   const RowState<Isa, T> state_;
   const KeySource keys_, values_;
   const bool direct_;
-  Matrix<const T> queries_{};  // (rows, dim)
-  Range tile_;                 // of keys: the one at work, and the score steps that have work there
+  Matrix<const Item> queries_{};  // (rows, dim)
+  Range tile_;                    // of keys: the one at work, and the score steps that have work there
   StepSet steps_ = 0;
   TileCoins<Isa, T> coins_;
   TileScales<Isa, T> key_scales_, value_scales_;
 };
 
-template <class Isa, class T>
+template <class Isa, class T, class Item>
 void forward_task(const Call& call, const Task& task, std::byte* scratch) noexcept {
-  ForwardKernel<Isa, T>(call, task, scratch).run();
+  ForwardKernel<Isa, T, Item>(call, task, scratch).run();
 }
 
 /// Tasks of several sequences that share their keys, one tile, where it lies; kDirectRows rows in all at most.
-template <class Isa, class T>
+template <class Isa, class T, class Item>
 void forward_gang(const Call& call, const Task* tasks, Index count, std::byte* scratch) noexcept {
-  using Kernel = ForwardKernel<Isa, T>;
+  using Kernel = ForwardKernel<Isa, T, Item>;
   alignas(Kernel) std::byte memory[kDirectRows][sizeof(Kernel)];
   Kernel* members[kDirectRows];
   Index ready = 0;
   for (Index i = 0; i < count; ++i) {
     members[ready] = new (memory[i]) Kernel(call, tasks[i], scratch);
-    scratch += Scratch<Isa, T>::sizes(call, tasks[i].rows.size()).scratch;
+    scratch += Scratch<Isa, T, Item>::sizes(call, tasks[i].rows.size()).scratch;
     if (members[ready]->begin_gang()) ++ready;
   }
   if (ready > 0) Kernel::run_direct_tile(members, ready, scratch);

@@ -1,27 +1,27 @@
 // What the machine reaches at its best, for benchmarks to compare with: multiply-adds in registers, reading memory.
 #pragma once
 
-#include "../tile/simd.h"
-#include "kernels.h"
+#include "task.h"
 
 namespace attncore {
 
 /// The peak of a core: independent multiply-adds, enough to hide their latency.
-template <class Isa, class T>
+template <class Isa, class T, class Item = T>
 double multiply_adds(Index rounds) noexcept {
   using V = Vec<Isa, T>;
+  constexpr double kProducts = kInPairs<T, Item> ? 2 : 1;  // of an item
   constexpr int kChains = Isa::kRows * 2;
   V chain[kChains];
   for (int i = 0; i < kChains; ++i) chain[i] = broadcast<V>(static_cast<T>(i));
-  V factor = broadcast<V>(T(0.999));
+  Vec<Isa, Item> factor = bit_cast<Vec<Isa, Item>>(broadcast<V>(T(0.999)));
   asm volatile("" : "+m"(factor));  // keeps the compiler from foreseeing the results
   for (Index round = 0; round < rounds; ++round) {
-    for (int i = 0; i < kChains; ++i) chain[i] = chain[i] * factor + factor;
+    for (int i = 0; i < kChains; ++i) chain[i] = multiply_add<Isa>(factor, factor, chain[i]);
   }
   V total{};
   for (int i = 0; i < kChains; ++i) total += chain[i];
   asm volatile("" : : "m"(total));
-  return 2.0 * kChains * kWidth<Isa, T> * static_cast<double>(rounds);
+  return 2.0 * kProducts * kChains * kWidth<Isa, T> * static_cast<double>(rounds);
 }
 
 /// One access pattern: kStreams equal parts of the memory side by side, a cache line of each in turn, asked for kAhead

@@ -2,36 +2,57 @@
 #pragma once
 
 #include "../../score/steps.h"
+#include "../tile/pairs.h"
 #include "../tile/score_math.h"
-#include "../tile/softmax.h"
 #include "kernels.h"
 
 namespace attncore {
 
+/// Item: what products multiply, T itself or Bf16Pair.
+template <class T, class Item>
+inline constexpr bool kInPairs = !std::is_same_v<T, Item>;
+
+/// The depth of a product over so many dims or keys.
+template <class T, class Item>
+ATTN_INLINE Index depth_of(Index count) noexcept {
+  return kInPairs<T, Item> ? ceil_div(count, 2) : count;
+}
+
 /// The panels of one key tile, in Sizes::panel bytes.
-template <class Isa, class T>
+template <class Isa, class T, class Item>
 struct KeyTile {
-  Panel<T> keys;    // (dim, keys): Kᵀ
-  Panel<T> values;  // (keys, value_dim)
-  T* poison;        // 0, or 1 if values hold Inf or NaN
+  Panel<Item> keys;       // (dim, keys): Kᵀ
+  Panel<Item> values;     // (keys, value_dim)
+  std::uint32_t* poison;  // 0, or 1 if values hold Inf or NaN
 
   static ATTN_INLINE KeyTile in(std::byte* memory, const Call& call, Index count) noexcept {
-    T* const keys = reinterpret_cast<T*>(memory);
-    T* const values = keys + panel_items<Isa, T>(count, call.dim);
-    return {{keys, count, call.dim},
-            {values, call.value_dim, count},
-            values + panel_items<Isa, T>(call.value_dim, count)};
+    const Index dims = depth_of<T, Item>(call.dim), depth = depth_of<T, Item>(count);
+    Item* const keys = reinterpret_cast<Item*>(memory);
+    Item* const values = keys + panel_items<Isa, Item>(count, dims);
+    Item* const end = values + panel_items<Isa, Item>(call.value_dim, depth);
+    return {{keys, count, dims}, {values, call.value_dim, depth}, reinterpret_cast<std::uint32_t*>(end)};
+  }
+  static ATTN_INLINE Index bytes(const Call& call) noexcept {
+    constexpr Index kKeys = Isa::template kKeyTile<T>;
+    const Index keys = panel_items<Isa, Item>(kKeys, depth_of<T, Item>(call.dim));
+    const Index values = panel_items<Isa, Item>(call.value_dim, depth_of<T, Item>(kKeys));
+    return round_up((keys + values + 1) * Index{sizeof(Item)}, 64);
   }
 };
 
-template <class Isa, class T>
+template <class Isa, class T, class Item>
 void pack_key_tile(const Call& call, const Sequence& sequence, Index kv_head, Range keys,
                    std::byte* memory) noexcept {
-  const auto tile = KeyTile<Isa, T>::in(memory, call, keys.size());
+  const auto tile = KeyTile<Isa, T, Item>::in(memory, call, keys.size());
   const KeySource k = key_source(call, call.key, sequence, kv_head);
   const KeySource v = key_source(call, call.value, sequence, kv_head);
-  pack_transposed<Isa, T>(tile.keys, k, keys.begin);
-  *tile.poison = pack_rows<Isa, T>(tile.values, v, keys.begin) ? 0 : 1;
+  if constexpr (kInPairs<T, Item>) {
+    pack_pairs_transposed<Isa>(tile.keys, k, keys.begin, call.dim);
+    *tile.poison = pack_pairs<Isa>(tile.values, v, keys.begin, keys.size()) ? 0 : 1;
+  } else {
+    pack_transposed<Isa, T>(tile.keys, k, keys.begin);
+    *tile.poison = pack_rows<Isa, T>(tile.values, v, keys.begin) ? 0 : 1;
+  }
 }
 
 template <class Isa, class T>
@@ -67,7 +88,7 @@ struct RowState {
 };
 
 /// What a task works in: its scratch, carved up.
-template <class Isa, class T>
+template <class Isa, class T, class Item = T>
 struct Scratch {
   Matrix<T> queries;  // (rows, dim)
   Matrix<T> scores;   // (rows, key tile)
@@ -79,10 +100,7 @@ struct Scratch {
   static ATTN_INLINE Index score_stride() noexcept { return Isa::template kKeyTile<T> + kWidth<Isa, T>; }
 
   static ATTN_INLINE Sizes sizes(const Call& call, Index rows) noexcept {
-    const Index panel = round_up((panel_items<Isa, T>(Isa::template kKeyTile<T>, call.dim) +
-                                  panel_items<Isa, T>(call.value_dim, Isa::template kKeyTile<T>) + 1) *
-                                     Index{sizeof(T)},
-                                 64);
+    const Index panel = KeyTile<Isa, T, Item>::bytes(call);
     const Index items = rows * (padded(call.dim) + score_stride()) + padded(rows);
     return {round_up(items * Index{sizeof(T)}, 64), RowState<Isa, T>::bytes(call, rows), panel};
   }

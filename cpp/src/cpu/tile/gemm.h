@@ -112,20 +112,35 @@ ATTN_INLINE Panel<const T> as_const(Panel<T> p) noexcept {
   return {p.data, p.columns, p.depth};
 }
 
-/// kRows × kColumns registers of C at (row, first column of the strip).
-template <class Isa, class T, int kRows, int kColumns, class A, class Finish>
-ATTN_INLINE void multiply_block(Matrix<T> c, A a, const T* strip, Index depth, Index row,
+/// What an ISA that multiplies pairs (pairs.h) specialises.
+template <class Isa>
+struct MultiplyPairs;
+
+/// sum + a · b, or the sum of both products where items are pairs.
+template <class Isa, class V, class Items>
+ATTN_INLINE V multiply_add(Items a, Items b, V sum) noexcept {
+  if constexpr (std::is_same_v<V, Items>) {
+    return a * b + sum;
+  } else {
+    return MultiplyPairs<Isa>::add(a, b, sum);
+  }
+}
+
+/// kRows × kColumns registers of C at (row, first column of the strip).  Items are T, or what multiply_add takes for it.
+template <class Isa, class T, int kRows, int kColumns, class A, class Item, class Finish>
+ATTN_INLINE void multiply_block(Matrix<T> c, A a, const Item* strip, Index depth, Index row,
                                 Finish finish) noexcept {
   using V = Vec<Isa, T>;
+  using Items = Vec<Isa, Item>;
   constexpr int n = kWidth<Isa, T>;
   V sum[kRows][kColumns]{};
   const auto rows = items_of<kRows>(a, row);
   for (Index k = 0; k < depth; ++k) {
-    V b[kColumns];
-    for (int j = 0; j < kColumns; ++j) b[j] = load<V>(strip + (k * kColumns + j) * n);
+    Items b[kColumns];
+    for (int j = 0; j < kColumns; ++j) b[j] = load<Items>(strip + (k * kColumns + j) * n);
     for (int i = 0; i < kRows; ++i) {
-      const V x = broadcast<V>(rows.item(i, k));
-      for (int j = 0; j < kColumns; ++j) sum[i][j] = x * b[j] + sum[i][j];
+      const Items x = broadcast<Items>(rows.item(i, k));
+      for (int j = 0; j < kColumns; ++j) sum[i][j] = multiply_add<Isa>(x, b[j], sum[i][j]);
     }
   }
   for (int i = 0; i < kRows; ++i) {
@@ -137,8 +152,8 @@ ATTN_INLINE void multiply_block(Matrix<T> c, A a, const T* strip, Index depth, I
 }
 
 /// The last rows, fewer than Isa::kRows: one block of exactly as many.
-template <class Isa, class T, int kRows, int kColumns, class A, class Finish>
-ATTN_INLINE void multiply_rest(Matrix<T> c, A a, const T* strip, Index depth, Index row, Index rows,
+template <class Isa, class T, int kRows, int kColumns, class A, class Item, class Finish>
+ATTN_INLINE void multiply_rest(Matrix<T> c, A a, const Item* strip, Index depth, Index row, Index rows,
                                Finish finish) noexcept {
   if constexpr (kRows > 0) {
     if (rows == kRows) return multiply_block<Isa, T, kRows, kColumns>(c, a, strip, depth, row, finish);
@@ -147,8 +162,8 @@ ATTN_INLINE void multiply_rest(Matrix<T> c, A a, const T* strip, Index depth, In
 }
 
 /// All rows of a strip of kColumns registers.
-template <class Isa, class T, int kColumns, class A, class Finish>
-void multiply_strip(Matrix<T> c, A a, const T* strip, Index rows, Index depth, Finish finish) noexcept {
+template <class Isa, class T, int kColumns, class A, class Item, class Finish>
+void multiply_strip(Matrix<T> c, A a, const Item* strip, Index rows, Index depth, Finish finish) noexcept {
   Index row = 0;
   for (; row + Isa::kRows <= rows; row += Isa::kRows) {
     multiply_block<Isa, T, Isa::kRows, kColumns>(c, a, strip, depth, row, finish);
@@ -157,8 +172,8 @@ void multiply_strip(Matrix<T> c, A a, const T* strip, Index rows, Index depth, F
 }
 
 /// A strip of `registers` ≤ kColumns registers.
-template <class Isa, class T, int kColumns, class A, class Finish>
-ATTN_INLINE void multiply_any_strip(Index registers, Matrix<T> c, A a, const T* strip, Index rows,
+template <class Isa, class T, int kColumns, class A, class Item, class Finish>
+ATTN_INLINE void multiply_any_strip(Index registers, Matrix<T> c, A a, const Item* strip, Index rows,
                                     Index depth, Finish finish) noexcept {
   if (registers == kColumns) return multiply_strip<Isa, T, kColumns>(c, a, strip, rows, depth, finish);
   if constexpr (kColumns > 1) {
@@ -168,8 +183,8 @@ ATTN_INLINE void multiply_any_strip(Index registers, Matrix<T> c, A a, const T* 
 
 /// C (rows, columns) from A (rows, depth) and the first `depth` rows of the panel; whole strips are computed,
 /// so that C needs room for the panel's columns and their padding.
-template <class Isa, class T, class A, class Finish>
-void gemm(Matrix<T> c, A a, Panel<const T> b, Index rows, Index columns, Index depth,
+template <class Isa, class T, class A, class Item, class Finish>
+void gemm(Matrix<T> c, A a, Panel<const Item> b, Index rows, Index columns, Index depth,
           Finish finish) noexcept {
   for (Index strip = 0; strip < columns; strip += Isa::kColumns * kWidth<Isa, T>) {
     multiply_any_strip<Isa, T, Isa::kColumns>(strip_registers<Isa, T>(b.columns, strip),

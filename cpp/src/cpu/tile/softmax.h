@@ -8,35 +8,50 @@
 #pragma once
 
 #include "gemm.h"
+#include "math.h"
 
 namespace attncore {
+
+/// How weights are kept: as they are.
+template <class Isa, class T>
+struct PlainWeights {
+  static constexpr bool kRounded = false;
+  using V = Vec<Isa, T>;
+  /// Writes the weights of keys i … over their scores; returns what products will see.
+  static ATTN_INLINE V keep(T* scores, Index i, V weights) noexcept {
+    store(scores + i, weights);
+    return weights;
+  }
+};
 
 /// The state of a task's rows, in memory of State<T>::bytes(rows, value_dim).  It can outlive the task.
 template <class Isa, class T>
 struct OnlineSoftmax {
   Matrix<T> output;  // (rows, value_dim), padded to registers
   T* maximum;        // (rows), −inf: nothing seen yet
-  T* sum;            // (rows)
+  T* sum;            // (rows), of the weights as products see them: rounded where these are
+  T* exact_sum;      // (rows), for log_sum_exp
 
   static ATTN_INLINE Index padded(Index items) noexcept {
     return round_up(items, Isa::kBytes / Index{sizeof(T)});
   }
 
   static ATTN_INLINE Index bytes(Index rows, Index value_dim) noexcept {
-    return (padded(value_dim) * rows + 2 * padded(rows)) * Index{sizeof(T)};
+    return (padded(value_dim) * rows + 3 * padded(rows)) * Index{sizeof(T)};
   }
 
   static ATTN_INLINE OnlineSoftmax in(std::byte* memory, Index rows, Index value_dim) noexcept {
     T* const output = reinterpret_cast<T*>(memory);
     T* const maximum = output + padded(value_dim) * rows;
-    return {{output, padded(value_dim)}, maximum, maximum + padded(rows)};
+    T* const sum = maximum + padded(rows);
+    return {{output, padded(value_dim)}, maximum, sum, sum + padded(rows)};
   }
 
   void clear(Index rows) const noexcept {
     __builtin_memset(output.data, 0, static_cast<std::size_t>(rows * output.stride) * sizeof(T));
     for (Index row = 0; row < rows; ++row) {
       maximum[row] = -infinity();
-      sum[row] = 0;
+      sum[row] = exact_sum[row] = 0;
     }
   }
 
@@ -46,6 +61,7 @@ struct OnlineSoftmax {
   /// Scores of one row → weights, in place; keep = the factor of what the row has summed so far.  A hidden
   /// key's weight is 0; with `mark` it is −0, as gemm_of_visible needs.  `coins`: dropout's factors, which the sum
   /// knows nothing of.
+  template <class Weights = PlainWeights<Isa, T>>
   ATTN_INLINE void update(Index row, T* scores, Index columns, bool mark, T* keep,
                           const T* coins = nullptr) const noexcept {
     using V = Vec<Isa, T>;
@@ -58,17 +74,21 @@ struct OnlineSoftmax {
     maximum[row] = grows ? in_tile : before;
 
     const T origin = base(maximum[row]);
-    V total{};
+    V total{}, exact{};
     for (Index i = 0; i < columns; i += n) {
       const V score = load<V>(scores + i);
       V weight = attncore::exp<Isa, T>(score - origin);
-      total += weight;
+      if (coins != nullptr || Weights::kRounded) exact += weight;
       if (coins != nullptr) weight *= load<V>(coins + i);
       if (mark) weight = score == -infinity() ? -V{} : weight;
-      store(scores + i, weight);
+      const V kept = Weights::keep(scores, i, weight);
+      total += kept;
     }
     keep[row] = grows ? exp_of(before - origin) : T{1};
+    if (coins != nullptr) total = exact;
     sum[row] = sum[row] * keep[row] + horizontal_sum<Isa, T>(total);
+    exact_sum[row] =
+        Weights::kRounded ? exact_sum[row] * keep[row] + horizontal_sum<Isa, T>(exact) : sum[row];
   }
 
   /// Adds the state of other keys: what this row and that row would be had they seen all.
@@ -80,6 +100,7 @@ struct OnlineSoftmax {
       const T theirs = exp_of(other.maximum[row] - base(highest));
       maximum[row] = highest;
       sum[row] = sum[row] * mine + other.sum[row] * theirs;
+      exact_sum[row] = exact_sum[row] * mine + other.exact_sum[row] * theirs;
       for (Index i = 0; i < output.stride; i += kWidth<Isa, T>) {
         T* const at = output.row(row) + i;
         store(at, load<V>(at) * mine + load<V>(other.output.row(row) + i) * theirs);
@@ -93,16 +114,17 @@ struct OnlineSoftmax {
     const T mine = exp_of(maximum[row] - base(highest));
     maximum[row] = highest;
     sum[row] = sum[row] * mine + exp_of(logit - base(highest));
+    exact_sum[row] = exact_sum[row] * mine + exp_of(logit - base(highest));
     for (Index i = 0; i < output.stride; ++i) output.row(row)[i] *= mine;
   }
 
   /// log Σ exp(score); −inf where nothing was seen.
   ATTN_INLINE T log_sum_exp(Index row) const noexcept {
-    if (sum[row] == 0) return -infinity();
+    if (exact_sum[row] == 0) return -infinity();
     if constexpr (sizeof(T) == 8) {
-      return maximum[row] + __builtin_log(sum[row]);
+      return maximum[row] + __builtin_log(exact_sum[row]);
     } else {
-      return maximum[row] + __builtin_logf(sum[row]);
+      return maximum[row] + __builtin_logf(exact_sum[row]);
     }
   }
 

@@ -1,0 +1,35 @@
+// avx512 with the dot product of bfloat16 pairs: Zen 4 (2022) and later, Cooper Lake (2020), Sapphire Rapids (2023).
+//
+// AMD's cores start two of them in a cycle, as many as multiply-adds: twice their work.  Intel's start one every other cycle, so that
+// there avx512 is as fast and more exact.
+#include "avx512.h"
+#include "isa.h"
+
+namespace attncore {
+template <>
+struct MultiplyPairs<Avx512> {
+  static ATTN_INLINE Vec<Avx512, float> add(U32<Avx512> a, U32<Avx512> b, Vec<Avx512, float> sum) noexcept {
+    return bit_cast<Vec<Avx512, float>>(
+        _mm512_dpbf16_ps(bit_cast<__m512>(sum), bit_cast<__m512bh>(a), bit_cast<__m512bh>(b)));
+  }
+  /// Writes the nearest bfloat16 of each, and returns them.
+  static ATTN_INLINE Vec<Avx512, float> narrow(std::uint16_t* p, Vec<Avx512, float> v) noexcept {
+    const auto bits = bit_cast<__m256i>(_mm512_cvtneps_pbh(bit_cast<__m512>(v)));
+    store(static_cast<void*>(p), bits);
+    return bit_cast<Vec<Avx512, float>>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+  }
+};
+
+extern const IsaTable avx512;
+
+namespace {
+constexpr Kernels kPairs = forward_kernels<Avx512, float, Bf16Pair>("dot products of bf16 pairs");
+bool supported_with_pairs() noexcept { return supported() && __builtin_cpu_supports("avx512bf16") != 0; }
+bool preferred() noexcept { return supported_with_pairs() && __builtin_cpu_is("amd") != 0; }
+}  // namespace
+
+/// But for bfloat16, avx512's own kernels.
+extern const IsaTable avx512_bf16 = {"avx512_bf16", supported_with_pairs, preferred,
+                                     avx512.f32,    avx512.f64,           &kPairs};
+
+}  // namespace attncore

@@ -1,0 +1,141 @@
+// Decoding's other product: the weights of a few rows with values where they lie (decode_scores.h says why).
+#pragma once
+
+#include "few_rows.h"
+
+namespace attncore {
+
+constexpr Index kCacheLine = 64;  // bytes that are fetched at once
+
+/// kRows × kColumns registers of C from `column` on, a single one of which may have but `last` items: Σ over the keys.  False where a sum
+/// is not finite: nothing is stored then.
+template <class Isa, class T, class Item, DType kStorage, int kRows, int kColumns, class Finish>
+ATTN_INLINE bool add_strip(T* const* c, const FewRows<const Item, kRows>& a, const Tokens<Isa, T>& b,
+                           Index keys, Index column, Index rows, Index last, Finish finish) noexcept {
+  using V = Vec<Isa, T>;
+  constexpr Index n = kWidth<Isa, T>, kItem = sizeof(typename Storage<kStorage>::Item);
+  using Pair = LoadPair<Isa, T, kStorage>;
+  constexpr bool kTwo = kInPairs<T, Item>;  // keys at a time
+  constexpr bool kPairs = Pair::kGiven && kColumns % 2 == 0 && !kTwo;
+  const Index offset = item_offset<kStorage>(column, kItem);
+  V sum[kRows][kColumns];
+  clear(sum);
+  for (Index k = 0; k < depth_of<T, Item>(keys); ++k) {
+    const Index key = kTwo ? 2 * k : k;
+    const std::byte *const in = b.at[key] + offset, *const next = b.ahead[key] + offset;
+    Vec<Isa, Item> items[kColumns];
+    for (int j = 0; j < kColumns; j += kPairs || kTwo ? 2 : 1) {
+      const Index at = item_offset<kStorage>(j * n, kItem);
+      if (at % kCacheLine == 0) __builtin_prefetch(next + at);
+      if constexpr (kTwo) {
+        const std::byte *const second = b.at[key + 1] + offset, *const next_second =
+                                                                    b.ahead[key + 1] + offset;
+        __builtin_prefetch(next_second + at);
+        const Index count = kColumns == 1 ? last : 2 * n;
+        Vec<Isa, Item> beyond;
+        pair_up<Isa>(load_pairs<Isa>(in + at, kItem, count), load_pairs<Isa>(second + at, kItem, count),
+                     items[j], j + 1 < kColumns ? items[j + 1] : beyond);
+      } else if constexpr (kPairs) {
+        Pair::load(in + at, items[j], items[j + 1]);
+      } else {
+        items[j] = kColumns == 1 && last < n ? load_items<Isa, T, kStorage>(in + at, kItem, last)
+                                             : Widen<Isa, T, kStorage>::load(in + at);
+      }
+    }
+    for (int row = 0; row < kRows; ++row) {
+      const auto x = broadcast<Vec<Isa, Item>>(a.row[row][k]);
+      for (int j = 0; j < kColumns; ++j) sum[row][j] = multiply_add<Isa>(x, items[j], sum[row][j]);
+    }
+  }
+  V zero{};  // or NaN
+  for (int row = 0; row < kRows; ++row) {
+    for (int j = 0; j < kColumns; ++j) zero += sum[row][j] * T{0};
+  }
+  if (horizontal_sum<Isa, T>(zero) != 0) return false;
+  using Lanes = std::make_integer_sequence<int, kWidth<Isa, T>>;
+  for (Index row = 0; row < rows; ++row) {
+    for (int j = 0; j < kColumns; ++j) {
+      V total = sum[row][j];
+      if constexpr (kPairs) {
+        const V even = sum[row][j - j % 2], odd = sum[row][j - j % 2 + 1];
+        total =
+            j % 2 == 0 ? interleave<false, T>(even, odd, Lanes{}) : interleave<true, T>(even, odd, Lanes{});
+      }
+      T* const out = c[row] + column + j * n;
+      store(out, finish(out, total, row));
+    }
+  }
+  return true;
+}
+
+/// Of key k, whether weights stand alone or two by two.
+template <class T>
+ATTN_INLINE T weight_of(const T* weights, Index k) noexcept {
+  return weights[k];
+}
+template <class T>
+ATTN_INLINE T weight_of(const Bf16Pair* weights, Index k) noexcept {
+  const Bf16Pair pair = weights[k / 2];
+  return bit_cast<T>(k % 2 == 0 ? pair << 16 : pair & 0xffff0000U);
+}
+
+/// A register of columns, without the terms of hidden pairs (gemm_of_visible).
+template <class Isa, class T, class Item, DType kStorage, class Finish>
+void add_visible(T* const* c, const Item* const* a, const std::byte* const* b, Index keys, Index column,
+                 Index rows, Index last, Finish finish) noexcept {
+  using V = Vec<Isa, T>;
+  constexpr Index kItem = sizeof(typename Storage<kStorage>::Item);
+  for (Index row = 0; row < rows; ++row) {
+    V sum{};
+    for (Index k = 0; k < keys; ++k) {
+      const T weight = weight_of<T>(a[row], k);
+      if (is_hidden_mark(weight)) continue;
+      const std::byte* const p = b[k] + item_offset<kStorage>(column, kItem);
+      sum = broadcast<V>(weight) * load_items<Isa, T, kStorage>(p, kItem, last) + sum;
+    }
+    T* const out = c[row] + column;
+    store(out, finish(out, sum, row));
+  }
+}
+
+/// C (rows, columns) = finish(C, A (rows, keys) · B).  Hidden pairs are marked in A.
+template <class Isa, class T, class Item, class Finish>
+void add_few_rows(const RowList<T>& c, const RowList<const Item>& a, const Tokens<Isa, T>& b, DType storage,
+                  Index keys, Index columns, Finish finish) noexcept {
+  constexpr Index n = kWidth<Isa, T>;
+  with_token_storage<T, Item>(storage, [&]<DType kStorage>() {
+    with_rows<Isa, T>(a.size, [&]<Index kRows>() {
+      constexpr int kColumns = max(1, min(8, kFewSums<Isa> / kRows));
+      for (Index row = 0; row < a.size; row += kRows) {
+        const Index rows = min(kRows, a.size - row);
+        const FewRows<const Item, kRows> of_a(a, row);
+        const auto finish_row = [&](const T* p, Vec<Isa, T> sum, Index i) { return finish(p, sum, row + i); };
+        const auto add = [&]<int kRegisters>(Index column) {
+          const Index last = min(n, columns - column - (kRegisters - 1) * n);
+          if (add_strip<Isa, T, Item, kStorage, kRows, kRegisters>(c.at + row, of_a, b, keys, column, rows,
+                                                                   last, finish_row)) {
+            return;
+          }
+          for (Index at = column; at < column + kRegisters * n; at += n) {
+            add_visible<Isa, T, Item, kStorage>(c.at + row, a.at + row, b.at, keys, at, rows,
+                                                min(n, columns - at), finish_row);
+          }
+        };
+        Index column = 0;
+        const auto add_strips = [&]<int kRegisters>() {
+          if constexpr (kRegisters <= kColumns) {
+            for (; columns - column >= kRegisters * n; column += kRegisters * n) {
+              add.template operator()<kRegisters>(column);
+            }
+          }
+        };
+        add_strips.template operator()<8>();
+        add_strips.template operator()<4>();
+        add_strips.template operator()<2>();
+        for (; column < columns; column += n) add.template operator()<1>(column);
+      }
+    });
+  });
+}
+
+}  // namespace attncore

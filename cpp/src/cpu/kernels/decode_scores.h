@@ -1,0 +1,134 @@
+// Few rows against keys and values straight from where they lie (decoding): these are read but once, so that memory is what
+// takes the time, and packing them would double the work.
+//
+// A score is a dot product along dim, in the lanes of a register that are summed at the end: other sums than gemm's, so that
+// which of the two a sequence takes depends on its own number of rows.
+#pragma once
+
+#include "few_rows.h"
+
+namespace attncore {
+
+/// One step of sum_lanes: of each group of 2 kHalf lanes of a, then of b, the halves are added.
+template <int kHalf, class V, int... I>
+ATTN_INLINE V add_halves(V a, V b, std::integer_sequence<int, I...>) noexcept {
+  return __builtin_shufflevector(a, b, (I / kHalf * 2 * kHalf + I % kHalf)...) +
+         __builtin_shufflevector(a, b, (I / kHalf * 2 * kHalf + kHalf + I % kHalf)...);
+}
+
+/// Lane i of the result is the sum of v[i]'s lanes, i < kCount, a power of two; halves are added to halves whatever kCount is.
+template <int kLanes, int kCount, int kHalf = kLanes / 2, class V>
+ATTN_INLINE V sum_lanes(const V* v) noexcept {
+  using Lanes = std::make_integer_sequence<int, kLanes>;
+  constexpr int kLeft = max(1, kCount / 2);
+  V next[kLeft];
+  for (int i = 0; i < kLeft; ++i) {
+    next[i] = add_halves<kHalf>(v[min(2 * i, kCount - 1)], v[min(2 * i + 1, kCount - 1)], Lanes{});
+  }
+  if constexpr (kHalf == 1) {
+    return next[0];
+  } else {
+    return sum_lanes<kLanes, kLeft, kHalf / 2>(next);
+  }
+}
+
+/// kRows rows of C over kKeys keys from `key` on, before `end`: dot products of A's rows (dim) with theirs.
+template <class Isa, class T, class Item, DType kStorage, int kRows, int kKeys, class Finish>
+ATTN_INLINE void dot_block(T* const* c, const FewRows<const Item, kRows>& a, const Tokens<Isa, T>& b,
+                           Index rows, Index key, Index end, Index depth, Finish finish) noexcept {
+  using V = Vec<Isa, T>;
+  using Items = Vec<Isa, Item>;
+  using In = TokenItems<Isa, Item, kStorage>;
+  constexpr Index n = kWidth<Isa, T>, kItem = In::kBytes;
+  const std::byte *in[kKeys], *next[kKeys];
+  for (Index i = 0; i < kKeys; ++i) {
+    in[i] = b.at[min(key + i, end - 1)];
+    next[i] = b.ahead[min(key + i, end - 1)];
+  }
+  V sum[kRows][kKeys];
+  clear(sum);
+  const auto add = [&](Index k, auto load_a, auto load_b) {
+    Items items[kKeys];
+    for (int i = 0; i < kKeys; ++i) {
+      __builtin_prefetch(next[i] + item_offset<kStorage>(k, kItem));
+      items[i] = load_b(in[i] + item_offset<kStorage>(k, kItem));
+    }
+    for (int row = 0; row < kRows; ++row) {
+      const Items x = load_a(a.row[row] + k);
+      for (int i = 0; i < kKeys; ++i) sum[row][i] = multiply_add<Isa>(x, items[i], sum[row][i]);
+    }
+  };
+  Index k = 0;
+  using Pair = LoadPair<Isa, T, kStorage>;
+  if constexpr (Pair::kGiven && !kInPairs<T, Item>) {
+    for (; k + 2 * n <= depth; k += 2 * n) {  // A's rows are split alike: split_pairs
+      V even[kKeys], odd[kKeys];
+      for (int i = 0; i < kKeys; ++i) {
+        __builtin_prefetch(next[i] + k * kItem);
+        Pair::load(in[i] + k * kItem, even[i], odd[i]);
+      }
+      for (int row = 0; row < kRows; ++row) {
+        const V x = load<V>(a.row[row] + k), y = load<V>(a.row[row] + k + n);
+        for (int i = 0; i < kKeys; ++i) sum[row][i] = x * even[i] + sum[row][i];
+        for (int i = 0; i < kKeys; ++i) sum[row][i] = y * odd[i] + sum[row][i];
+      }
+    }
+  }
+  const Index whole = kInPairs<T, Item> ? depth / 2 : depth;
+  for (; k + n <= whole; k += n) {
+    add(k, [](const Item* p) { return load<Items>(p); }, [](const std::byte* p) { return In::load(p); });
+  }
+  const Index rest = kInPairs<T, Item> ? depth - 2 * k : depth - k;
+  if (rest > 0) {
+    const auto load_rest = [&](const Item* p) {
+      Items v{};
+      __builtin_memcpy(&v, p, static_cast<std::size_t>(depth_of<T, Item>(rest)) * sizeof(Item));
+      return v;
+    };
+    add(k, load_rest, [&](const std::byte* p) { return In::load(p, rest); });
+  }
+  alignas(Isa::kBytes) T sums[n];
+  store(sums, finish(sums, sum_lanes<kWidth<Isa, T>, kRows * kKeys>(&sum[0][0]), 0));
+  for (Index row = 0; row < rows; ++row) {
+    __builtin_memcpy(c[row] + key, sums + row * kKeys, kKeys * sizeof(T));
+  }
+}
+
+/// Whether dot_few_rows takes rows of A that split_pairs has been over.
+template <class Isa, class T>
+ATTN_INLINE bool takes_pairs(DType storage) noexcept {
+  return with_key_storage<T>(storage, []<DType kStorage>() { return LoadPair<Isa, T, kStorage>::kGiven; });
+}
+
+/// Of each two registers of a row, the even elements and the odd ones.
+template <class Isa, class T>
+ATTN_INLINE void split_pairs(T* row, Index depth) noexcept {
+  using V = Vec<Isa, T>;
+  constexpr Index n = kWidth<Isa, T>;
+  using Lanes = std::make_integer_sequence<int, kWidth<Isa, T>>;
+  for (Index k = 0; k + 2 * n <= depth; k += 2 * n) {
+    const V a = load<V>(row + k), b = load<V>(row + k + n);
+    store(row + k, every_second<false>(a, b, Lanes{}));
+    store(row + k + n, every_second<true>(a, b, Lanes{}));
+  }
+}
+
+/// C (rows, keys) = finish(A (rows, depth) · Bᵀ); C has room for whole registers of keys.
+template <class Isa, class T, class Item, class Finish>
+void dot_few_rows(const RowList<T>& c, const RowList<const Item>& a, const Tokens<Isa, T>& b, DType storage,
+                  Index keys, Index depth, Finish finish) noexcept {
+  with_token_storage<T, Item>(storage, [&]<DType kStorage>() {
+    with_rows<Isa, T>(a.size, [&]<Index kRows>() {
+      constexpr Index kKeys = max(Index{1}, min(4, min(kFewSums<Isa>, kWidth<Isa, T>) / kRows));
+      for (Index row = 0; row < a.size; row += kRows) {
+        const FewRows<const Item, kRows> of_a(a, row);
+        for (Index key = 0; key < keys; key += kKeys) {
+          dot_block<Isa, T, Item, kStorage, kRows, kKeys>(c.at + row, of_a, b, min(kRows, a.size - row), key,
+                                                          keys, depth, finish);
+        }
+      }
+    });
+  });
+}
+
+}  // namespace attncore

@@ -1,0 +1,81 @@
+// A task's rows: queries in, out and lse out.
+#pragma once
+
+#include "task.h"
+
+namespace attncore {
+
+/// Rows of a tensor over (batch, head, query, dims) in the accumulation type, into `room`.
+template <class Isa, class T>
+void load_rows(const Tensor& t, Index dims, const TaskRows& row_at, Matrix<T> room, Index rows) noexcept {
+  with_storage<T>(t.dtype, [&]<DType kStorage>() {
+    for (Index row = 0; row < rows; ++row) {
+      const Row r = row_at(row);
+      const std::byte* const in = at(t, r);
+      for (Index dim = 0; dim < dims; dim += kWidth<Isa, T>) {
+        const Index count = min(kWidth<Isa, T>, dims - dim);
+        store(room.row(row) + dim, load_items<Isa, T, kStorage>(in + dim * t.stride[3], t.stride[3], count));
+      }
+    }
+  });
+}
+
+/// Rows of bfloat16, two by two.
+template <class Isa>
+void load_pair_rows(const Tensor& t, Index dims, const TaskRows& row_at, Matrix<float> room,
+                    Index rows) noexcept {
+  constexpr Index n = 2 * kWidth<Isa, float>;
+  for (Index row = 0; row < rows; ++row) {
+    const std::byte* const in = at(t, row_at(row));
+    for (Index dim = 0; dim < dims; dim += n) {
+      store(reinterpret_cast<Bf16Pair*>(room.row(row)) + dim / 2,
+            load_pairs<Isa>(in + dim * t.stride[3], t.stride[3], dims - dim));
+    }
+  }
+}
+
+/// The same rows where they lie, if they lie so; else in `room`, loaded if asked.
+template <class Isa, class T>
+ATTN_INLINE Matrix<const T> rows_of(const Tensor& t, Index dims, const TaskRows& row_at, Matrix<T> room,
+                                    Index rows, bool load) noexcept {
+  constexpr Index kItem = sizeof(T);
+  const Row first = row_at(0);
+  const std::byte* const data = at(t, first);
+  const bool aligned = t.stride[2] % kItem == 0 && reinterpret_cast<std::uintptr_t>(data) % alignof(T) == 0;
+  if (t.dtype == row_at.call.compute() && row_at.call.group == 1 && t.stride[3] == kItem && aligned) {
+    return {reinterpret_cast<const T*>(data), t.stride[2] / kItem};
+  }
+  if (load) load_rows<Isa, T>(t, dims, row_at, room, rows);
+  return as_const(room);
+}
+
+/// out and lse of rows that have seen all their keys.
+template <class Isa, class T>
+void finish_rows(const Call& call, const TaskRows& row_at, const OnlineSoftmax<Isa, T>& softmax,
+                 Index rows) noexcept {
+  const Tensor& sinks = call.score.sinks;
+  for (Index row = 0; row < rows; ++row) {
+    const Row r = row_at(row);
+    if (sinks.given()) softmax.add_sink(row, load_scalar<Isa, T>(at(sinks, 0, r.head), sinks.dtype));
+    const T factor = softmax.sum[row] == 0 ? T{0} : 1 / softmax.sum[row];  // nothing visible: 0
+    std::byte* const out = at(call.out, r);
+    const Index stride = call.out.stride[3];
+    with_storage<T>(call.out.dtype, [&]<DType kStorage>() {
+      for (Index dim = 0; dim < call.value_dim; dim += kWidth<Isa, T>) {
+        // Whether −0 met a tile of hidden keys, and became 0, depends on the row's neighbours: + 0 hides it.
+        const auto items = load<Vec<Isa, T>>(softmax.output.row(row) + dim) * factor + T{0};
+        store_items<Isa, T, kStorage>(out + dim * stride, stride, min(kWidth<Isa, T>, call.value_dim - dim),
+                                      items);
+      }
+    });
+    if (call.sum.given()) {
+      __builtin_memcpy(at(call.lse, r), softmax.maximum + row, sizeof(T));
+      __builtin_memcpy(at(call.sum, r), softmax.exact_sum + row, sizeof(T));
+    } else if (call.lse.given()) {
+      const T lse = softmax.log_sum_exp(row);
+      __builtin_memcpy(at(call.lse, r), &lse, sizeof lse);
+    }
+  }
+}
+
+}  // namespace attncore

@@ -1,0 +1,144 @@
+// bfloat16 two by two, for instructions that multiply pairs and add both products to a float32: half the registers and half
+// the instructions of float32's multiply-adds.
+//
+// A pair stands where a float32 would, so that panels and products are the same but for their depth, which counts pairs:
+// (dim 2i, dim 2i + 1) in queries and keys, (key 2i, key 2i + 1) in weights and values.  A half without a partner is paired
+// with 0.
+#pragma once
+
+#include "softmax.h"
+
+namespace attncore {
+
+using Bf16Pair = std::uint32_t;  // the first in the lower half
+
+// MultiplyPairs<Isa>::add(a, b, sum) is sum + Σ products; narrow(p, v) writes the nearest bfloat16 of v, and returns them.
+
+/// Softmax's weights, over their scores; their sum is of what is multiplied, so that rounding errors of a few large weights
+/// cancel out.
+template <class Isa>
+struct PairWeights {
+  static constexpr bool kRounded = true;
+  static ATTN_INLINE Vec<Isa, float> keep(float* at, Index i, Vec<Isa, float> weight) noexcept {
+    return MultiplyPairs<Isa>::narrow(reinterpret_cast<std::uint16_t*>(at) + i, weight);
+  }
+};
+
+/// `count` items, kStride bytes apart or beside each other, two by two; the rest is 0.
+template <class Isa>
+ATTN_INLINE U32<Isa> load_pairs(const std::byte* p, Index stride, Index count) noexcept {
+  constexpr Index kItem = 2, n = 2 * kWidth<Isa, float>;
+  if (count >= n && stride == kItem) return load<U32<Isa>>(p);
+  alignas(Isa::kBytes) std::uint16_t items[n]{};
+  for (Index i = 0; i < min(count, n); ++i) __builtin_memcpy(&items[i], p + i * stride, kItem);
+  return load<U32<Isa>>(static_cast<const void*>(items));
+}
+
+/// panel.h's pack_transposed: keys first … first + columns − 1, their dims two by two.
+template <class Isa>
+void pack_pairs_transposed(Panel<Bf16Pair> panel, const KeySource& source, Index first, Index dims) noexcept {
+  constexpr Index n = kWidth<Isa, float>;
+  for (Index column = 0; column < panel.columns; column += n) {
+    const Index strip = column - column % (Isa::kColumns * n);
+    const Index registers = strip_registers<Isa, Bf16Pair>(panel.columns, strip);
+    Bf16Pair* const out = panel.data + strip * panel.depth + (column - strip);
+    const Index keys = min(n, panel.columns - column);
+    const std::byte* in[n];
+    for (Index key = 0; key < n; ++key) in[key] = source.token(first + column + min(key, keys - 1));
+    for (Index pair = 0; pair < panel.depth; pair += n) {
+      U32<Isa> block[n];
+      for (Index key = 0; key < n; ++key) {
+        const std::byte* const p = in[key] + 2 * pair * source.dim_stride;
+        __builtin_prefetch(p + n * source.token_stride);
+        block[key] = load_pairs<Isa>(p, source.dim_stride, key < keys ? dims - 2 * pair : 0);
+      }
+      transpose<Isa, Bf16Pair>(block);
+      for (Index i = 0; i < min(n, panel.depth - pair); ++i) {
+        store(out + (pair + i) * registers * n, block[i]);
+      }
+    }
+  }
+}
+
+/// Items of the same columns of two tokens, pair by pair.
+template <class Isa>
+ATTN_INLINE void pair_up(U32<Isa> even, U32<Isa> odd, U32<Isa>& low, U32<Isa>& high) noexcept {
+  using Halves = typename Register<std::uint16_t, Isa::kBytes / 2>::type;
+  using Lanes = std::make_integer_sequence<int, Isa::kBytes / 2>;
+  const auto a = bit_cast<Halves>(even), b = bit_cast<Halves>(odd);
+  low = bit_cast<U32<Isa>>(interleave<false, std::uint16_t>(a, b, Lanes{}));
+  high = bit_cast<U32<Isa>>(interleave<true, std::uint16_t>(a, b, Lanes{}));
+}
+
+/// Both halves as float32.
+template <class Isa>
+ATTN_INLINE Vec<Isa, float> first_of(U32<Isa> pairs) noexcept {
+  return bit_cast<Vec<Isa, float>>(pairs << 16);
+}
+template <class Isa>
+ATTN_INLINE Vec<Isa, float> second_of(U32<Isa> pairs) noexcept {
+  return bit_cast<Vec<Isa, float>>(pairs & 0xffff0000U);
+}
+
+/// panel.h's pack_rows: keys first … first + keys − 1, two by two.  Returns whether all items are finite.
+template <class Isa>
+bool pack_pairs(Panel<Bf16Pair> panel, const KeySource& source, Index first, Index keys) noexcept {
+  constexpr Index n = kWidth<Isa, float>;
+  U32<Isa> poison{};  // the bits of 0 · item: ± 0, or those of NaN
+  for (Index strip = 0; strip < panel.columns; strip += Isa::kColumns * n) {
+    const Index registers = strip_registers<Isa, Bf16Pair>(panel.columns, strip);
+    Bf16Pair* out = panel.data + strip * panel.depth;
+    for (Index key = 0; key < keys; key += 2, out += registers * n) {
+      const bool alone = key + 1 == keys;
+      const std::byte* const even = source.token(first + key) + strip * source.dim_stride;
+      const std::byte* const odd = alone ? even : source.token(first + key + 1) + strip * source.dim_stride;
+      for (Index j = 0; j < registers; j += 2) {
+        const Index dims = panel.columns - strip - j * n, at = j * n * source.dim_stride;
+        __builtin_prefetch(even + at + kPrefetchTokens * source.token_stride);
+        __builtin_prefetch(odd + at + kPrefetchTokens * source.token_stride);
+        U32<Isa> items[2];
+        pair_up<Isa>(load_pairs<Isa>(even + at, source.dim_stride, dims),
+                     load_pairs<Isa>(odd + at, source.dim_stride, alone ? 0 : dims), items[0], items[1]);
+        for (Index i = 0; i < min(2, registers - j); ++i) {
+          poison |= bit_cast<U32<Isa>>(first_of<Isa>(items[i]) * 0.0F);
+          poison |= bit_cast<U32<Isa>>(second_of<Isa>(items[i]) * 0.0F);
+          store(out + (j + i) * n, items[i]);
+        }
+      }
+    }
+  }
+  return horizontal_sum<Isa, float>(bit_cast<Vec<Isa, float>>(poison)) == 0;
+}
+
+/// sum + weight · value for the halves of a pair of weights that are seen; `values` are of two keys.
+template <class Isa>
+ATTN_INLINE Vec<Isa, float> add_visible_pair(Bf16Pair weights, U32<Isa> values,
+                                             Vec<Isa, float> sum) noexcept {
+  constexpr Bf16Pair kHidden = 0x8000;  // −0
+  const auto weight = [](Bf16Pair bits) { return bit_cast<float>(bits << 16); };
+  if ((weights & 0xffff) != kHidden) sum += weight(weights) * first_of<Isa>(values);
+  if (weights >> 16 != kHidden) sum += weight(weights >> 16) * second_of<Isa>(values);
+  return sum;
+}
+
+/// gemm_of_visible of pairs.
+template <class Isa, class Finish>
+void gemm_of_visible(Matrix<float> c, Matrix<const Bf16Pair> a, Panel<const Bf16Pair> b, Index rows,
+                     Index depth, Finish finish) noexcept {
+  constexpr Index n = kWidth<Isa, float>;
+  for (Index column = 0; column < b.columns; column += n) {
+    const Index strip = column - column % (Isa::kColumns * n);
+    const Index stride = strip_registers<Isa, Bf16Pair>(b.columns, strip) * n;
+    const Bf16Pair* const in = b.data + strip * b.depth + (column - strip);
+    for (Index row = 0; row < rows; ++row) {
+      Vec<Isa, float> sum{};
+      for (Index k = 0; k < depth; ++k) {
+        sum = add_visible_pair<Isa>(a.row(row)[k], load<U32<Isa>>(in + k * stride), sum);
+      }
+      float* const at = c.row(row) + column;
+      store(at, finish(at, sum, row));
+    }
+  }
+}
+
+}  // namespace attncore
