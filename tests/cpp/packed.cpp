@@ -267,7 +267,7 @@ int main() {
     use_isa(table->name);
     std::printf("%s\n", table->name);
     bits();
-    balance(table->f32);
+    balance(*table->f32);
   }
   return finish();
 }

@@ -84,10 +84,12 @@ template <class Isa, class T, class Item, DType kStorage, class Finish>
 void add_visible(T* const* c, const Item* const* a, const std::byte* const* b, Index keys, Index column,
                  Index rows, Index last, Finish finish) noexcept {
   using V = Vec<Isa, T>;
-  constexpr Index kItem = sizeof(typename Storage<kStorage>::Item);
+  constexpr Index kItem = sizeof(typename Storage<kStorage>::Item), kKeysEach = kInPairs<T, Item> ? 2 : 1;
   for (Index row = 0; row < rows; ++row) {
     V sum{};
-    for (Index k = 0; k < keys; ++k) {
+    for (Index i = 0; i < depth_of<T, Item>(keys) * kKeysEach; ++i) {
+      const Index k = kKeysEach == 2 ? i ^ 1 : i;  // the second of a pair comes first
+      if (k >= keys) continue;
       const T weight = weight_of<T>(a[row], k);
       if (is_hidden_mark(weight)) continue;
       const std::byte* const p = b[k] + item_offset<kStorage>(column, kItem);

@@ -12,7 +12,7 @@ namespace attncore {
 
 using Bf16Pair = std::uint32_t;  // the first in the lower half
 
-// MultiplyPairs<Isa>::add(a, b, sum) is sum + Σ products; narrow(p, v) writes the nearest bfloat16 of v, and returns them.
+// MultiplyPairs<Isa>::add(a, b, sum) is sum + Σ products, the second one first, rounded each; narrow(p, v) writes the nearest bfloat16 of v, and returns them.
 
 /// Softmax's weights, over their scores; their sum is of what is multiplied, so that rounding errors of a few large weights
 /// cancel out.
@@ -24,13 +24,18 @@ struct PairWeights {
   }
 };
 
-/// `count` items, kStride bytes apart or beside each other, two by two; the rest is 0.
+/// `count` items, `stride` bytes apart, two by two; the rest is 0.
 template <class Isa>
 ATTN_INLINE U32<Isa> load_pairs(const std::byte* p, Index stride, Index count) noexcept {
   constexpr Index kItem = 2, n = 2 * kWidth<Isa, float>;
   if (count >= n && stride == kItem) return load<U32<Isa>>(p);
   alignas(Isa::kBytes) std::uint16_t items[n]{};
-  for (Index i = 0; i < min(count, n); ++i) __builtin_memcpy(&items[i], p + i * stride, kItem);
+  const Index given = max(0, min(count, n));
+  if (stride == kItem) {
+    __builtin_memcpy(items, p, static_cast<std::size_t>(given * kItem));
+  } else {
+    for (Index i = 0; i < given; ++i) __builtin_memcpy(&items[i], p + i * stride, kItem);
+  }
   return load<U32<Isa>>(static_cast<const void*>(items));
 }
 
@@ -110,14 +115,15 @@ bool pack_pairs(Panel<Bf16Pair> panel, const KeySource& source, Index first, Ind
   return horizontal_sum<Isa, float>(bit_cast<Vec<Isa, float>>(poison)) == 0;
 }
 
-/// sum + weight · value for the halves of a pair of weights that are seen; `values` are of two keys.
+/// sum + weight · value for the halves of a pair of weights that are seen; `values` are of two keys.  The second comes first, as
+/// in VDPBF16PS: the same bits.
 template <class Isa>
 ATTN_INLINE Vec<Isa, float> add_visible_pair(Bf16Pair weights, U32<Isa> values,
                                              Vec<Isa, float> sum) noexcept {
   constexpr Bf16Pair kHidden = 0x8000;  // −0
   const auto weight = [](Bf16Pair bits) { return bit_cast<float>(bits << 16); };
-  if ((weights & 0xffff) != kHidden) sum += weight(weights) * first_of<Isa>(values);
   if (weights >> 16 != kHidden) sum += weight(weights >> 16) * second_of<Isa>(values);
+  if ((weights & 0xffff) != kHidden) sum += weight(weights) * first_of<Isa>(values);
   return sum;
 }
 
