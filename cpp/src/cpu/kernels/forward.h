@@ -184,7 +184,7 @@ class ForwardKernel {
     const auto values = as_const(tile.values);
     const Matrix<T> output = state_.recent.output;
     const Index depth = depth_of<T, Item>(keys.size());
-    if (poison) return gemm_of_visible<Isa>(output, weights(), values, rows_, depth, accumulated());
+    if (poison) return gemm_of_visible<Isa, T>(output, weights(), values, rows_, depth, accumulated());
     gemm<Isa, T>(output, weights(), values, rows_, call_.value_dim, depth, accumulated());
   }
 

@@ -199,22 +199,29 @@ ATTN_INLINE bool is_hidden_mark(T weight) noexcept {
   return weight == 0 && __builtin_signbit(weight);
 }
 
+/// sum + weight · values, unless the weight marks a hidden pair; pairs.h specialises it.
+template <class Isa, class T>
+struct VisibleTerm {
+  static ATTN_INLINE Vec<Isa, T> add(T weight, Vec<Isa, T> values, Vec<Isa, T> sum) noexcept {
+    return is_hidden_mark(weight) ? sum : broadcast<Vec<Isa, T>>(weight) * values + sum;
+  }
+};
+
 /// gemm without the terms of hidden pairs: for a B that holds Inf or NaN, since in any multiply-add 0 · NaN is NaN.
 /// The same sums in the same order as gemm: what is left out is ± 0 there.
-template <class Isa, class T, class A, class Finish>
-void gemm_of_visible(Matrix<T> c, A a, Panel<const T> b, Index rows, Index depth, Finish finish) noexcept {
+template <class Isa, class T, class A, class Item, class Finish>
+void gemm_of_visible(Matrix<T> c, A a, Panel<const Item> b, Index rows, Index depth, Finish finish) noexcept {
   using V = Vec<Isa, T>;
   constexpr Index n = kWidth<Isa, T>;
   for (Index column = 0; column < b.columns; column += n) {
     const Index strip = column - column % (Isa::kColumns * n);
     const Index stride = strip_registers<Isa, T>(b.columns, strip) * n;
-    const T* const in = b.data + strip * b.depth + (column - strip);
+    const Item* const in = b.data + strip * b.depth + (column - strip);
     for (Index row = 0; row < rows; ++row) {
       V sum{};
       const auto items = items_of<1>(a, row);
       for (Index k = 0; k < depth; ++k) {
-        const T weight = items.item(0, k);
-        if (!is_hidden_mark(weight)) sum = broadcast<V>(weight) * load<V>(in + k * stride) + sum;
+        sum = VisibleTerm<Isa, Item>::add(items.item(0, k), load<Vec<Isa, Item>>(in + k * stride), sum);
       }
       T* const at = c.row(row) + column;
       store(at, finish(at, sum, row));

@@ -39,30 +39,15 @@ ATTN_INLINE U32<Isa> load_pairs(const std::byte* p, Index stride, Index count) n
   return load<U32<Isa>>(static_cast<const void*>(items));
 }
 
-/// panel.h's pack_transposed: keys first … first + columns − 1, their dims two by two.
+/// panel.h's pack_transposed: `dims` of each key, two by two.
 template <class Isa>
 void pack_pairs_transposed(Panel<Bf16Pair> panel, const KeySource& source, Index first, Index dims) noexcept {
   constexpr Index n = kWidth<Isa, float>;
-  for (Index column = 0; column < panel.columns; column += n) {
-    const Index strip = column - column % (Isa::kColumns * n);
-    const Index registers = strip_registers<Isa, Bf16Pair>(panel.columns, strip);
-    Bf16Pair* const out = panel.data + strip * panel.depth + (column - strip);
-    const Index keys = min(n, panel.columns - column);
-    const std::byte* in[n];
-    for (Index key = 0; key < n; ++key) in[key] = source.token(first + column + min(key, keys - 1));
-    for (Index pair = 0; pair < panel.depth; pair += n) {
-      U32<Isa> block[n];
-      for (Index key = 0; key < n; ++key) {
-        const std::byte* const p = in[key] + 2 * pair * source.dim_stride;
-        __builtin_prefetch(p + n * source.token_stride);
-        block[key] = load_pairs<Isa>(p, source.dim_stride, key < keys ? dims - 2 * pair : 0);
-      }
-      transpose<Isa, Bf16Pair>(block);
-      for (Index i = 0; i < min(n, panel.depth - pair); ++i) {
-        store(out + (pair + i) * registers * n, block[i]);
-      }
-    }
-  }
+  pack_squares<Isa>(panel, source, first, [&](const std::byte* token, Index pair, bool given) {
+    const std::byte* const p = token + 2 * pair * source.dim_stride;
+    __builtin_prefetch(p + n * source.token_stride);
+    return load_pairs<Isa>(p, source.dim_stride, given ? dims - 2 * pair : 0);
+  });
 }
 
 /// Items of the same columns of two tokens, pair by pair.
@@ -115,36 +100,15 @@ bool pack_pairs(Panel<Bf16Pair> panel, const KeySource& source, Index first, Ind
   return horizontal_sum<Isa, float>(bit_cast<Vec<Isa, float>>(poison)) == 0;
 }
 
-/// sum + weight · value for the halves of a pair of weights that are seen; `values` are of two keys.  The second comes first, as
-/// in VDPBF16PS: the same bits.
+/// The halves of a pair of weights that are seen; `values` are of two keys.  The second comes first, as in VDPBF16PS: the same bits.
 template <class Isa>
-ATTN_INLINE Vec<Isa, float> add_visible_pair(Bf16Pair weights, U32<Isa> values,
-                                             Vec<Isa, float> sum) noexcept {
-  constexpr Bf16Pair kHidden = 0x8000;  // −0
-  const auto weight = [](Bf16Pair bits) { return bit_cast<float>(bits << 16); };
-  if (weights >> 16 != kHidden) sum += weight(weights >> 16) * second_of<Isa>(values);
-  if ((weights & 0xffff) != kHidden) sum += weight(weights) * first_of<Isa>(values);
-  return sum;
-}
-
-/// gemm_of_visible of pairs.
-template <class Isa, class Finish>
-void gemm_of_visible(Matrix<float> c, Matrix<const Bf16Pair> a, Panel<const Bf16Pair> b, Index rows,
-                     Index depth, Finish finish) noexcept {
-  constexpr Index n = kWidth<Isa, float>;
-  for (Index column = 0; column < b.columns; column += n) {
-    const Index strip = column - column % (Isa::kColumns * n);
-    const Index stride = strip_registers<Isa, Bf16Pair>(b.columns, strip) * n;
-    const Bf16Pair* const in = b.data + strip * b.depth + (column - strip);
-    for (Index row = 0; row < rows; ++row) {
-      Vec<Isa, float> sum{};
-      for (Index k = 0; k < depth; ++k) {
-        sum = add_visible_pair<Isa>(a.row(row)[k], load<U32<Isa>>(in + k * stride), sum);
-      }
-      float* const at = c.row(row) + column;
-      store(at, finish(at, sum, row));
-    }
+struct VisibleTerm<Isa, Bf16Pair> {
+  static ATTN_INLINE Vec<Isa, float> add(Bf16Pair weights, U32<Isa> values, Vec<Isa, float> sum) noexcept {
+    const auto first = bit_cast<float>(weights << 16), second = bit_cast<float>(weights & 0xffff0000U);
+    if (!is_hidden_mark(second)) sum += second * second_of<Isa>(values);
+    if (!is_hidden_mark(first)) sum += first * first_of<Isa>(values);
+    return sum;
   }
-}
+};
 
 }  // namespace attncore

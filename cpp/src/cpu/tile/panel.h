@@ -29,39 +29,37 @@ ATTN_INLINE Index strip_registers(Index columns, Index column) noexcept {
   return min(Isa::kColumns, ceil_div(columns - column, kWidth<Isa, T>));
 }
 
-/// Packs keys first … first + columns − 1 transposed: squares of registers are loaded along dim and
-/// transposed.
-template <class Isa, class T, DType kStorage>
-void pack_transposed(Panel<T> panel, const KeySource& source, Index first) noexcept {
-  constexpr Index n = kWidth<Isa, T>;
-  constexpr Index kItem = sizeof(typename Storage<kStorage>::Item);
+/// Packs keys first … first + columns − 1 transposed, in squares of registers: load(token, i, given) is a token's items from i
+/// on, or 0 where it is not given.
+template <class Isa, class Item, class Load>
+ATTN_INLINE void pack_squares(Panel<Item> panel, const KeySource& source, Index first, Load load) noexcept {
+  constexpr Index n = kWidth<Isa, Item>;
   for (Index column = 0; column < panel.columns; column += n) {
     const Index strip = column - column % (Isa::kColumns * n);
-    const Index registers = strip_registers<Isa, T>(panel.columns, strip);
-    T* const out = panel.data + strip * panel.depth + (column - strip);
+    const Index registers = strip_registers<Isa, Item>(panel.columns, strip);
+    Item* const out = panel.data + strip * panel.depth + (column - strip);
     const Index keys = min(n, panel.columns - column);
     const std::byte* in[n];
     for (Index key = 0; key < n; ++key) in[key] = source.token(first + column + min(key, keys - 1));
-    for (Index dim = 0; dim < panel.depth; dim += n) {
-      const Index dims = min(n, panel.depth - dim);
-      Vec<Isa, T> block[n];
-      if (dims == n && keys == n && source.dim_stride == kItem) {
-        for (Index key = 0; key < n; ++key) {
-          const std::byte* const p = in[key] + item_offset<kStorage>(dim, kItem);
-          __builtin_prefetch(p +
-                             n * source.token_stride);  // of the next square down: tokens may lie far apart
-          block[key] = Widen<Isa, T, kStorage>::load(p);
-        }
-      } else {
-        for (Index key = 0; key < n; ++key) {
-          const std::byte* const p = in[key] + item_offset<kStorage>(dim, source.dim_stride);
-          block[key] = load_items<Isa, T, kStorage>(p, source.dim_stride, key < keys ? dims : 0);
-        }
+    for (Index item = 0; item < panel.depth; item += n) {
+      Vec<Isa, Item> block[n];
+      for (Index key = 0; key < n; ++key) block[key] = load(in[key], item, key < keys);
+      transpose<Isa, Item>(block);
+      for (Index i = 0; i < min(n, panel.depth - item); ++i) {
+        store(out + (item + i) * registers * n, block[i]);
       }
-      transpose<Isa, T>(block);
-      for (Index i = 0; i < dims; ++i) store(out + (dim + i) * registers * n, block[i]);
     }
   }
+}
+
+template <class Isa, class T, DType kStorage>
+void pack_transposed(Panel<T> panel, const KeySource& source, Index first) noexcept {
+  constexpr Index n = kWidth<Isa, T>;
+  pack_squares<Isa>(panel, source, first, [&](const std::byte* token, Index dim, bool given) {
+    const std::byte* const p = token + item_offset<kStorage>(dim, source.dim_stride);
+    __builtin_prefetch(p + n * source.token_stride);  // of the next square down: tokens may lie far apart
+    return load_items<Isa, T, kStorage>(p, source.dim_stride, given ? min(n, panel.depth - dim) : 0);
+  });
 }
 
 constexpr Index kPrefetchTokens = 16;
