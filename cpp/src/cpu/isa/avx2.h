@@ -68,6 +68,20 @@ struct Widen<Avx2, float, DType::f8> {
 };
 
 template <>
+struct AnyAbove<Avx2, float> {
+  static ATTN_INLINE bool of(Vec<Avx2, float> v, float bound) noexcept {
+    return _mm256_movemask_ps(_mm256_cmp_ps(bit_cast<__m256>(v), _mm256_set1_ps(bound), _CMP_GT_OQ)) != 0;
+  }
+};
+
+template <>
+struct AnyAbove<Avx2, double> {
+  static ATTN_INLINE bool of(Vec<Avx2, double> v, double bound) noexcept {
+    return _mm256_movemask_pd(_mm256_cmp_pd(bit_cast<__m256d>(v), _mm256_set1_pd(bound), _CMP_GT_OQ)) != 0;
+  }
+};
+
+template <>
 ATTN_INLINE WideProduct<U32<Avx2>> MultiplyWide<Avx2>::of(U32<Avx2> a, std::uint32_t b) noexcept {
   const __m256i by = _mm256_set1_epi64x(b);
   const __m256i even = _mm256_mul_epu32(bit_cast<__m256i>(a), by);

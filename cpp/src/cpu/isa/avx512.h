@@ -67,6 +67,20 @@ struct Widen<Avx512, float, DType::f8> {
 };
 
 template <>
+struct AnyAbove<Avx512, float> {
+  static ATTN_INLINE bool of(Vec<Avx512, float> v, float bound) noexcept {
+    return _mm512_cmp_ps_mask(bit_cast<__m512>(v), _mm512_set1_ps(bound), _CMP_GT_OQ) != 0;
+  }
+};
+
+template <>
+struct AnyAbove<Avx512, double> {
+  static ATTN_INLINE bool of(Vec<Avx512, double> v, double bound) noexcept {
+    return _mm512_cmp_pd_mask(bit_cast<__m512d>(v), _mm512_set1_pd(bound), _CMP_GT_OQ) != 0;
+  }
+};
+
+template <>
 ATTN_INLINE WideProduct<U32<Avx512>> MultiplyWide<Avx512>::of(U32<Avx512> a, std::uint32_t b) noexcept {
   const __m512i by = _mm512_set1_epi64(b);
   const __m512i even = _mm512_maskz_mul_epu32(0xff, bit_cast<__m512i>(a), by);

@@ -12,11 +12,8 @@ struct MultiplyPairs<Avx512> {
     return bit_cast<Vec<Avx512, float>>(
         _mm512_dpbf16_ps(bit_cast<__m512>(sum), bit_cast<__m512bh>(a), bit_cast<__m512bh>(b)));
   }
-  /// Writes the nearest bfloat16 of each, and returns them.
-  static ATTN_INLINE Vec<Avx512, float> narrow(std::uint16_t* p, Vec<Avx512, float> v) noexcept {
-    const auto bits = bit_cast<__m256i>(_mm512_cvtneps_pbh(bit_cast<__m512>(v)));
-    store(static_cast<void*>(p), bits);
-    return bit_cast<Vec<Avx512, float>>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+  static ATTN_INLINE U32<Avx512> narrow(Vec<Avx512, float> low, Vec<Avx512, float> high) noexcept {
+    return bit_cast<U32<Avx512>>(_mm512_cvtne2ps_pbh(bit_cast<__m512>(high), bit_cast<__m512>(low)));
   }
 };
 

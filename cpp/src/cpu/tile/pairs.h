@@ -12,15 +12,20 @@ namespace attncore {
 
 using Bf16Pair = std::uint32_t;  // the first in the lower half
 
-// MultiplyPairs<Isa>::add(a, b, sum) is sum + Σ products, the second one first, rounded each; narrow(p, v) writes the nearest bfloat16 of v, and returns them.
+// MultiplyPairs<Isa>::add(a, b, sum) is sum + Σ products, the second one first, rounded each; narrow(low, high) are the nearest
+// bfloat16 of both registers' items.
 
 /// Softmax's weights, over their scores; their sum is of what is multiplied, so that rounding errors of a few large weights
 /// cancel out.
 template <class Isa>
 struct PairWeights {
   static constexpr bool kRounded = true;
-  static ATTN_INLINE Vec<Isa, float> keep(float* at, Index i, Vec<Isa, float> weight) noexcept {
-    return MultiplyPairs<Isa>::narrow(reinterpret_cast<std::uint16_t*>(at) + i, weight);
+  static ATTN_INLINE void keep(float* scores, Index i, Vec<Isa, float> first, Vec<Isa, float> second,
+                               Vec<Isa, float>& sum) noexcept {
+    constexpr std::uint32_t kOnes = 0x3f803f80;
+    const U32<Isa> pairs = MultiplyPairs<Isa>::narrow(first, second);
+    store(static_cast<void*>(scores + i / 2), pairs);
+    sum = MultiplyPairs<Isa>::add(pairs, U32<Isa>{} + kOnes, sum);
   }
 };
 

@@ -168,4 +168,10 @@ ATTN_INLINE T horizontal_max(Vec<Isa, T> v) noexcept {
   return fold<T, kWidth<Isa, T>>(v, [](auto a, auto b) { return maximum(a, b); });
 }
 
+/// Whether any lane is above a bound.  No compiler makes a test of a mask of it: an ISA with an instruction for it specialises it.
+template <class Isa, class T>
+struct AnyAbove {
+  static ATTN_INLINE bool of(Vec<Isa, T> v, T bound) noexcept { return horizontal_max<Isa, T>(v) > bound; }
+};
+
 }  // namespace attncore

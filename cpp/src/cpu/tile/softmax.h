@@ -3,8 +3,10 @@
 //     maximum = max of the scores so far,  sum = Σ exp(score − maximum),  output = Σ exp(score − maximum) ·
 //     value
 //
-// so that a tile with a larger maximum only rescales what is there, and states of disjoint keys merge
-// exactly. Maxima are kept in natural units: in base 2 a score of finfo.min would overflow.
+// so that a tile with a larger maximum only rescales what is there, and states of disjoint keys merge exactly.
+// `maximum` lags behind: it follows the scores only when they pass it by more than kMaximumLag, so that the common tile needs
+// one comparison of registers and rescales nothing.  Maxima are kept in natural units: in base 2 a score of finfo.min would
+// overflow.
 #pragma once
 
 #include "gemm.h"
@@ -12,15 +14,19 @@
 
 namespace attncore {
 
+/// Weights reach exp of it, e⁵ = 148: far from any overflow, and no digit is lost.
+inline constexpr int kMaximumLag = 5;
+
 /// How weights are kept: as they are.
 template <class Isa, class T>
 struct PlainWeights {
   static constexpr bool kRounded = false;
   using V = Vec<Isa, T>;
-  /// Writes the weights of keys i … over their scores; returns what products will see.
-  static ATTN_INLINE V keep(T* scores, Index i, V weights) noexcept {
-    store(scores + i, weights);
-    return weights;
+  /// Writes the weights of keys i … over their scores, two registers, and adds to `sum` what products will see.
+  static ATTN_INLINE void keep(T* scores, Index i, V first, V second, V& sum) noexcept {
+    store(scores + i, first);
+    store(scores + i + kWidth<Isa, T>, second);
+    sum += first + second;
   }
 };
 
@@ -60,31 +66,29 @@ struct OnlineSoftmax {
 
   /// Scores of one row → weights, in place; keep = the factor of what the row has summed so far.  A hidden
   /// key's weight is 0; with `mark` it is −0, as gemm_of_visible needs.  `coins`: dropout's factors, which the sum
-  /// knows nothing of.
+  /// knows nothing of.  Registers go two by two: there is room for one more than the columns fill.
   template <class Weights = PlainWeights<Isa, T>>
   ATTN_INLINE void update(Index row, T* scores, Index columns, bool mark, T* keep,
                           const T* coins = nullptr) const noexcept {
     using V = Vec<Isa, T>;
     constexpr Index n = kWidth<Isa, T>;
-    V highest = broadcast<V>(-infinity());
-    for (Index i = 0; i < columns; i += n) highest = maximum_of(load<V>(scores + i), highest);
-    const T before = maximum[row];
-    const T in_tile = horizontal_max<Isa, T>(highest);
-    const bool grows = in_tile > before;  // seldom after the first tiles
-    maximum[row] = grows ? in_tile : before;
+    const Index end = round_up(columns, 2 * n);
+    if (end - columns >= n) store(scores + end - n, broadcast<V>(-infinity()));
+    keep[row] = follow(row, scores, end);
 
     const T origin = base(maximum[row]);
     V total{}, exact{};
-    for (Index i = 0; i < columns; i += n) {
-      const V score = load<V>(scores + i);
-      V weight = attncore::exp<Isa, T>(score - origin);
-      if (coins != nullptr || Weights::kRounded) exact += weight;
-      if (coins != nullptr) weight *= load<V>(coins + i);
-      if (mark) weight = score == -infinity() ? -V{} : weight;
-      const V kept = Weights::keep(scores, i, weight);
-      total += kept;
+    for (Index i = 0; i < end; i += 2 * n) {
+      V weight[2];
+      for (Index j = 0; j < 2; ++j) {
+        const V score = load<V>(scores + i + j * n);
+        weight[j] = attncore::exp<Isa, T>(score - origin);
+        if (coins != nullptr || Weights::kRounded) exact += weight[j];
+        if (coins != nullptr) weight[j] *= load<V>(coins + i + j * n);
+        if (mark) weight[j] = score == -infinity() ? -V{} : weight[j];
+      }
+      Weights::keep(scores, i, weight[0], weight[1], total);
     }
-    keep[row] = grows ? exp_of(before - origin) : T{1};
     if (coins != nullptr) total = exact;
     sum[row] = sum[row] * keep[row] + horizontal_sum<Isa, T>(total);
     exact_sum[row] =
@@ -129,6 +133,22 @@ struct OnlineSoftmax {
   }
 
  private:
+  /// Lets the maximum follow scores that are far above it; returns the factor of what the row has summed so far.
+  ATTN_INLINE T follow(Index row, const T* scores, Index end) const noexcept {
+    using V = Vec<Isa, T>;
+    constexpr Index n = kWidth<Isa, T>;
+    V even = load<V>(scores), odd = load<V>(scores + n);
+    for (Index i = 2 * n; i < end; i += 2 * n) {
+      even = maximum_of(load<V>(scores + i), even);
+      odd = maximum_of(load<V>(scores + i + n), odd);
+    }
+    const V highest = maximum_of(even, odd);
+    const T before = maximum[row];
+    if (!AnyAbove<Isa, T>::of(highest, before + kMaximumLag)) return 1;  // nearly always, after the first tile
+    maximum[row] = horizontal_max<Isa, T>(highest);
+    return exp_of(before - maximum[row]);
+  }
+
   static ATTN_INLINE constexpr T infinity() noexcept { return static_cast<T>(__builtin_inf()); }
   static ATTN_INLINE Vec<Isa, T> maximum_of(Vec<Isa, T> a, Vec<Isa, T> b) noexcept {
     return attncore::maximum(a, b);
