@@ -78,16 +78,17 @@ struct OnlineSoftmax {
 
     const T origin = base(maximum[row]);
     V total{}, exact{};
+    const auto weigh = [&](Index i) {
+      const V score = load<V>(scores + i);
+      V weight = attncore::exp<Isa, T>(score - origin);
+      if (coins != nullptr || Weights::kRounded) exact += weight;
+      if (coins != nullptr) weight *= load<V>(coins + i);
+      if (mark) weight = score == -infinity() ? -V{} : weight;
+      return weight;
+    };
     for (Index i = 0; i < end; i += 2 * n) {
-      V weight[2];
-      for (Index j = 0; j < 2; ++j) {
-        const V score = load<V>(scores + i + j * n);
-        weight[j] = attncore::exp<Isa, T>(score - origin);
-        if (coins != nullptr || Weights::kRounded) exact += weight[j];
-        if (coins != nullptr) weight[j] *= load<V>(coins + i + j * n);
-        if (mark) weight[j] = score == -infinity() ? -V{} : weight[j];
-      }
-      Weights::keep(scores, i, weight[0], weight[1], total);
+      const V first = weigh(i);
+      Weights::keep(scores, i, first, i + n < columns ? weigh(i + n) : V{}, total);
     }
     if (coins != nullptr) total = exact;
     sum[row] = sum[row] * keep[row] + horizontal_sum<Isa, T>(total);
