@@ -7,9 +7,13 @@ namespace attncore {
 /// Adds arrays that broadcast to (batch, head, query, key).  −inf means masked, whatever the score was.
 struct Bias : NoOp {
   static ATTN_FN Touch touch(const Call& call, const Block& block, Range keys) noexcept {
+    (void)block, (void)keys;
+    return call.score.biases.size > 0 ? Touch::elements : Touch::nothing;
+  }
+
+  static ATTN_FN void fetch(const Call& call, const Row& row, Range keys) noexcept {
     const auto& biases = call.score.biases;
-    for (std::size_t i = 0; i < biases.size; ++i) fetch_ahead(biases.items[i], block, keys);
-    return biases.size > 0 ? Touch::elements : Touch::nothing;
+    for (std::size_t i = 0; i < biases.size; ++i) fetch_row(biases.items[i], row, keys);
   }
 
   template <class M>

@@ -17,13 +17,14 @@ struct Mask : NoOp {
     for (Index head = heads.begin; head < heads.end; ++head) {
       for (Index query = queries.begin; query < queries.end; ++query) {
         look(at(mask, block.sequence.batch, head, query, keys.begin), mask.stride[3], count, any, all);
-        if (any && !all) {
-          fetch_ahead(mask, block, keys);
-          return Touch::elements;
-        }
+        if (any && !all) return Touch::elements;
       }
     }
     return all ? Touch::nothing : Touch::hides_all;
+  }
+
+  static ATTN_FN void fetch(const Call& call, const Row& row, Range keys) noexcept {
+    fetch_row(call.score.mask, row, keys);
   }
 
   template <class M>
@@ -34,19 +35,24 @@ struct Mask : NoOp {
   }
 
  private:
+  /// Words are joined before they are compared, so that compilers take whole registers of them.
   static ATTN_FN void look(const std::byte* p, Index stride, Index count, bool& any, bool& all) noexcept {
     constexpr std::uint64_t kEvery = 0x0101010101010101U;  // NumPy's booleans are 0 or 1
-    Index i = 0;
-    for (; stride == 1 && i + 8 <= count; i += 8) {
+    std::uint64_t joined = 0, common = kEvery;
+    const Index words = stride == 1 ? count / 8 : 0;
+    for (Index i = 0; i < words; ++i) {
       std::uint64_t word = 0;
-      __builtin_memcpy(&word, p + i, 8);
-      any |= word != 0;
-      all &= word == kEvery;
+      __builtin_memcpy(&word, p + 8 * i, 8);
+      joined |= word;
+      common &= word;
     }
-    for (; i < count; ++i) {
-      any |= p[i * stride] != std::byte{0};
-      all &= p[i * stride] != std::byte{0};
+    for (Index i = 8 * words; i < count; ++i) {
+      const std::uint64_t repeated = p[i * stride] != std::byte{0} ? kEvery : 0;
+      joined |= repeated;
+      common &= repeated;
     }
+    any |= joined != 0;
+    all &= common == kEvery;
   }
 };
 

@@ -2,7 +2,8 @@
 //
 // - visible(call, block): the keys that any row of the block may see; what lies outside is never touched;
 // - touch(call, block, keys): what it does to this tile: nothing, element work, or hides all of it;
-// - apply<M>(call, row, s, keys): what becomes of a register of scores (a float on a GPU) of one row.
+// - apply<M>(call, row, s, keys): what becomes of a register of scores (a float on a GPU) of one row;
+// - fetch(call, row, keys), if it reads memory for each pair: brings what `apply` will read of a row of a tile.
 //
 // M is the machine's vocabulary (cpu/tile/score_math.h): M::Scores, M::Keys and the primitives that `apply` uses.
 // The text compiles for CPU and CUDA.  Every call in it is inlined by force.
@@ -55,22 +56,14 @@ ATTN_FN Block block_of(const Call& call, const Sequence& sequence, Index kv_head
 
 enum class Touch : std::uint8_t { nothing, elements, hides_all };
 
-/// Fetches what `apply` will read of an array over (batch, head, query, key) for a tile.  `touch` comes
-/// before the tile's products, which take long enough to hide the memory's latency.
-ATTN_FN void fetch_ahead(const Tensor& t, const Block& block, Range keys) noexcept {
+/// Fetches what `apply` will read of an array over (batch, head, query, key) for one row of a tile.
+ATTN_FN void fetch_row(const Tensor& t, const Row& row, Range keys) noexcept {
 #ifdef __CUDA_ARCH__
-  (void)t, (void)block, (void)keys;
+  (void)t, (void)row, (void)keys;
 #else
   constexpr Index kLine = 64;
-  const Range heads = t.stride[1] == 0 ? Range{0, 1} : block.heads;
-  const Range queries = t.stride[2] == 0 ? Range{0, 1} : block.queries;
-  const Index bytes = (min(keys.end, block.sequence.keys) - keys.begin) * t.stride[3];
-  for (Index head = heads.begin; head < heads.end; ++head) {
-    for (Index query = queries.begin; query < queries.end; ++query) {
-      const std::byte* const row = at(t, block.sequence.batch, head, query, keys.begin);
-      for (Index byte = 0; byte < bytes; byte += kLine) __builtin_prefetch(row + byte);
-    }
-  }
+  const std::byte* const items = at(t, row.batch, row.head, row.query, keys.begin);
+  for (Index byte = 0; byte < keys.size() * t.stride[3]; byte += kLine) __builtin_prefetch(items + byte);
 #endif
 }
 

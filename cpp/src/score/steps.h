@@ -38,6 +38,12 @@ struct Pipeline {
     return work;
   }
 
+  /// Brings what those steps will read of one row of a tile.
+  static ATTN_FN void fetch(const Call& call, const Row& row, StepSet steps, Range keys) noexcept {
+    StepSet bit = 1;
+    (fetch_one<Steps>(call, row, steps, bit, keys), ...);
+  }
+
   /// Scores of one row: `count` registers (a GPU: one) are visited by each step that has work, in the list's
   /// order.
   template <class M, class Visit>
@@ -58,6 +64,15 @@ struct Pipeline {
   static ATTN_FN void note(Touch touch, StepSet& bit, TileWork& work) noexcept {
     if (touch == Touch::hides_all) work.hidden = true;
     if (touch != Touch::nothing) work.steps |= bit;
+    bit <<= 1U;
+  }
+
+  template <class Step>
+  static ATTN_FN void fetch_one(const Call& call, const Row& row, StepSet steps, StepSet& bit,
+                                Range keys) noexcept {
+    if constexpr (requires { Step::fetch(call, row, keys); }) {
+      if ((steps & bit) != 0) Step::fetch(call, row, keys);
+    }
     bit <<= 1U;
   }
 

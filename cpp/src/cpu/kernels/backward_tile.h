@@ -135,10 +135,13 @@ class BackwardTile {
   void score(const Seen& seen, Visit visit) const noexcept {
     const Range keys = seen.keys;
     const TaskRows row_at{call_, task_};
-    gemm<Isa, T>(scratch_.weights, queries_, as_const(scratch_.keys_transposed), task_.rows.size(),
-                 keys.size(), call_.dim, Scaled<T>{static_cast<T>(call_.scale)});
-    for (Index row = 0; row < task_.rows.size(); ++row) {
+    const Index rows = task_.rows.size();
+    fetch_first_rows(call_, row_at, rows, seen.steps, keys);
+    gemm<Isa, T>(scratch_.weights, queries_, as_const(scratch_.keys_transposed), rows, keys.size(), call_.dim,
+                 Scaled<T>{static_cast<T>(call_.scale)});
+    for (Index row = 0; row < rows; ++row) {
       T* const scores = scratch_.weights.row(row);
+      fetch_next_row(call_, row_at, row, rows, seen.steps, keys);
       bool sloped = false;
       const Row r = row_at(row);
       if (seen.steps != 0) {
