@@ -51,7 +51,8 @@ py::dict explain_call(py::handle query, py::handle key, py::handle value, const 
   return py::dict("text"_a = e.text, "isa"_a = e.isa, "kernel"_a = e.kernel, "threads"_a = e.threads,
                   "query_tile"_a = e.query_tile, "key_tile"_a = e.key_tile, "tasks"_a = e.tasks,
                   "key_splits"_a = e.key_splits, "workspace_bytes"_a = e.workspace_bytes, "flops"_a = e.flops,
-                  "bytes"_a = e.bytes, "estimated_seconds"_a = e.estimated_seconds);
+                  "bytes"_a = e.bytes, "floor_seconds"_a = e.floor_seconds,
+                  "estimated_seconds"_a = e.estimated_seconds);
 }
 
 }  // namespace

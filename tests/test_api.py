@@ -209,12 +209,25 @@ def test_explain(isa: str, rng: Any) -> None:
     for name in ("query_tile", "key_tile", "tasks", "key_splits", "flops", "bytes"):
         assert getattr(plan, name) >= 1, name
     assert plan.workspace_bytes >= 0
+    assert plan.floor_seconds > 0
     assert plan.estimated_seconds > 0
+    assert "estimate" in text
     half = attncore.explain(*made, causal=True, query_offset=0)
     assert half.flops < plan.flops < attncore.explain(*made).flops
     decode = attncore.explain(*inputs(rng, 1, 60000, heads=8, kv_heads=1), num_threads=2)
     assert decode.key_splits > 1
     assert decode.workspace_bytes < 64 * 2**20
+
+
+def test_explain_computes_nothing_of_the_callers(isa: str, rng: Any) -> None:
+    """Tiles of the call are timed on its own arrays, which are read only."""
+    for sizes in ((300, 700), (3, 2000), (40, 50), (0, 5), (5, 0)):
+        made = inputs(rng, *sizes, heads=4, kv_heads=2, dim=64)
+        kept = [x.copy() for x in made]
+        plan = attncore.explain(*made, causal=True, num_threads=2)
+        assert plan.estimated_seconds > 0
+        for now, before in zip(made, kept, strict=True):
+            assert np.array_equal(now, before)
 
 
 def test_isas() -> None:

@@ -2,25 +2,15 @@
 
 #include <algorithm>
 #include <atomic>
-#include <chrono>
 #include <cstring>
 #include <mutex>
 #include <vector>
 
 #include "cpu/memory.h"
+#include "stopwatch.h"
 
 namespace attncore {
 namespace {
-
-class Stopwatch {
- public:
-  [[nodiscard]] double seconds() const noexcept {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
-  }
-
- private:
-  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
-};
 
 double measured_peak(const Kernels& kernels, int threads) {
   constexpr Index kRounds = 4'000'000;

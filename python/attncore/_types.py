@@ -116,8 +116,9 @@ class Rotary:
 class Plan:
     """How a call would run; ``print(plan)`` shows it for people.
 
-    ``flops`` counts the products of visible tiles, ``bytes`` what is read and written at least,
-    ``estimated_seconds`` is the floor that both give on this machine, measured when asked.
+    ``flops`` counts the products of visible tiles, ``bytes`` what is read and written at least;
+    ``floor_seconds`` is what both take on this machine, ``estimated_seconds`` what the call takes,
+    from tiles of it that were timed when asked.
     """
 
     isa: str
@@ -130,6 +131,7 @@ class Plan:
     workspace_bytes: int
     flops: float
     bytes: float
+    floor_seconds: float
     estimated_seconds: float
     text: str = field(repr=False)
 

@@ -217,7 +217,9 @@ struct Explanation {
   std::string isa, kernel, text;
   int threads = 1;
   Index query_tile = 0, key_tile = 0, tasks = 0, key_splits = 1, workspace_bytes = 0;
-  double flops = 0, bytes = 0, estimated_seconds = 0;
+  double flops = 0, bytes = 0;
+  double floor_seconds = 0;      ///< by the multiply-add peak and the read bandwidth, whichever is greater
+  double estimated_seconds = 0;  ///< of the call, from tiles of it that were timed
 };
 [[nodiscard]] Explanation explain(const Problem& problem, const Options& options = {});
 
