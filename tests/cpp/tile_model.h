@@ -19,7 +19,7 @@ struct Modelled {
   static constexpr Index kKeyTile = 128;
 };
 
-bool supported() noexcept { return true; }
+[[maybe_unused]] bool supported() noexcept { return true; }  // isa_test.h asks
 
 /// Rounded to nearest even; what is subnormal after rounding is 0.  `exact` is a sum of two numbers of 24 bits, rounded to 53: to
 /// round it twice is harmless (Figueroa 1995).
@@ -41,10 +41,51 @@ float second_half(Bf16Pair pair) { return bf16_value(pair >> 16U); }
 float fused(float a, float b, float sum) { return flushed(double(a) * double(b) + double(sum)); }
 float added(float a, float b) { return flushed(double(a) + double(b)); }
 
+/// The registers of a thread.
 struct TileRegisters {
   bool configured = false;
-  std::uint32_t pairs[8][kTileRows][kTileDepth];
-  float sums[8][kTileRows][kTileColumns];
+  std::uint32_t row[8][kTileRows][16];
+
+  void configure() {
+    CHECK(!configured);
+    std::memset(row, 0xff, sizeof row);  // NaN
+    configured = true;
+  }
+  void release() {
+    CHECK(configured);
+    configured = false;
+  }
+  void zero(int tile) {
+    CHECK(configured);
+    std::memset(row[tile], 0, sizeof row[tile]);
+  }
+  void load(int tile, const void* p, Index stride) {
+    CHECK(configured);
+    for (Index i = 0; i < kTileRows; ++i)
+      std::memcpy(row[tile][i], static_cast<const std::byte*>(p) + i * stride, sizeof row[tile][i]);
+  }
+  void store(int tile, void* p, Index stride) const {
+    CHECK(configured);
+    for (Index i = 0; i < kTileRows; ++i)
+      std::memcpy(static_cast<std::byte*>(p) + i * stride, row[tile][i], sizeof row[tile][i]);
+  }
+  void multiply(int sum, int a, int b) {
+    CHECK(configured);
+    for (Index i = 0; i < kTileRows; ++i) {
+      float first[kTileColumns]{}, second[kTileColumns]{}, sums[kTileColumns];
+      for (Index k = 0; k < kTileDepth; ++k) {
+        const Bf16Pair x = row[a][i][k];
+        for (Index j = 0; j < kTileColumns; ++j) {
+          const Bf16Pair y = row[b][k][j];
+          first[j] = fused(first_half(x), first_half(y), first[j]);
+          second[j] = fused(second_half(x), second_half(y), second[j]);
+        }
+      }
+      std::memcpy(sums, row[sum][i], sizeof sums);
+      for (Index j = 0; j < kTileColumns; ++j) sums[j] = added(sums[j], added(first[j], second[j]));
+      std::memcpy(row[sum][i], sums, sizeof sums);
+    }
+  }
 };
 thread_local TileRegisters tiles;
 
@@ -52,49 +93,23 @@ thread_local TileRegisters tiles;
 
 template <>
 struct TileUnit<Modelled> {
-  static void configure() noexcept {
-    CHECK(!tiles.configured);
-    std::memset(tiles.pairs, 0xff, sizeof tiles.pairs);  // NaN
-    std::memset(tiles.sums, 0xff, sizeof tiles.sums);
-    tiles.configured = true;
-  }
-  static void release() noexcept {
-    CHECK(tiles.configured);
-    tiles.configured = false;
-  }
+  static void configure() noexcept { tiles.configure(); }
+  static void release() noexcept { tiles.release(); }
   template <int kTile>
   static void zero() noexcept {
-    CHECK(tiles.configured);
-    std::memset(tiles.sums[kTile], 0, sizeof tiles.sums[kTile]);
+    tiles.zero(kTile);
   }
   template <int kTile>
   static void load(const void* p, Index stride) noexcept {
-    CHECK(tiles.configured);
-    for (Index i = 0; i < kTileRows; ++i)
-      std::memcpy(tiles.pairs[kTile][i], static_cast<const std::byte*>(p) + i * stride, 64);
+    tiles.load(kTile, p, stride);
   }
   template <int kTile>
   static void store(void* p, Index stride) noexcept {
-    CHECK(tiles.configured);
-    for (Index i = 0; i < kTileRows; ++i)
-      std::memcpy(static_cast<std::byte*>(p) + i * stride, tiles.sums[kTile][i], 64);
+    tiles.store(kTile, p, stride);
   }
   template <int kSum, int kA, int kB>
   static void multiply() noexcept {
-    CHECK(tiles.configured);
-    for (Index i = 0; i < kTileRows; ++i) {
-      float first[kTileColumns]{}, second[kTileColumns]{};
-      for (Index k = 0; k < kTileDepth; ++k) {
-        const Bf16Pair a = tiles.pairs[kA][i][k];
-        for (Index j = 0; j < kTileColumns; ++j) {
-          const Bf16Pair b = tiles.pairs[kB][k][j];
-          first[j] = fused(first_half(a), first_half(b), first[j]);
-          second[j] = fused(second_half(a), second_half(b), second[j]);
-        }
-      }
-      for (Index j = 0; j < kTileColumns; ++j)
-        tiles.sums[kSum][i][j] = added(tiles.sums[kSum][i][j], added(first[j], second[j]));
-    }
+    tiles.multiply(kSum, kA, kB);
   }
 };
 
