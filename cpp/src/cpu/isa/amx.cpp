@@ -1,7 +1,7 @@
 // AMX: tiles of bfloat16, Sapphire Rapids (2023) and later.
 //
-// It has been tested with a model of the unit (tests/cpp/tile_model.h, amx.cpp), not on such a machine: until somebody has measured it
-// there, it must be asked for.
+// It has been tested with a model of the unit (tests/cpp/amx.cpp), not on such a machine: until somebody has measured it there,
+// it must be asked for.
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
