@@ -78,13 +78,25 @@ def exported(path: Path) -> dict[str, list[str]]:
     return symbols
 
 
+def built(isa: str) -> None:
+    """Skips what the compiler could not build: nothing that this machine has."""
+    if isa in attncore.available_isas():
+        return
+    if not any(member.startswith(f"{isa}.") for member in exported(LIBRARY)):
+        pytest.skip(f"not built: {isa}")
+
+
+ISAS = ["amx", "avx512_bf16", "avx512", "avx2"]
+
+
 @needs("nm")
-@pytest.mark.parametrize("isa", [isa for isa in attncore.available_isas() if isa != "baseline"])
+@pytest.mark.parametrize("isa", ISAS)
 def test_isa_objects_export_only_what_bears_their_name(isa: str) -> None:
     """An untagged inline function of an ISA's object could be linked into a caller for all machines: SIGILL there.
 
     (DW.ref.… is a pointer to the personality routine: data, the same in every object.)
     """
+    built(isa)
     members = [names for member, names in exported(LIBRARY).items() if member.startswith(f"{isa}.")]
     assert len(members) == 1
     assert members[0], "the object exports nothing at all"
@@ -92,6 +104,36 @@ def test_isa_objects_export_only_what_bears_their_name(isa: str) -> None:
         name for name in members[0] if isa not in name.lower() and not name.startswith("DW.ref.")
     ]
     assert leaks == []
+
+
+def dump(tool: str, *options: str) -> dict[str, str]:
+    """What a tool prints of each object of the library."""
+    parts = re.split(r"\n(\S+\.o):.*\n", run(tool, *options, LIBRARY))
+    return {
+        member.partition(".")[0]: text
+        for member, text in zip(parts[1::2], parts[2::2], strict=True)
+    }
+
+
+@needs("nm")
+@pytest.mark.parametrize("isa", ISAS)
+def test_isa_objects_run_nothing_when_they_are_loaded(isa: str) -> None:
+    """A table that is not constant would be filled by the ISA's own instructions, on every machine."""
+    built(isa)
+    assert not re.search("_GLOBAL__sub|__cxx_global_var_init", dump("nm")[isa])
+
+
+@needs("objdump")
+def test_only_amx_has_tiles() -> None:
+    """They are configured and released in the same functions, and multiplied."""
+    built("amx")
+    code = dump("objdump", "--disassemble", "--no-show-raw-insn")
+    functions = re.split(r"\n\n[0-9a-f]+ <", code.pop("amx"))
+    assert sum("tdpbf16ps" in function for function in functions) > 0
+    pairs = [f for f in functions if "ldtilecfg" in f or "tilerelease" in f]
+    assert pairs
+    assert all(f.count("ldtilecfg") == f.count("tilerelease") for f in pairs)
+    assert [member for member, text in code.items() if re.search(r"\btmm\d|%tmm", text)] == []
 
 
 @needs("nm")

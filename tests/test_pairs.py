@@ -1,4 +1,4 @@
-"""What is particular to avx512_bf16: bfloat16 two by two, weights rounded to bfloat16."""
+"""What is particular to avx512_bf16 and amx: bfloat16 two by two, weights rounded to bfloat16."""
 
 from __future__ import annotations
 
@@ -11,14 +11,12 @@ import attncore
 from kit import assert_same_bits, dtype_of
 from reference import Array
 
-pytestmark = pytest.mark.skipif(
-    "avx512_bf16" not in attncore.available_isas(), reason="a CPU without AVX512_BF16"
-)
 
-
-@pytest.fixture(autouse=True)
-def pairs() -> Iterator[None]:
-    with attncore.use_isa("avx512_bf16"):
+@pytest.fixture(autouse=True, params=["avx512_bf16", "amx"])
+def pairs(request: pytest.FixtureRequest) -> Iterator[None]:
+    if request.param not in attncore.available_isas():
+        pytest.skip(f"a CPU without {request.param}")
+    with attncore.use_isa(request.param):
         yield
 
 

@@ -143,10 +143,12 @@ def compare_with_wider(
     got: tuple[Array, Array], query: Array, key: Array, value: Array, stored: str, **options: Any
 ) -> None:
     """Attention to the same numbers in float32 has the bits, and then the rounding, of the result.  But where few rows
-    read bfloat16 keys, two at a time, sums have another order, and avx512_bf16 rounds weights."""
+    read bfloat16 keys, two at a time, sums have another order, and avx512_bf16 and amx round weights."""
     assert got[0].dtype == query.dtype
     few = query.shape[1] // key.shape[1] * query.shape[2] <= 8
-    if "bfloat16" in stored and (few or (attncore.isa() == "avx512_bf16" and query.itemsize == 2)):
+    if "bfloat16" in stored and (
+        few or (attncore.isa() in ("avx512_bf16", "amx") and query.itemsize == 2)
+    ):
         arrays = query, key, value
         compare_results(*got, reference(*arrays, **options), plain(*arrays, **options))
         return

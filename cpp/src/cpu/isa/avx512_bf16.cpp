@@ -2,31 +2,18 @@
 //
 // AMD's cores start as many of them in a cycle as multiply-adds (measured on Zen 5): twice their work.  On Intel's they take
 // twice as long, so that there avx512 is as fast and more exact.
-#include "avx512.h"
+#include "avx512_bf16.h"
+
 #include "isa.h"
 
 namespace attncore {
-template <>
-struct MultiplyPairs<Avx512> {
-  static ATTN_INLINE Vec<Avx512, float> add(U32<Avx512> a, U32<Avx512> b, Vec<Avx512, float> sum) noexcept {
-    return bit_cast<Vec<Avx512, float>>(
-        _mm512_dpbf16_ps(bit_cast<__m512>(sum), bit_cast<__m512bh>(a), bit_cast<__m512bh>(b)));
-  }
-  static ATTN_INLINE U32<Avx512> narrow(Vec<Avx512, float> low, Vec<Avx512, float> high) noexcept {
-    return bit_cast<U32<Avx512>>(_mm512_cvtne2ps_pbh(bit_cast<__m512>(high), bit_cast<__m512>(low)));
-  }
-};
-
-extern const IsaTable avx512;
-
 namespace {
 constexpr Kernels kPairs = forward_kernels<Avx512, float, Bf16Pair>("dot products of bf16 pairs");
-bool supported_with_pairs() noexcept { return supported() && __builtin_cpu_supports("avx512bf16") != 0; }
 bool preferred() noexcept { return supported_with_pairs() && __builtin_cpu_is("amd") != 0; }
 }  // namespace
 
 /// But for bfloat16, avx512's own kernels.
-extern const IsaTable avx512_bf16 = {"avx512_bf16", supported_with_pairs, preferred,
-                                     avx512.f32,    avx512.f64,           &kPairs};
+extern constinit const IsaTable avx512_bf16 = {"avx512_bf16", supported_with_pairs, preferred,
+                                               &avx512_f32,   &avx512_f64,          &kPairs};
 
 }  // namespace attncore

@@ -1,5 +1,5 @@
-// An ISA is a header with its tag and what it specialises, and a file with its table.  (avx512_bf16 is a file with a table: its tag is
-// avx512's.)
+// An ISA is a header with its tag and what it specialises, and a file with its table.  (avx512_bf16 and amx are files with
+// tables: their tag is avx512's.)
 #pragma once
 
 #include "../kernels/backward.h"

@@ -18,6 +18,13 @@ ATTN_INLINE Index depth_of(Index count) noexcept {
   return kInPairs<T, Item> ? ceil_div(count, 2) : count;
 }
 
+/// The same of a panel, which a matrix unit reads so many pairs at a time.
+template <class Isa, class T, class Item>
+ATTN_INLINE Index panel_depth(Index count) noexcept {
+  const Index depth = depth_of<T, Item>(count);
+  return kInPairs<T, Item> && HasTiles<Isa> ? round_up(depth, kTileDepth) : depth;
+}
+
 /// The panels of one key tile, in Sizes::panel bytes.
 template <class Isa, class T, class Item>
 struct KeyTile {
@@ -26,7 +33,7 @@ struct KeyTile {
   std::uint32_t* poison;  // 0, or 1 if values hold Inf or NaN
 
   static ATTN_INLINE KeyTile in(std::byte* memory, const Call& call, Index count) noexcept {
-    const Index dims = depth_of<T, Item>(call.dim), depth = depth_of<T, Item>(count);
+    const Index dims = panel_depth<Isa, T, Item>(call.dim), depth = panel_depth<Isa, T, Item>(count);
     Item* const keys = reinterpret_cast<Item*>(memory);
     Item* const values = keys + panel_items<Isa, Item>(count, dims);
     Item* const end = values + panel_items<Isa, Item>(call.value_dim, depth);
@@ -34,8 +41,8 @@ struct KeyTile {
   }
   static ATTN_INLINE Index bytes(const Call& call) noexcept {
     constexpr Index kKeys = Isa::template kKeyTile<T>;
-    const Index keys = panel_items<Isa, Item>(kKeys, depth_of<T, Item>(call.dim));
-    const Index values = panel_items<Isa, Item>(call.value_dim, depth_of<T, Item>(kKeys));
+    const Index keys = panel_items<Isa, Item>(kKeys, panel_depth<Isa, T, Item>(call.dim));
+    const Index values = panel_items<Isa, Item>(call.value_dim, panel_depth<Isa, T, Item>(kKeys));
     return round_up((keys + values + 1) * Index{sizeof(Item)}, 64);
   }
 };

@@ -15,6 +15,13 @@ using Bf16Pair = std::uint32_t;  // the first in the lower half
 // MultiplyPairs<Isa>::add(a, b, sum) is sum + Σ products, the second one first, rounded each; narrow(low, high) are the nearest
 // bfloat16 of both registers' items.
 
+/// What an ISA with a matrix unit specialises (tiles.h).
+template <class Isa>
+struct TileUnit;
+template <class Isa>
+concept HasTiles = requires { sizeof(TileUnit<Isa>); };
+inline constexpr Index kTileDepth = 16;  // pairs that such a unit multiplies at once
+
 /// Softmax's weights, over their scores; their sum is of what is multiplied, so that rounding errors of a few large weights
 /// cancel out.
 template <class Isa>
@@ -75,7 +82,7 @@ ATTN_INLINE Vec<Isa, float> second_of(U32<Isa> pairs) noexcept {
   return bit_cast<Vec<Isa, float>>(pairs & 0xffff0000U);
 }
 
-/// panel.h's pack_rows: keys first … first + keys − 1, two by two.  Returns whether all items are finite.
+/// panel.h's pack_rows: keys first … first + keys − 1, two by two; deeper in the panel is 0.  Returns whether all items are finite.
 template <class Isa>
 bool pack_pairs(Panel<Bf16Pair> panel, const KeySource& source, Index first, Index keys) noexcept {
   constexpr Index n = kWidth<Isa, float>;
@@ -100,6 +107,9 @@ bool pack_pairs(Panel<Bf16Pair> panel, const KeySource& source, Index first, Ind
           store(out + (j + i) * n, items[i]);
         }
       }
+    }
+    for (Index pair = ceil_div(keys, 2); pair < panel.depth; ++pair, out += registers * n) {
+      for (Index j = 0; j < registers; ++j) store(out + j * n, U32<Isa>{});
     }
   }
   return horizontal_sum<Isa, float>(bit_cast<Vec<Isa, float>>(poison)) == 0;

@@ -1,0 +1,185 @@
+// Products of a matrix unit, AMX's or a test's: its registers are tiles of 16 rows of 64 bytes, float32 sums or bfloat16 pairs.
+//
+// B's panels of pairs (pairs.h) are what the unit reads: a row of a tile is 16 columns at one depth, and the next row stands a
+// strip's registers further.  Their depth is a multiple of 16, zeros at the end.  A is read where it lies, or, where it has
+// fewer rows or pairs than a tile, copied beside zeros.  Four sums stay in the unit for the whole depth:
+//
+//                B0    B1
+//         A0    S00   S01        16 pairs deeper: four loads, four products
+//         A1    S10   S11
+//
+// and are finished through 4 KB of memory, which the first cache holds.
+//
+// In each step of 16 pairs (TDPBF16PS, as Intel's manual has it) the first halves' products are one chain of multiply-adds from 0
+// and the second halves' another, both are added, and that is added to the sum; subnormal numbers are 0 everywhere.  An
+// element's bits depend on its row and its column alone.
+//
+// What comes next, once there is a machine to measure it on: a core does not overlap blocks of tile products with blocks of
+// vector instructions by itself, so that the softmax of one key tile belongs between the products of the next, some
+// instructions after each, with 32 rows × 32 keys of scores in the first cache.
+#pragma once
+
+#include "pairs.h"
+
+namespace attncore {
+
+// TileUnit<Isa> has eight registers, numbered at compile time:
+//   configure(): all of them 16 rows of 64 bytes, from now to release() and in this thread
+//   zero<i>(), load<i>(p, stride), store<i>(p, stride): rows stand `stride` bytes apart
+//   multiply<sum, a, b>(): sum += a · b
+
+inline constexpr Index kTileRows = 16, kTileColumns = 16;
+
+/// What a 2 × 2 block goes through.
+struct TileBuffers {
+  alignas(64) float sums[2 * kTileRows][2 * kTileColumns];
+  alignas(64) Bf16Pair a[2][kTileRows * kTileDepth];
+};
+
+/// 16 rows × 16 pairs.
+struct PairTile {
+  const Bf16Pair* at;
+  Index stride;
+};
+
+/// Those of A at (row, k); what A (rows, depth) has not is 0.
+template <class Isa>
+ATTN_INLINE PairTile tile_of(Matrix<const Bf16Pair> a, Index rows, Index depth, Index row, Index k,
+                             Bf16Pair* room) noexcept {
+  if (row + kTileRows <= rows && k + kTileDepth <= depth) return {a.row(row) + k, a.stride};
+  constexpr Index kHalf = sizeof(Bf16Pair) / 2;
+  for (Index i = 0; i < kTileRows; ++i) {
+    const Index halves = row + i < rows ? 2 * (depth - k) : 0;
+    const auto* const in = reinterpret_cast<const std::byte*>(a.row(min(row + i, rows - 1)) + k);
+    store(room + i * kTileDepth, load_pairs<Isa>(in, kHalf, halves));
+  }
+  return {room, kTileDepth};
+}
+
+template <class Isa, int kTile>
+ATTN_INLINE void load_tile(PairTile tile) noexcept {
+  TileUnit<Isa>::template load<kTile>(tile.at, tile.stride * Index{sizeof(Bf16Pair)});
+}
+
+/// kRowTiles × kColumnTiles tiles of sums, of rows from `row` on: A · B, into `buffers`.  `b`: their columns of a strip.
+template <class Isa, int kRowTiles, int kColumnTiles>
+ATTN_INLINE void multiply_tiles(Matrix<const Bf16Pair> a, PairTile b, Index rows, Index depth, Index row,
+                                TileBuffers& buffers) noexcept {
+  using Unit = TileUnit<Isa>;
+  constexpr bool kTall = kRowTiles == 2, kWide = kColumnTiles == 2;
+  Unit::template zero<0>();
+  if constexpr (kWide) Unit::template zero<1>();
+  if constexpr (kTall) Unit::template zero<2>();
+  if constexpr (kTall && kWide) Unit::template zero<3>();
+  for (Index k = 0; k < depth; k += kTileDepth, b.at += kTileDepth * b.stride) {
+    load_tile<Isa, 4>(tile_of<Isa>(a, rows, depth, row, k, buffers.a[0]));
+    load_tile<Isa, 6>(b);
+    Unit::template multiply<0, 4, 6>();
+    if constexpr (kTall) {
+      load_tile<Isa, 5>(tile_of<Isa>(a, rows, depth, row + kTileRows, k, buffers.a[1]));
+      Unit::template multiply<2, 5, 6>();
+    }
+    if constexpr (kWide) {
+      load_tile<Isa, 7>({b.at + kTileColumns, b.stride});
+      Unit::template multiply<1, 4, 7>();
+    }
+    if constexpr (kTall && kWide) Unit::template multiply<3, 5, 7>();
+  }
+  constexpr Index kStride = sizeof buffers.sums[0];
+  Unit::template store<0>(&buffers.sums[0][0], kStride);
+  if constexpr (kWide) Unit::template store<1>(&buffers.sums[0][kTileColumns], kStride);
+  if constexpr (kTall) Unit::template store<2>(&buffers.sums[kTileRows][0], kStride);
+  if constexpr (kTall && kWide) Unit::template store<3>(&buffers.sums[kTileRows][kTileColumns], kStride);
+}
+
+/// The same, finished: C's rows from `row` on, and the columns of `registers` registers from c's first one on.
+template <class Isa, class T, class Finish>
+void multiply_tile_block(Matrix<T> c, Matrix<const Bf16Pair> a, PairTile b, Index rows, Index registers,
+                         Index depth, Index row, TileBuffers& buffers, Finish finish) noexcept {
+  using V = Vec<Isa, T>;
+  const Index given = min(2 * kTileRows, rows - row);
+  const bool tall = given > kTileRows, wide = registers > 1;
+  if (tall && wide) {
+    multiply_tiles<Isa, 2, 2>(a, b, rows, depth, row, buffers);
+  } else if (tall) {
+    multiply_tiles<Isa, 2, 1>(a, b, rows, depth, row, buffers);
+  } else if (wide) {
+    multiply_tiles<Isa, 1, 2>(a, b, rows, depth, row, buffers);
+  } else {
+    multiply_tiles<Isa, 1, 1>(a, b, rows, depth, row, buffers);
+  }
+  for (Index i = 0; i < given; ++i) {
+    for (Index j = 0; j < registers; ++j) {
+      T* const at = c.row(row + i) + j * kTileColumns;
+      store(at, finish(at, load<V>(&buffers.sums[i][j * kTileColumns]), row + i));
+    }
+  }
+}
+
+/// gemm.h's product, where an ISA has a matrix unit, which is configured.  The panel is at least as deep as `depth`, rounded up
+/// to tiles, and what it holds past `depth` is finite.
+template <class Isa, class T, class Finish>
+  requires HasTiles<Isa>
+void gemm(Matrix<T> c, Matrix<const Bf16Pair> a, Panel<const Bf16Pair> b, Index rows, Index columns,
+          Index depth, Finish finish) noexcept {
+  static_assert(kWidth<Isa, T> == kTileColumns);
+  TileBuffers buffers;
+  for (Index row = 0; row < rows; row += 2 * kTileRows) {
+    for (Index column = 0; column < columns; column += 2 * kTileColumns) {
+      const Index strip = column - column % (Isa::kColumns * kTileColumns);
+      const PairTile tile{b.data + strip * b.depth + (column - strip),
+                          strip_registers<Isa, T>(b.columns, strip) * kTileColumns};
+      const Index registers = min(2, ceil_div(columns - column, kTileColumns));
+      multiply_tile_block<Isa, T>({c.data + column, c.stride}, a, tile, rows, registers, depth, row, buffers,
+                                  finish);
+    }
+  }
+}
+
+/// Of 16 pairs of values, row k of `b`, those that a row sees with weights[k]; the rest is 0.
+template <class Isa>
+ATTN_INLINE void copy_visible(const Bf16Pair* weights, PairTile b, Bf16Pair* room) noexcept {
+  constexpr Bf16Pair kFirst = 0xffff, kSecond = kFirst << 16;
+  constexpr Bf16Pair kMark = 0x8000;  // −0
+  for (Index k = 0; k < kTileDepth; ++k) {
+    const Bf16Pair pair = weights[k];
+    const Bf16Pair seen =
+        ((pair & kFirst) == kMark ? 0 : kFirst) | ((pair & kSecond) == kMark << 16 ? 0 : kSecond);
+    store(room + k * kTileColumns, load<U32<Isa>>(b.at + k * b.stride) & seen);
+  }
+}
+
+/// gemm.h's product without the terms of hidden pairs: to each row, hidden values are 0.
+template <class Isa, class T, class Finish>
+  requires HasTiles<Isa>
+void gemm_of_visible(Matrix<T> c, Matrix<const Bf16Pair> a, Panel<const Bf16Pair> b, Index rows, Index depth,
+                     Finish finish) noexcept {
+  using Unit = TileUnit<Isa>;
+  using V = Vec<Isa, T>;
+  constexpr Index kHalf = sizeof(Bf16Pair) / 2;
+  constexpr Bf16Pair kHidden = 0x80008000;
+  alignas(64) Bf16Pair weights[kTileRows * kTileDepth]{}, values[kTileDepth * kTileColumns];
+  alignas(64) float sums[kTileRows * kTileColumns];
+  for (Index column = 0; column < b.columns; column += kTileColumns) {
+    const Index strip = column - column % (Isa::kColumns * kTileColumns);
+    const Index stride = strip_registers<Isa, T>(b.columns, strip) * kTileColumns;
+    const Bf16Pair* const in = b.data + strip * b.depth + (column - strip);
+    for (Index row = 0; row < rows; ++row) {
+      Unit::template zero<0>();
+      for (Index k = 0; k < depth; k += kTileDepth) {
+        const auto* const own = reinterpret_cast<const std::byte*>(a.row(row) + k);
+        store(weights, load_pairs<Isa>(own, kHalf, 2 * (depth - k)));
+        for (Index i = depth - k; i < kTileDepth; ++i) weights[i] = kHidden;
+        copy_visible<Isa>(weights, {in + k * stride, stride}, values);
+        load_tile<Isa, 4>({weights, kTileDepth});
+        load_tile<Isa, 6>({values, kTileColumns});
+        Unit::template multiply<0, 4, 6>();
+      }
+      Unit::template store<0>(sums, kTileColumns * Index{sizeof(float)});
+      T* const at = c.row(row) + column;
+      store(at, finish(at, load<V>(sums), row));
+    }
+  }
+}
+
+}  // namespace attncore

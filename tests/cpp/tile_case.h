@@ -1,0 +1,158 @@
+// Forward attention of bfloat16 by kernels of tiles, through plans and back end, beside the baseline's.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "backend.h"
+#include "random.h"
+#include "tile_model.h"
+
+namespace attncore {
+namespace {
+
+struct Shape {
+  Index batch, heads, kv_heads, queries, keys, dim, value_dim;
+};
+
+using Halves = std::vector<std::uint16_t>;
+
+std::uint16_t narrow(float x) {
+  std::uint16_t halves[kWidth<Modelled, float>];
+  store_as<Modelled, float, DType::bf16>(halves, broadcast<Vec<Modelled, float>>(x));
+  return halves[0];
+}
+
+Halves noise(Index count, Random& random) {
+  Halves x(static_cast<std::size_t>(count));
+  for (std::uint16_t& item : x) item = narrow(2 * random.number());
+  return x;
+}
+
+struct TileCase {
+  Shape n;
+  Halves q, k, v, out;
+  std::vector<float> lse;
+  std::vector<std::uint8_t> mask;
+  Problem problem;
+
+  explicit TileCase(const Shape& shape) : n(shape) {
+    Random random;
+    q = noise(n.batch * n.heads * n.queries * n.dim, random);
+    k = noise(n.batch * n.kv_heads * n.keys * n.dim, random);
+    v = noise(n.batch * n.kv_heads * n.keys * n.value_dim, random);
+    out.resize(static_cast<std::size_t>(n.batch * n.heads * n.queries * n.value_dim));
+    lse.resize(static_cast<std::size_t>(n.batch * n.heads * n.queries));
+    problem.query = Tensor::contiguous(q.data(), DType::bf16, {n.batch, n.heads, n.queries, n.dim});
+    problem.key = Tensor::contiguous(k.data(), DType::bf16, {n.batch, n.kv_heads, n.keys, n.dim});
+    problem.value = Tensor::contiguous(v.data(), DType::bf16, {n.batch, n.kv_heads, n.keys, n.value_dim});
+    problem.out = Tensor::contiguous(out.data(), DType::bf16, {n.batch, n.heads, n.queries, n.value_dim});
+    problem.lse = Tensor::contiguous(lse.data(), DType::f32, {n.batch, n.heads, n.queries, 1});
+  }
+  TileCase(const TileCase&) = delete;
+  TileCase& operator=(const TileCase&) = delete;
+  ~TileCase() = default;
+
+  void run(const Kernels& kernels, int threads) {
+    std::fill(out.begin(), out.end(), std::uint16_t{0x7fc0});
+    const Call call = validate(problem);
+    cpu_backend.forward(call, make_plan(call, kernels, Machine{threads}), {.num_threads = threads});
+    CHECK(!tiles.configured);
+  }
+  void run_baseline() {
+    use_isa("baseline");
+    forward(problem, {.num_threads = 1});
+  }
+};
+
+/// Any number of threads, the same bits; each output within the rounding of weights and of itself, 2⁻⁹ each, of the baseline's.
+void check(const Kernels& kernels, TileCase& c) {
+  c.run(kernels, 1);
+  const Halves out = c.out;
+  const std::vector<float> lse = c.lse;
+  for (const int threads : {2, 3}) {
+    c.run(kernels, threads);
+    CHECK(c.out == out);
+    CHECK(std::memcmp(c.lse.data(), lse.data(), lse.size() * sizeof(float)) == 0);
+  }
+  c.run_baseline();
+  const Halves want = c.out;
+  constexpr float kLseError = 4e-7F;
+  for (std::size_t i = 0; i < lse.size(); ++i) {
+    CHECK(lse[i] == c.lse[i] || std::fabs(lse[i] - c.lse[i]) <= kLseError * (1 + std::fabs(lse[i])));
+  }
+  for (std::uint16_t& item : c.v) item &= 0x7fff;
+  c.run_baseline();  // Σ weight · |value|
+  constexpr float kRounding = 0x1p-9F;
+  for (std::size_t i = 0; i < out.size(); ++i) {
+    const float a = bf16_value(out[i]), b = bf16_value(want[i]), size = bf16_value(c.out[i]);
+    CHECK(std::fabs(a - b) <= kRounding * (std::fabs(a) + std::fabs(b) + 2 * size));
+  }
+}
+
+void plain(const Kernels& kernels) {
+  for (const Shape& shape :
+       {Shape{1, 1, 1, 9, 1, 1, 1}, Shape{2, 4, 2, 17, 70, 24, 17}, Shape{1, 2, 2, 3, 50, 33, 40},
+        Shape{1, 2, 1, 100, 131, 80, 33}, Shape{1, 1, 1, 97, 300, 64, 128}, Shape{1, 1, 1, 20, 2300, 32, 16},
+        Shape{1, 1, 1, 130, 2200, 16, 16}, Shape{1, 2, 2, 40, 0, 8, 8}}) {
+    TileCase c(shape);
+    check(kernels, c);
+  }
+}
+
+void options(const Kernels& kernels) {
+  for (const bool causal : {false, true}) {
+    TileCase c({1, 4, 2, 70, 190, 40, 24});
+    c.problem.score.causal = causal;
+    if (!causal) {
+      c.problem.score.left = 30;
+      c.problem.score.right = 7;
+    }
+    c.mask.resize(190);
+    Random random;
+    for (std::uint8_t& seen : c.mask) seen = random.one_of(3) ? 0 : 1;
+    c.problem.score.mask = Tensor::contiguous(c.mask.data(), DType::boolean, {1, 1, 1, 190});
+    check(kernels, c);
+  }
+}
+
+/// A row's bits depend on itself and the keys that it sees: not on other rows, nor on what it does not see.
+void rows_alone(const Kernels& kernels) {
+  const Shape shape{1, 1, 1, 70, 150, 40, 40};
+  const Index seen_after = shape.keys - shape.queries + 30;  // by rows from 30 on
+  TileCase all(shape);
+  all.problem.score.causal = true;
+  all.run(kernels, 1);
+  const Halves want = all.out;
+
+  TileCase fewer({1, 1, 1, 37, 150, 40, 40});
+  fewer.problem.score.causal = true;
+  fewer.q.assign(all.q.end() - 37 * 40, all.q.end());
+  fewer.k = all.k;
+  fewer.v = all.v;
+  fewer.problem.query.data = fewer.q.data();
+  fewer.problem.key.data = fewer.k.data();
+  fewer.problem.value.data = fewer.v.data();
+  fewer.run(kernels, 1);
+  CHECK(std::equal(fewer.out.begin(), fewer.out.end(), want.end() - 37 * 40));
+
+  constexpr std::uint16_t kPoison[] = {0x7f80, 0xff80, 0x7fc0};  // Inf, −Inf, NaN
+  for (Index i = 0; i < shape.dim; ++i) {
+    all.v[static_cast<std::size_t>(seen_after * shape.value_dim + i)] = kPoison[i % 3];
+    all.k[static_cast<std::size_t>(seen_after * shape.dim + i)] = i == 3 ? 0x7fc0 : 0;
+  }
+  all.run(kernels, 1);
+  CHECK(std::equal(want.begin(), want.begin() + 30 * 40, all.out.begin()));
+  for (std::size_t i = std::size_t{30} * 40; i < want.size(); ++i) CHECK(all.out[i] == 0x7fc0);
+}
+
+void check_forward(const Kernels& kernels) {
+  plain(kernels);
+  options(kernels);
+  rows_alone(kernels);
+  CHECK(kernels.multiply_adds(3) > 0);
+}
+
+}  // namespace
+}  // namespace attncore
