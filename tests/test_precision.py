@@ -35,7 +35,8 @@ def rounded(array: Array) -> Array:
 
 def plainly(made: Inputs, **options: Any) -> Result:
     """The plain evaluation of what "medium" is: operands and weights rounded to bfloat16, sums in float32."""
-    scored = score(*map(rounded, made), np.dtype(np.float32), **options)
+    q, k, v = map(rounded, made)
+    scored = score(q, k, v, np.dtype(np.float32), **options)
     scores = np.where(scored.visible, scored.scores, -np.inf)
     top = scores.max(axis=-1, keepdims=True, initial=-np.inf)
     top = np.where(top == -np.inf, np.float32(0), top)
@@ -234,7 +235,7 @@ def test_packed_sequences(isa: str, rng: np.random.Generator) -> None:
     out, lse = attncore.attention_varlen(q, k, v, ends, ends, return_lse=True, **MEDIUM)
     for first, end in itertools.pairwise(ends):
         alone = tuple(a[first:end].swapaxes(0, 1) for a in (q, k, v))
-        expected = run(alone, **MEDIUM)  # type: ignore[arg-type]
+        expected = run(alone, **MEDIUM)
         assert_same((out[first:end].swapaxes(0, 1), lse[:, first:end]), expected)
 
 
