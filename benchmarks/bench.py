@@ -2,6 +2,7 @@
 
     python benchmarks/bench.py                               everything on the best ISA: minutes
     python benchmarks/bench.py --case prefill-2k --isa all   some cases on every ISA
+    python benchmarks/bench.py --precision highest,medium    both, in turns
     python benchmarks/bench.py --case vit --peers            and other libraries beside it
 
 Outputs are checked against float64 before anything is timed.  With --peers all contenders take
@@ -17,7 +18,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import numpy as np
 
@@ -32,24 +33,28 @@ from attncore._cli.measure import (
     WrongOutput,
     fma_peak,
     human,
+    our_name,
     ours,
     time_in_rounds,
     verified,
 )
 from attncore._cli.packages import progress, say
+from attncore._types import Precision
 from cases import CASES, matching
 
 Record = dict[str, Any]
+PRECISIONS: tuple[str, ...] = get_args(Precision)
 
 
 @dataclass(frozen=True)
 class Job:
-    """One group of lines: a case, a dtype and a number of threads, on some ISAs."""
+    """One group of lines: a case, a dtype and a number of threads, on some ISAs, to some precisions."""
 
     case: Case
     dtype: str
     threads: int
     isas: tuple[str, ...]
+    precisions: tuple[Precision, ...]
     rounds: int
     budget: float
     peers: tuple[str, ...]
@@ -65,6 +70,8 @@ def arguments() -> argparse.ArgumentParser:
         help="a name, its beginning or a pattern; may be given again")  # fmt: skip
     add("--dtype", default="float32", help=f"a list of {', '.join(DTYPES)}, or all")
     add("--isa", default=None, help="a list, or all (default: the one in use)")
+    add("--precision", default="highest", metavar="NAMES",
+        help=f"of float32, a list of {', '.join(PRECISIONS)}, or all (default: %(default)s)")  # fmt: skip
     add("--threads", default=None, help="a list of numbers (default: attncore's own)")
     add("--rounds", type=int, default=9, help="default: %(default)s")
     add("--budget", type=float, default=40.0, metavar="SECONDS",
@@ -102,8 +109,15 @@ def jobs(options: argparse.Namespace) -> list[Job]:
     for name in wanted:
         if name not in here:
             print(f"# {name}: skipped, not installed: pip install {peers.PEERS[name][0]}")
+    precisions = choices(options.precision, PRECISIONS, "precision")
+
+    def matter(case: Case, dtype: str) -> tuple[Precision, ...]:
+        """Those that make a difference there."""
+        all_of_them = dtype == "float32" and not case.training
+        return cast("tuple[Precision, ...]", precisions if all_of_them else PRECISIONS[:1])
+
     return [
-        Job(case, dtype, count, isas, options.rounds, options.budget, here)
+        Job(case, dtype, count, isas, matter(case, dtype), options.rounds, options.budget, here)
         for case in cases
         for dtype in dtypes
         for count in threads
@@ -115,8 +129,11 @@ def line_up(job: Job, inputs: Inputs) -> tuple[list[Contender], dict[str, str]]:
 
     A wrong output of attncore itself is an error: WrongOutput.
     """
-    make, test = (training.ours, training.verified) if job.case.training else (ours, verified)
-    line = [make(inputs, isa, job.threads) for isa in job.isas]
+    if job.case.training:
+        test, line = training.verified, [training.ours(inputs, i, job.threads) for i in job.isas]
+    else:
+        test = verified
+        line = [ours(inputs, i, job.threads, p) for i in job.isas for p in job.precisions]
     for contender in line:
         test(job.case, inputs, contender)
     absent: dict[str, str] = {}
@@ -131,7 +148,7 @@ def line_up(job: Job, inputs: Inputs) -> tuple[list[Contender], dict[str, str]]:
 
 
 def run(job: Job) -> list[Record]:
-    """Check, time in turns, and sum up: one record an ISA."""
+    """Check, time in turns, and sum up: one record an ISA and precision."""
     dtype = dtype_named(job.dtype)
     inputs = job.case.inputs(dtype)
     line, absent = line_up(job, inputs)
@@ -141,19 +158,20 @@ def run(job: Job) -> list[Record]:
     for isa in job.isas:  # neighbours disturb the probe too: the better of two
         after = fma_peak(isa, dtype, job.threads)
         peak = max(before[isa] or 0.0, after or 0.0) or None
-        rows.append(record(job, isa, times, absent, peak))
+        rows += [record(job, isa, precision, times, absent, peak) for precision in job.precisions]
     return rows
 
 
 def record(
     job: Job,
     isa: str,
+    precision: Precision,
     times: dict[str, list[float]],
     absent: dict[str, str],
     peak: float | None,
 ) -> Record:
     """One line's numbers.  A ratio is the median over rounds of a peer's time by ours."""
-    mine = times[f"attncore@{isa}"]
+    mine = times[our_name(isa, precision)]
     summary = Summary.of(mine)
     rate = job.case.flops / summary.median / 1e9
     theirs = {
@@ -169,6 +187,7 @@ def record(
         "case": job.case.name,
         "isa": isa,
         "dtype": job.dtype,
+        "precision": precision,
         "threads": job.threads,
         "rounds": len(mine),
         "median": summary.median,
@@ -184,7 +203,7 @@ def record(
 
 
 HEADER = (
-    f"{'case':<23} {'isa':<9} {'dtype':<9} {'thr':>3} {'median':>9} {'spread':>7}"
+    f"{'case':<23} {'isa':<9} {'dtype':<9} {'precision':<9} {'thr':>3} {'median':>9} {'spread':>7}"
     f" {'GFLOP/s':>8} {'GB/s':>6} {'% peak':>7}"
 )
 
@@ -193,7 +212,8 @@ def show(row: Record) -> str:
     """A record as one line."""
     share = "n/a" if row["peak_share"] is None else f"{100 * row['peak_share']:.0f}%"
     text = (
-        f"{row['case']:<23} {row['isa']:<9} {row['dtype']:<9} {row['threads']:>3}"
+        f"{row['case']:<23} {row['isa']:<9} {row['dtype']:<9} {row['precision']:<9}"
+        f" {row['threads']:>3}"
         f" {human(row['median']):>9} {100 * row['spread']:>6.1f}%"
         f" {row['gflops']:>8.1f} {row['gbytes']:>6.1f} {share:>7}"
     )

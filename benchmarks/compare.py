@@ -16,9 +16,15 @@ Key = tuple[str, str, str, int]
 
 
 def load(path: Path) -> dict[Key, Record]:
-    """The records of a run by (case, ISA, dtype, threads)."""
+    """The records of a run by (case, ISA, dtype with its precision, threads)."""
     page = json.loads(path.read_text(encoding="utf-8"))
-    return {(r["case"], r["isa"], r["dtype"], r["threads"]): r for r in page["records"]}
+    return {(r["case"], r["isa"], numbers(r), r["threads"]): r for r in page["records"]}
+
+
+def numbers(row: Record) -> str:
+    """The dtype, and its precision where that is not the highest."""
+    precision = row.get("precision", "highest")
+    return row["dtype"] if precision == "highest" else f"{row['dtype']} {precision}"
 
 
 def verdict(old: Record, new: Record) -> str:
@@ -38,7 +44,7 @@ def best(row: Record) -> str:
 
 def table(old: dict[Key, Record], new: dict[Key, Record]) -> list[str]:
     """A line for each record that both runs have, then the mean and what only one has."""
-    head = f"{'case':<23} {'isa':<9} {'dtype':<9} {'thr':>3} {'old':>9} {'new':>9} {'speed':>6}"
+    head = f"{'case':<23} {'isa':<9} {'dtype':<14} {'thr':>3} {'old':>9} {'new':>9} {'speed':>6}"
     lines = [f"{head} {'best peer':>14}"]
     speeds = []
     for key in (key for key in old if key in new):
@@ -47,7 +53,7 @@ def table(old: dict[Key, Record], new: dict[Key, Record]) -> list[str]:
         case, isa, dtype, threads = key
         peers = f"{best(old[key])} > {best(new[key])}"
         lines.append(
-            f"{case:<23} {isa:<9} {dtype:<9} {threads:>3} {human(old[key]['median']):>9}"
+            f"{case:<23} {isa:<9} {dtype:<14} {threads:>3} {human(old[key]['median']):>9}"
             f" {human(new[key]['median']):>9} {speed:>5.2f}x {peers:>14}"
             f"  {verdict(old[key], new[key])}".rstrip()
         )

@@ -37,6 +37,7 @@ class Arguments {
     score.query_lengths = ints("query_lengths", next(), 1);
     score.key_lengths = ints("key_lengths", next(), 1);
     score.tree_parents = ints("tree_parents", next(), 2);
+    problem.precision = precision(next());
     this->options.num_threads = thread_count(next());
     if (at == options.size()) return;  // weights and plans know no dropout
     problem.dropout.probability = number("dropout_p", next()).value_or(0);

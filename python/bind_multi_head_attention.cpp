@@ -121,6 +121,7 @@ class MultiHeadLayer {
       inputs.key_positions = arguments->ints("key_positions", given[4], 2);
       inputs.score = arguments->problem.score;
       inputs.dropout = arguments->problem.dropout;
+      inputs.precision = arguments->problem.precision;
     }
   };
 

@@ -117,6 +117,18 @@ inline Tensor token_operand(const char* argument, const py::object& object, bool
   return tensor(argument, array, axes_of(bshd, array.ndim()), kFloats);
 }
 
+/// By torch's names.
+inline Precision precision(const py::object& object) {
+  constexpr auto kNames = "'highest', 'high' or 'medium'";
+  if (!py::isinstance<py::str>(object))
+    reject_type("precision", std::string("must be ") + kNames + ", is " + type_name(object));
+  const auto name = object.cast<std::string>();
+  if (name == "highest") return Precision::highest;
+  if (name == "high") return Precision::high;
+  if (name == "medium") return Precision::medium;
+  reject_value("precision", "is '" + name + "', must be " + kNames);
+}
+
 /// Of a call: 0 is the default.
 inline int thread_count(const py::object& threads) {
   if (threads.is_none()) return 0;

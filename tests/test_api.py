@@ -60,6 +60,7 @@ def test_signature() -> None:
         "seed",
         "out",
         "return_lse",
+        "precision",
         "num_threads",
     ]
     assert all(p.kind is p.KEYWORD_ONLY for p in list(parameters.values())[3:])

@@ -117,8 +117,28 @@ def test_bench_writes_records_that_compare_reads(tmp_path: Path) -> None:
     assert f"geometric mean of {len(records)}" in done.stdout
 
 
+def test_bench_to_several_precisions(tmp_path: Path) -> None:
+    """Of float32: a line and a record each, which compare.py tells apart."""
+    page = tmp_path / "page.json"
+    done = script("bench.py", "--case", "tiny-16", "--rounds", "2", "--dtype", "float32,float16",
+                  "--precision", "all", "--json", str(page))  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    records = json.loads(page.read_text(encoding="utf-8"))["records"]
+    assert [(record["dtype"], record["precision"]) for record in records] == [
+        *(("float32", precision) for precision in ("highest", "high", "medium")),
+        ("float16", "highest"),
+    ]
+    assert done.stdout.count(" medium ") == 1
+    assert "geometric mean of 4" in script("compare.py", str(page), str(page)).stdout
+
+
 def test_bench_refuses_what_is_not_there() -> None:
-    for arguments in (["--case", "none"], ["--isa", "mmx"], ["--dtype", "int8"]):
+    for arguments in (
+        ["--case", "none"],
+        ["--isa", "mmx"],
+        ["--dtype", "int8"],
+        ["--precision", "low"],
+    ):
         done = script("bench.py", *arguments)
         assert done.returncode != 0
         assert "there are: " in done.stderr

@@ -128,7 +128,8 @@ struct Call {
   Tree tree;
   Pages pages;
   Coins dropout;
-  std::vector<Sequence> sequences;  // empty where all are alike
+  Precision precision = Precision::highest;  // below it only where query, key and value are f32
+  std::vector<Sequence> sequences;           // empty where all are alike
 };
 
 /// A validated call of backward: out and lse are inputs there.

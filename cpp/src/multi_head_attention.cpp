@@ -39,6 +39,7 @@ void prepare(const Settings& s, MultiHeadState& state) {
   attention.value = state.projected.value;
   attention.score = state.inputs.score;
   attention.dropout = state.inputs.dropout;
+  attention.precision = state.inputs.precision;
   if (e.self && !attention.score.query_offset.given()) {
     static constexpr Index kZero = 0;
     attention.score.query_offset = Tensor::contiguous(&kZero, DType::i64, {1, 1, 1, 1});
@@ -67,6 +68,7 @@ void prepare_appended(const Settings& s, const Parameters& values, MultiHeadStat
   appended.score.softcap = state.attention.score.softcap;
   appended.score.query_lengths = state.attention.score.query_lengths;
   appended.dropout = state.attention.dropout;
+  appended.precision = state.attention.precision;
   appended.dropout.seed ^= kOtherSeed;
 }
 

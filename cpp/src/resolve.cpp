@@ -187,6 +187,16 @@ void require_known(const Problem& problem, Use use) {
   if (problem.packing.key_tokens.given()) unknown("cu_key_lengths", to);
 }
 
+/// What a lower precision is for: forward of float32.
+Precision precision_of(const Call& call, Precision given, Use use) {
+  if (given > Precision::medium) {
+    reject("precision", "is " + to_string(static_cast<int>(given)) + ", must be highest, high or medium");
+  }
+  const bool f32 =
+      call.query.dtype == DType::f32 && call.key.dtype == DType::f32 && call.value.dtype == DType::f32;
+  return use == Use::forward && f32 ? given : Precision::highest;
+}
+
 void require_segments(const Call& call, const Problem& problem) {
   const Score& score = call.score;
   if (score.query_segments.given() != score.key_segments.given()) {
@@ -235,6 +245,7 @@ Call resolve(const Problem& problem, Use use) {
   require_head_parameters(call);
   require_relative_bias(call);
   call.dropout = coins_of(problem.dropout);
+  call.precision = precision_of(call, problem.precision, use);
   require_segments(call, problem);
   resolve_tree(call);
   if (call.score.relative_bias.table.given()) call.distance_bias = lay_out(call);

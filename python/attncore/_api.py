@@ -9,7 +9,16 @@ import numpy as np
 import numpy.typing as npt
 
 from attncore import _core
-from attncore._types import Array, Floats, Ints, Layout, RelativeBias, ScoreOptions, Window
+from attncore._types import (
+    Array,
+    Floats,
+    Ints,
+    Layout,
+    Precision,
+    RelativeBias,
+    ScoreOptions,
+    Window,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -64,6 +73,7 @@ def attention(
     seed: int = 0,
     out: Array | None = None,
     return_lse: bool = False,
+    precision: Precision = "highest",
     num_threads: int | None = None,
 ) -> Array | tuple[Array, Floats]:
     """Exact attention: softmax(scale · query keyᵀ + bias) value, for every batch entry and head.
@@ -106,6 +116,11 @@ def attention(
             `dropout_mask` shows it.
         out: Where to write the result; must not overlap an input.
         return_lse: Return (out, lse), with lse the logarithm of the softmax's denominator.
+        precision: Of products of float32, by torch's names: "highest" is float32's own; "medium"
+            allows to round queries, keys, values and weights to bfloat16, for speed, where the
+            instruction set multiplies that (out has 2 to 3 digits then); "high" allows two
+            bfloat16 parts each (today it is float32's own on all).  `explain` says what is taken.
+            Of other dtypes, and for up to 8 query rows a KV head, it changes nothing.
         num_threads: For this call.
 
     Returns:
@@ -148,6 +163,7 @@ def attention(
         query_lengths,
         key_lengths,
         tree_parents,
+        precision,
         num_threads,
         dropout_p,
         seed,

@@ -52,7 +52,8 @@ def attention_backward(
             gradient of a broadcast bias.
         into: Arrays to write to, of the shapes and dtypes of the inputs, any strides; None: a new
             one.
-        options: Those of `attention`, but out and return_lse.
+        options: Those of `attention`, but out and return_lse.  Scores are computed anew by float32's
+            own products, whatever the precision.
 
     Returns:
         `Gradients` (query, key, value, bias, alibi, sinks, relative_bias), each of the shape and

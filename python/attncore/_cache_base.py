@@ -12,7 +12,17 @@ import numpy.typing as npt
 
 from attncore import _cache_file
 from attncore._cache_settings import float_dtype
-from attncore._types import Array, Floats, Ints, Layout, RelativeBias, Rotary, ScoreOptions, Window
+from attncore._types import (
+    Array,
+    Floats,
+    Ints,
+    Layout,
+    Precision,
+    RelativeBias,
+    Rotary,
+    ScoreOptions,
+    Window,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -33,12 +43,13 @@ class AttendOptions(TypedDict, total=False):
     scale: float | None
     query_lengths: int | Ints | None
     tree_parents: Ints | None
+    precision: Precision
     num_threads: int | None
 
 
 # In the order of _core; what a cache sets itself is None there.
 _DEFAULTS: dict[str, Any] = dict.fromkeys(ScoreOptions.__annotations__)
-_DEFAULTS |= {"layout": "bhsd", "causal": True}
+_DEFAULTS |= {"layout": "bhsd", "causal": True, "precision": "highest"}
 
 
 class CacheMemory(NamedTuple):
@@ -145,9 +156,10 @@ class Cache:
             options: Those of `attention`: causal (but its default is True here), window (never more
                 than the cache's), mask, bias, alibi, relative_bias, softcap, sinks, scale,
                 query_lengths (the number of new tokens of each entry), tree_parents (the new tokens
-                form a tree: not together with windows), layout and num_threads.  Masks and biases
-                broadcast to (entries, heads, tokens, length of the longest of these entries).  Not
-                query_offset, key_lengths and segments, which are the cache's.
+                form a tree: not together with windows), layout, precision (of float32 caches) and
+                num_threads.  Masks and biases broadcast to (entries, heads, tokens, length of the
+                longest of these entries).  Not query_offset, key_lengths and segments, which are
+                the cache's.
 
         Returns:
             out, (entries, heads, tokens, value_dim) in query's dtype and rank; or (out, lse).

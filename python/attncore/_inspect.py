@@ -32,7 +32,8 @@ def attention_weights(
         rows: Indices of queries, an int or a sequence; negative ones count from the end.
             Default: all.
         top_k: Return only the k largest of each row.
-        options: Those of `attention`, but out and return_lse.
+        options: Those of `attention`, but out and return_lse.  The probabilities have float32's
+            accuracy whatever the precision.
 
     Returns:
         (batch, heads, rows, keys) in float32 (float64 for float64); with top_k the pair
@@ -101,5 +102,5 @@ def _ordered(function: str, options: ScoreOptions) -> list[Any]:
     for name in options:
         if name not in ScoreOptions.__annotations__:
             raise TypeError(f"{function}() got an unexpected keyword argument '{name}'")
-    defaults = {"layout": "bhsd", "causal": False}
+    defaults = {"layout": "bhsd", "causal": False, "precision": "highest"}
     return [options.get(name, defaults.get(name)) for name in ScoreOptions.__annotations__]

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from attncore import _core
-from attncore._types import Array, Ints, Layout, RelativeBias, Table, Window
+from attncore._types import Array, Ints, Layout, Precision, RelativeBias, Table, Window
 
 
 def attention_paged(
@@ -42,6 +42,7 @@ def attention_paged(
     seed: int = 0,
     out: Array | None = None,
     return_lse: bool = False,
+    precision: Precision = "highest",
     num_threads: int | None = None,
 ) -> Any:
     """`attention` to keys and values in pages (Kwon et al. 2023), read where they lie.
@@ -87,6 +88,7 @@ def attention_paged(
         seed: As for `attention`.
         out: As for `attention`.
         return_lse: As for `attention`.
+        precision: As for `attention`; where pages and queries are float32.
         num_threads: As for `attention`.
 
     Returns:
@@ -138,6 +140,7 @@ def attention_paged(
         query_lengths,
         key_lengths,
         tree_parents,
+        precision,
         num_threads,
         dropout_p,
         seed,

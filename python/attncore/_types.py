@@ -14,6 +14,7 @@ Floats: TypeAlias = npt.NDArray[np.floating[Any]]
 Ints: TypeAlias = npt.NDArray[np.integer[Any]] | Sequence[int]
 Table: TypeAlias = npt.NDArray[np.integer[Any]] | Sequence[Sequence[int]] | Sequence[int]
 Layout: TypeAlias = Literal["bhsd", "bshd"]
+Precision: TypeAlias = Literal["highest", "high", "medium"]
 Window: TypeAlias = tuple[int | None, int | None]
 
 
@@ -88,6 +89,7 @@ class PackedOptions(TypedDict, total=False):
     query_lengths: int | Ints | None
     key_lengths: int | Ints | None
     tree_parents: Ints | None
+    precision: Precision
     num_threads: int | None
 
 

@@ -79,8 +79,9 @@ def attention_varlen(
         return_lse: Return (out, lse).
         options: Those of `attention` but layout: causal, window, query_offset, mask, bias, alibi,
             relative_bias, softcap, sinks, scale, query_segments, key_segments, query_lengths,
-            key_lengths, tree_parents, num_threads.  mask and bias broadcast to (batch, heads,
-            longest queries, longest keys), and each sequence has its upper left corner of that.
+            key_lengths, tree_parents, precision, num_threads.  mask and bias broadcast to (batch,
+            heads, longest queries, longest keys), and each sequence has its upper left corner of
+            that.
             Segments and tree_parents are packed: (tokens,) and (key tokens,); parents count from
             their sequence's first query.  query_offset is an int or (batch,).  query_lengths and
             key_lengths (batch,) shorten sequences: tokens past them do not exist, and queries past

@@ -159,6 +159,40 @@ void hidden() {
   }
 }
 
+/// Operands that bfloat16 holds: medium differs by the rounding of weights alone, 2⁻⁹ of each and of their sum, and lse not at
+/// all.  High is float32's own, and so is medium for few rows.
+void precisions() {
+  for (const Shape& shape : {Shape{2, 4, 2, 37, 301, 25, 17}, Shape{1, 8, 2, 2, 1500, 64, 8}}) {
+    Case c(shape);
+    for (std::vector<float>* const x : {&c.q, &c.k, &c.v}) {
+      for (float& item : *x) item = std::round(item * 128) / 128;
+    }
+    forward(c.problem);
+    const std::vector<float> highest = c.out;
+    c.problem.precision = Precision::high;
+    forward(c.problem);
+    CHECK(c.out == highest);
+    c.problem.precision = Precision::medium;
+    forward(c.problem);
+    if (isa() != "avx512_bf16" || shape.queries * shape.heads / shape.kv_heads <= 8) CHECK(c.out == highest);
+    const double spread = 2, each = std::exp2(-9);
+    for (Index batch = 0; batch < shape.batch; ++batch) {
+      for (Index query = 0; query < shape.queries; ++query) {
+        CHECK(row_error(c, batch, shape.heads - 1, query) < 2 * each * spread);
+      }
+    }
+  }
+  Case c({1, 1, 1, 1, 1, 1, 1});
+  c.problem.precision = static_cast<Precision>(3);
+  bool thrown = false;
+  try {
+    forward(c.problem);
+  } catch (const std::invalid_argument& error) {
+    thrown = std::string(error.what()).find("precision") == 0;
+  }
+  CHECK(thrown);
+}
+
 void many_callers() {
   std::vector<std::thread> callers;
   for (int i = 0; i < 4; ++i) {
@@ -192,6 +226,7 @@ int main() {
     band();
     additive();
     hidden();
+    precisions();
     many_callers();
     cancelled();
   }

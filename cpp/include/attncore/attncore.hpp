@@ -30,6 +30,11 @@ enum class DType : std::uint8_t { f32, f64, f16, bf16, boolean, i32, i64, i8, f8
 
 enum class Device : std::uint8_t { cpu, cuda };
 
+/// Of products of float32, by torch's names.  highest: float32's own.  high: the operands in two bfloat16 parts.  medium: one
+/// product of operands and weights that are rounded to bfloat16, summed in float32.  A lower one is leave to be faster: where
+/// that is not to be had, results are those of a higher one.
+enum class Precision : std::uint8_t { highest, high, medium };
+
 [[nodiscard]] Index item_size(DType dtype) noexcept;  ///< in bytes; 1 for i4
 [[nodiscard]] const char* name(DType dtype) noexcept;
 
@@ -136,6 +141,9 @@ struct Problem {
   Paging paging;
   Score score;
   Dropout dropout;
+  /// Of forward() where query, key and value are all f32; elsewhere, and in backward() and attention_weights(), it changes
+  /// nothing.
+  Precision precision = Precision::highest;
 };
 
 /// What backward() reads and writes beside the problem.  A result without `data` is not wanted, and costs nothing.

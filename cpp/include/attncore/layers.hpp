@@ -83,6 +83,7 @@ class MultiHeadAttention {
     /// and add_zero_attn append stands apart from the keys: it has no mask, bias, length nor position.
     Score score;
     Dropout dropout;
+    Precision precision = Precision::highest;
   };
 
   /// What forward leaves for backward and weights: queries, keys, values and outputs of the heads, in memory that the

@@ -14,6 +14,7 @@ import numpy as np
 import attncore
 from attncore import _core
 from attncore._cli.case import Array, Case, Inputs
+from attncore._types import Precision
 
 #: largest relative error of a sampled row that passes; generous, as peers round more than we do
 TOLERANCE = {"float64": 1e-12, "float32": 1e-5, "float16": 1e-2, "bfloat16": 3e-2}
@@ -32,6 +33,7 @@ class Contender:
     call: Callable[[], Any]
     array: Callable[[Any], Array] = np.asarray
     isa: str | None = None
+    accuracy: str | None = None  # the dtype whose tolerance holds; None: the inputs'
 
     @contextlib.contextmanager
     def ready(self) -> Iterator[None]:
@@ -43,13 +45,22 @@ class Contender:
                 yield
 
 
-def ours(inputs: Inputs, isa: str, threads: int) -> Contender:
+def ours(inputs: Inputs, isa: str, threads: int, precision: Precision = "highest") -> Contender:
     """attncore on an ISA; it allocates its output, as the peers do."""
     query, key, value = inputs.query, inputs.key, inputs.value
-    options = {**inputs.options, "num_threads": threads}
+    options = {**inputs.options, "num_threads": threads, "precision": precision}
+    medium = query.dtype == np.float32 and precision == "medium"
     return Contender(
-        f"attncore@{isa}", lambda: attncore.attention(query, key, value, **options), isa=isa
+        our_name(isa, precision),
+        lambda: attncore.attention(query, key, value, **options),
+        isa=isa,
+        accuracy="bfloat16" if medium else None,
     )
+
+
+def our_name(isa: str, precision: Precision) -> str:
+    """Of attncore as a contender."""
+    return f"attncore@{isa}" if precision == "highest" else f"attncore@{isa}:{precision}"
 
 
 def reference_row(case: Case, inputs: Inputs, at: tuple[int, int, int]) -> Array:
@@ -72,7 +83,14 @@ def reference_row(case: Case, inputs: Inputs, at: tuple[int, int, int]) -> Array
     return out
 
 
-def check(case: Case, inputs: Inputs, out: Array, who: str, samples: int = 12) -> float:
+def check(
+    case: Case,
+    inputs: Inputs,
+    out: Array,
+    who: str,
+    samples: int = 12,
+    accuracy: str | None = None,
+) -> float:
     """The largest relative error over sampled rows; WrongOutput where it is too large."""
     expected = (case.batch, case.heads, case.queries, case.dim)
     if out.shape != expected:
@@ -87,7 +105,7 @@ def check(case: Case, inputs: Inputs, out: Array, who: str, samples: int = 12) -
         row = reference_row(case, inputs, place)
         error = np.linalg.norm(out[place].astype(np.float64) - row) / np.linalg.norm(row)
         worst = max(worst, float(error)) if np.isfinite(error) else math.inf
-    if not worst <= TOLERANCE[inputs.query.dtype.name]:
+    if not worst <= TOLERANCE[accuracy or inputs.query.dtype.name]:
         raise WrongOutput(f"{case.name}: {who} is off by {worst:.1e} on sampled rows")
     return worst
 
@@ -96,7 +114,7 @@ def verified(case: Case, inputs: Inputs, contender: Contender) -> float:
     """Run a contender once and check what it gives; its relative error."""
     with contender.ready():
         out = contender.array(contender.call())
-    return check(case, inputs, out, contender.name)
+    return check(case, inputs, out, contender.name, accuracy=contender.accuracy)
 
 
 def seconds(contender: Contender, loops: int) -> float:

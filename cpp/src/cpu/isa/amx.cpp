@@ -70,8 +70,8 @@ constexpr Kernels kTiles =
 
 }  // namespace
 
-/// But for bfloat16, avx512's own kernels.
-extern constinit const IsaTable amx = {"amx",       supported_with_tiles, preferred,
-                                       &avx512_f32, &avx512_f64,          &kTiles};
+/// But for bfloat16, avx512's own kernels: float32 is not rounded yet.
+extern constinit const IsaTable amx = {"amx",   supported_with_tiles, preferred, &avx512_f32, &avx512_f64,
+                                       &kTiles, &avx512_f32};
 
 }  // namespace attncore

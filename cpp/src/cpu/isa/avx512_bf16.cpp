@@ -9,11 +9,31 @@
 namespace attncore {
 namespace {
 constexpr Kernels kPairs = forward_kernels<Avx512, float, Bf16Pair>("dot products of bf16 pairs");
+bool few_rows(const Call& call, const Task& task) noexcept {
+  return reads_in_place<Avx512, float>(call, task.sequence);
+}
+
+/// Medium: memory is what few rows of float32 wait for, so that theirs may as well be float32's own products.
+void forward_rounded(const Call& call, const Task& task, std::byte* scratch) noexcept {
+  (few_rows(call, task) ? avx512_f32 : kPairs).forward(call, task, scratch);
+}
+void forward_rounded_gang(const Call& call, const Task* tasks, Index count, std::byte* scratch) noexcept {
+  avx512_f32.forward_gang(call, tasks, count, scratch);
+}
+constexpr Kernels rounded_kernels() noexcept {
+  Kernels kernels = kPairs;
+  kernels.name = "dot products of bf16 pairs, fma f32 for few rows";
+  kernels.forward = forward_rounded;
+  kernels.forward_gang = forward_rounded_gang;
+  return kernels;
+}
+constexpr Kernels kRounded = rounded_kernels();
+
 bool preferred() noexcept { return supported_with_pairs() && __builtin_cpu_is("amd") != 0; }
 }  // namespace
 
-/// But for bfloat16, avx512's own kernels.
-extern constinit const IsaTable avx512_bf16 = {"avx512_bf16", supported_with_pairs, preferred,
-                                               &avx512_f32,   &avx512_f64,          &kPairs};
+/// But for bfloat16 and what is rounded to it, avx512's own kernels.
+extern constinit const IsaTable avx512_bf16 = {
+    "avx512_bf16", supported_with_pairs, preferred, &avx512_f32, &avx512_f64, &kPairs, &kRounded};
 
 }  // namespace attncore

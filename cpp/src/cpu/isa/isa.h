@@ -67,7 +67,7 @@ inline constexpr Kernels kF64 = make_kernels<Isa, double>("fma f64");
 
 template <class Isa>
 constexpr IsaTable make_table(const char* name, bool (*supported)() noexcept) noexcept {
-  return {name, supported, supported, &kF32<Isa>, &kF64<Isa>, &kF32<Isa>};
+  return {name, supported, supported, &kF32<Isa>, &kF64<Isa>, &kF32<Isa>, &kF32<Isa>};
 }
 
 }  // namespace attncore

@@ -33,8 +33,9 @@ ATTN_INLINE bool add_strip(T* const* c, const FewRows<const Item, kRows>& a, con
         __builtin_prefetch(next_second + at);
         const Index count = kColumns == 1 ? last : 2 * n;
         Vec<Isa, Item> beyond;
-        pair_up<Isa>(load_pairs<Isa>(in + at, kItem, count), load_pairs<Isa>(second + at, kItem, count),
-                     items[j], j + 1 < kColumns ? items[j + 1] : beyond);
+        pair_up<Isa>(load_pairs<Isa, kStorage>(in + at, kItem, count),
+                     load_pairs<Isa, kStorage>(second + at, kItem, count), items[j],
+                     j + 1 < kColumns ? items[j + 1] : beyond);
       } else if constexpr (kPairs) {
         Pair::load(in + at, items[j], items[j + 1]);
       } else {

@@ -103,7 +103,7 @@ struct TokenItems<Isa, Bf16Pair, DType::bf16> {
   static constexpr Index kBytes = sizeof(Bf16Pair);
   static ATTN_INLINE U32<Isa> load(const std::byte* p) noexcept { return attncore::load<U32<Isa>>(p); }
   static ATTN_INLINE U32<Isa> load(const std::byte* p, Index count) noexcept {
-    return load_pairs<Isa>(p, kBytes / 2, count);
+    return load_pairs<Isa, DType::bf16>(p, kBytes / 2, count);
   }
 };
 

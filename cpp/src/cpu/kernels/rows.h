@@ -20,18 +20,20 @@ void load_rows(const Tensor& t, Index dims, const TaskRows& row_at, Matrix<T> ro
   });
 }
 
-/// Rows of bfloat16, two by two.
+/// Rows of bfloat16, or of float32 rounded to it, two by two.
 template <class Isa>
 void load_pair_rows(const Tensor& t, Index dims, const TaskRows& row_at, Matrix<float> room,
                     Index rows) noexcept {
   constexpr Index n = 2 * kWidth<Isa, float>;
-  for (Index row = 0; row < rows; ++row) {
-    const std::byte* const in = at(t, row_at(row));
-    for (Index dim = 0; dim < dims; dim += n) {
-      store(reinterpret_cast<Bf16Pair*>(room.row(row)) + dim / 2,
-            load_pairs<Isa>(in + dim * t.stride[3], t.stride[3], dims - dim));
+  with_pair_storage(t.dtype, [&]<DType kStorage>() {
+    for (Index row = 0; row < rows; ++row) {
+      const std::byte* const in = at(t, row_at(row));
+      for (Index dim = 0; dim < dims; dim += n) {
+        store(reinterpret_cast<Bf16Pair*>(room.row(row)) + dim / 2,
+              load_pairs<Isa, kStorage>(in + dim * t.stride[3], t.stride[3], dims - dim));
+      }
     }
-  }
+  });
 }
 
 /// The same rows where they lie, if they lie so; else in `room`, loaded if asked.

@@ -43,7 +43,9 @@ struct KeyTile {
     constexpr Index kKeys = Isa::template kKeyTile<T>;
     const Index keys = panel_items<Isa, Item>(kKeys, panel_depth<Isa, T, Item>(call.dim));
     const Index values = panel_items<Isa, Item>(call.value_dim, panel_depth<Isa, T, Item>(kKeys));
-    return round_up((keys + values + 1) * Index{sizeof(Item)}, 64);
+    // Few rows are not rounded, and may copy a tile's keys or values here.
+    const Index copies = call.precision == Precision::medium ? kKeys * max(call.dim, call.value_dim) : 0;
+    return round_up(max(keys + values + 1, copies) * Index{sizeof(Item)}, 64);
   }
 };
 
@@ -54,8 +56,10 @@ void pack_key_tile(const Call& call, const Sequence& sequence, Index kv_head, Ra
   const KeySource k = key_source(call, call.key, sequence, kv_head);
   const KeySource v = key_source(call, call.value, sequence, kv_head);
   if constexpr (kInPairs<T, Item>) {
-    pack_pairs_transposed<Isa>(tile.keys, k, keys.begin, call.dim);
-    *tile.poison = pack_pairs<Isa>(tile.values, v, keys.begin, keys.size()) ? 0 : 1;
+    with_pair_storage(k.storage, [&]<DType kStorage>() {
+      pack_pairs_transposed<Isa, kStorage>(tile.keys, k, keys.begin, call.dim);
+      *tile.poison = pack_pairs<Isa, kStorage>(tile.values, v, keys.begin, keys.size()) ? 0 : 1;
+    });
   } else {
     pack_transposed<Isa, T>(tile.keys, k, keys.begin);
     *tile.poison = pack_rows<Isa, T>(tile.values, v, keys.begin) ? 0 : 1;

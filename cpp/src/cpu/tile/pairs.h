@@ -36,29 +36,41 @@ struct PairWeights {
   }
 };
 
-/// `count` items, `stride` bytes apart, two by two; the rest is 0.
-template <class Isa>
+/// `count` items of bfloat16 or of float32, which is rounded, `stride` bytes apart, two by two; the rest is 0.
+template <class Isa, DType kStorage>
 ATTN_INLINE U32<Isa> load_pairs(const std::byte* p, Index stride, Index count) noexcept {
-  constexpr Index kItem = 2, n = 2 * kWidth<Isa, float>;
-  if (count >= n && stride == kItem) return load<U32<Isa>>(p);
-  alignas(Isa::kBytes) std::uint16_t items[n]{};
+  constexpr Index kItem = 2, kLanes = kWidth<Isa, float>, n = 2 * kLanes;
   const Index given = max(0, min(count, n));
-  if (stride == kItem) {
-    __builtin_memcpy(items, p, static_cast<std::size_t>(given * kItem));
+  if constexpr (kStorage == DType::f32) {
+    const Index second = max(0, given - kLanes);
+    return MultiplyPairs<Isa>::narrow(load_items<Isa, float, kStorage>(p, stride, given - second),
+                                      load_items<Isa, float, kStorage>(p + kLanes * stride, stride, second));
   } else {
-    for (Index i = 0; i < given; ++i) __builtin_memcpy(&items[i], p + i * stride, kItem);
+    if (count >= n && stride == kItem) return load<U32<Isa>>(p);
+    alignas(Isa::kBytes) std::uint16_t items[n]{};
+    if (stride == kItem) {
+      __builtin_memcpy(items, p, static_cast<std::size_t>(given * kItem));
+    } else {
+      for (Index i = 0; i < given; ++i) __builtin_memcpy(&items[i], p + i * stride, kItem);
+    }
+    return load<U32<Isa>>(static_cast<const void*>(items));
   }
-  return load<U32<Isa>>(static_cast<const void*>(items));
+}
+
+/// run.template operator()<kStorage>() for what pairs are made of.
+template <class Run>
+ATTN_INLINE decltype(auto) with_pair_storage(DType dtype, Run run) noexcept {
+  return dtype == DType::f32 ? run.template operator()<DType::f32>() : run.template operator()<DType::bf16>();
 }
 
 /// panel.h's pack_transposed: `dims` of each key, two by two.
-template <class Isa>
+template <class Isa, DType kStorage>
 void pack_pairs_transposed(Panel<Bf16Pair> panel, const KeySource& source, Index first, Index dims) noexcept {
   constexpr Index n = kWidth<Isa, float>;
   pack_squares<Isa>(panel, source, first, [&](const std::byte* token, Index pair, bool given) {
     const std::byte* const p = token + 2 * pair * source.dim_stride;
     __builtin_prefetch(p + n * source.token_stride);
-    return load_pairs<Isa>(p, source.dim_stride, given ? dims - 2 * pair : 0);
+    return load_pairs<Isa, kStorage>(p, source.dim_stride, given ? dims - 2 * pair : 0);
   });
 }
 
@@ -82,8 +94,9 @@ ATTN_INLINE Vec<Isa, float> second_of(U32<Isa> pairs) noexcept {
   return bit_cast<Vec<Isa, float>>(pairs & 0xffff0000U);
 }
 
-/// panel.h's pack_rows: keys first … first + keys − 1, two by two; deeper in the panel is 0.  Returns whether all items are finite.
-template <class Isa>
+/// panel.h's pack_rows: keys first … first + keys − 1, two by two; deeper in the panel is 0.  Returns whether all items are finite, as
+/// rounded.
+template <class Isa, DType kStorage>
 bool pack_pairs(Panel<Bf16Pair> panel, const KeySource& source, Index first, Index keys) noexcept {
   constexpr Index n = kWidth<Isa, float>;
   U32<Isa> poison{};  // the bits of 0 · item: ± 0, or those of NaN
@@ -99,8 +112,9 @@ bool pack_pairs(Panel<Bf16Pair> panel, const KeySource& source, Index first, Ind
         __builtin_prefetch(even + at + kPrefetchTokens * source.token_stride);
         __builtin_prefetch(odd + at + kPrefetchTokens * source.token_stride);
         U32<Isa> items[2];
-        pair_up<Isa>(load_pairs<Isa>(even + at, source.dim_stride, dims),
-                     load_pairs<Isa>(odd + at, source.dim_stride, alone ? 0 : dims), items[0], items[1]);
+        pair_up<Isa>(load_pairs<Isa, kStorage>(even + at, source.dim_stride, dims),
+                     load_pairs<Isa, kStorage>(odd + at, source.dim_stride, alone ? 0 : dims), items[0],
+                     items[1]);
         for (Index i = 0; i < min(2, registers - j); ++i) {
           poison |= bit_cast<U32<Isa>>(first_of<Isa>(items[i]) * 0.0F);
           poison |= bit_cast<U32<Isa>>(second_of<Isa>(items[i]) * 0.0F);

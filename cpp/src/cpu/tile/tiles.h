@@ -51,7 +51,7 @@ ATTN_INLINE PairTile tile_of(Matrix<const Bf16Pair> a, Index rows, Index depth, 
   for (Index i = 0; i < kTileRows; ++i) {
     const Index halves = row + i < rows ? 2 * (depth - k) : 0;
     const auto* const in = reinterpret_cast<const std::byte*>(a.row(min(row + i, rows - 1)) + k);
-    store(room + i * kTileDepth, load_pairs<Isa>(in, kHalf, halves));
+    store(room + i * kTileDepth, load_pairs<Isa, DType::bf16>(in, kHalf, halves));
   }
   return {room, kTileDepth};
 }
@@ -168,7 +168,7 @@ void gemm_of_visible(Matrix<T> c, Matrix<const Bf16Pair> a, Panel<const Bf16Pair
       Unit::template zero<0>();
       for (Index k = 0; k < depth; k += kTileDepth) {
         const auto* const own = reinterpret_cast<const std::byte*>(a.row(row) + k);
-        store(weights, load_pairs<Isa>(own, kHalf, 2 * (depth - k)));
+        store(weights, load_pairs<Isa, DType::bf16>(own, kHalf, 2 * (depth - k)));
         for (Index i = depth - k; i < kTileDepth; ++i) weights[i] = kHidden;
         copy_visible<Isa>(weights, {in + k * stride, stride}, values);
         load_tile<Isa, 4>({weights, kTileDepth});
