@@ -60,7 +60,7 @@ def lines(dtype: str, threads: int) -> list[Line]:
     """The bars of a dtype."""
     rng = np.random.default_rng(0)
     tokens = PLAIN.keys
-    slopes = 2.0 ** -np.linspace(0.5, 8, PLAIN.heads)
+    slopes = np.float32(2) ** -np.linspace(0.5, 8, PLAIN.heads, dtype=np.float32)
     masks = {
         "all visible": (np.ones((tokens, tokens), bool), 1.0),
         "blocks, half visible": (checkered(tokens), 0.5),
