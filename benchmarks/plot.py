@@ -60,12 +60,12 @@ def draw_ratios(axes: Any, rows: list[Record]) -> None:
         axes.barh(places, [ratio - 1 for _, ratio in has], height, left=1, color=COLOURS[name],
                   label=name)  # fmt: skip
     axes.set_xscale("log")
-    ticks = [0.5, 1, 2, 4, 8]
+    ticks = [0.5, 1, 2, 4, 8, 16]
     axes.set_xticks(ticks, [f"{tick:g}×" for tick in ticks])
     axes.minorticks_off()
     axes.axvline(1, color="black", linewidth=1)
     axes.set_title("a peer's time by attncore's: right of 1 attncore is faster")
-    axes.legend(loc="lower right", fontsize=8)
+    axes.legend(loc="center right", fontsize=8)
     name_bars(axes, rows)
 
 
@@ -112,7 +112,7 @@ def draw_lengths(time_axes: Any, memory_axes: Any, rows: list[Record]) -> None:
         axes.set_xscale("log", base=2)
         axes.set_yscale("log", base=10)
         axes.set_xticks(ticks, [f"{n // 1024}k" if n >= 1024 else str(n) for n in ticks])
-        axes.set_title(f"{title}: causal, 4 heads of 64, {rows[0]['dtype']}")
+        axes.set_title(f"{title}\ncausal, 4 heads of 64, {rows[0]['dtype']}")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
 
