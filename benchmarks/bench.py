@@ -23,6 +23,8 @@ from typing import Any, cast, get_args
 import numpy as np
 
 import attncore
+import footprint
+import markdown
 import peers
 import training
 from attncore._cli.bench import DTYPES
@@ -35,6 +37,7 @@ from attncore._cli.measure import (
     human,
     our_name,
     ours,
+    read_bandwidth,
     time_in_rounds,
     verified,
 )
@@ -78,7 +81,10 @@ def arguments() -> argparse.ArgumentParser:
         help="slow cases get fewer rounds, to take about this long (default: %(default)s)")  # fmt: skip
     add("--peers", nargs="?", const="all", default=None,
         help="time other libraries too: all, or a list of " + ", ".join(peers.PEERS))  # fmt: skip
-    add("--json", type=Path, metavar="FILE", help="write the records too, for compare.py")
+    add("--json", type=Path, metavar="FILE", help="write the records: compare.py, plot.py")
+    add("--markdown", type=Path, metavar="FILE", help="write the records as a table too")
+    add("--memory", action="store_true",
+        help="record peak memory too, of a call in a process of its own")  # fmt: skip
     add("--list", action="store_true", help="print the cases and stop")
     return parser
 
@@ -233,6 +239,7 @@ def environment() -> Record:
         "machine": platform.machine(),
         "python": platform.python_version(),
         "numpy": np.__version__,
+        "read_gbytes": read_bandwidth(1 << 28, attncore.get_num_threads()),
         "attncore": attncore.show_config(mode="dicts"),
     }
 
@@ -256,10 +263,17 @@ def main() -> int:
             continue
         for row in rows:
             say(show(row))
+            if options.memory and not job.case.training:
+                who = ("attncore", *row["peers"])
+                row["memory"] = {
+                    x: footprint.footprint(x, job.case, job.dtype, job.threads) for x in who
+                }
         records += rows
     if options.json:
         page = {"environment": environment(), "records": records}
         options.json.write_text(json.dumps(page, indent=1, default=str) + "\n", encoding="utf-8")
+    if options.markdown:
+        options.markdown.write_text(markdown.table(records), encoding="utf-8")
     return int(failed)
 
 

@@ -41,6 +41,11 @@ CASES: tuple[Case, ...] = (
     Case("train-4k-d64-causal", 1, 16, 16, 4096, 4096, 64, causal=True, training=True),
     Case("train-4k-d64-2-heads", 1, 2, 2, 4096, 4096, 64, training=True),
     Case("train-1k-d64-dropout", 1, 16, 16, 1024, 1024, 64, training=True, dropout=0.1),
+    # time and memory against length
+    *(
+        Case(f"length-{tokens}", 1, 4, 4, tokens, tokens, 64, causal=True)
+        for tokens in (512 << n for n in range(7))
+    ),
     # the ends
     Case("tiny-16", 1, 8, 8, 16, 16, 64),
     Case("tiny-1", 1, 1, 1, 1, 1, 64),

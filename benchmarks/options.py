@@ -1,0 +1,158 @@
+"""What options, threads and idleness cost, beside the bar that each is held to.
+
+    python benchmarks/options.py [--dtype float32,bfloat16] [--rounds 7]
+
+The lines of a group take turns in rounds; a figure is the median of the rounds' ratios.  "of plain"
+is the plain rate over what is visible, by the line's; "× the time" the inverse.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+import attncore
+from attncore._cli.case import Case, dtype_named
+from attncore._cli.measure import Contender, ours, read_bandwidth, time_in_rounds
+from attncore._cli.packages import say
+
+LONG = Case("plain", 1, 8, 8, 4096, 4096, 64)
+PLAIN = Case("plain", 1, 16, 16, 2048, 2048, 64)
+TINY = ((Case("tiny-16", 1, 8, 8, 16, 16, 64), 6.0), (Case("tiny-1", 1, 1, 1, 1, 1, 64), 1.2))
+BIASED = Case("bias", 1, 16, 16, 1024, 1024, 64, bias=True)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One option beside the case without it."""
+
+    name: str
+    case: Case
+    plain: Case
+    target: float
+    at_most: bool = False  # the target is a time; else a rate
+    visible: bool = True  # the plain time is that of what is visible
+    options: tuple[tuple[str, Any], ...] = ()
+    share: float = 1.0  # of the pairs that these options leave visible
+    threads: int | None = None  # of the plain case, where they differ
+
+    def expected(self, dtype: np.dtype[Any], plain: float, threads: int) -> float:
+        """The time that the plain rate makes, or reading the bias where that takes longer."""
+        work = self.share * self.case.flops / self.plain.flops if self.visible else 1.0
+        if not self.case.bias:
+            return plain * work
+        size = self.case.heads * self.case.queries * self.case.keys * dtype.itemsize
+        return max(plain * work, size / read_bandwidth(size, threads) / 1e9)
+
+
+def checkered(tokens: int, block: int = 512) -> Any:
+    """A mask of blocks, every other one hidden."""
+    at = np.arange(tokens) // block
+    return (at[:, None] + at) % 2 == 0
+
+
+def lines(dtype: str, threads: int) -> list[Line]:
+    """The bars of a dtype."""
+    rng = np.random.default_rng(0)
+    tokens = PLAIN.keys
+    slopes = np.float32(2) ** -np.linspace(0.5, 8, PLAIN.heads, dtype=np.float32)
+    masks = {
+        "all visible": (np.ones((tokens, tokens), bool), 1.0),
+        "blocks, half visible": (checkered(tokens), 0.5),
+        "9 of 10 at random": (rng.random((tokens, tokens)) < 0.9, 1.0),  # all tiles are visible
+    }
+    window = Case("window", 1, 8, 8, 16384, 16384, 64, window=1024)
+    found = [
+        Line("causal 4k", replace(LONG, causal=True), LONG, 0.56, at_most=True, visible=False),
+        Line("window 1024 of 16k", window, LONG, 1.35, at_most=True),
+        Line("ALiBi", PLAIN, PLAIN, 0.8, options=(("alibi", slopes),)),
+        *(
+            Line(f"mask, {name}", PLAIN, PLAIN, 0.8, options=(("mask", mask),), share=share)
+            for name, (mask, share) in masks.items()
+        ),
+        Line(
+            "softcap",
+            PLAIN,
+            PLAIN,
+            0.5 if dtype == "bfloat16" else 0.8,
+            options=(("softcap", 30.0),),
+        ),
+        Line("bias", BIASED, replace(BIASED, bias=False), 0.8),
+    ]
+    if threads > 1:
+        target = 0.95 * threads
+        found.append(Line(f"threads 1 → {threads}", PLAIN, PLAIN, target, threads=1))
+    return found
+
+
+def measured(line: Line, dtype: np.dtype[Any], threads: int, rounds: int) -> float:
+    """The median of the rounds' ratios."""
+    inputs = line.case.inputs(dtype)
+    inputs.options.update(line.options)
+    here, there = (
+        replace(ours(x, attncore.isa(), n), name=name)
+        for name, x, n in (
+            ("line", inputs, threads),
+            ("plain", line.plain.inputs(dtype), line.threads or threads),
+        )
+    )
+    times = time_in_rounds([here, there], rounds)
+    expected = (line.expected(dtype, plain, threads) for plain in times["plain"])
+    rate = np.median([e / t for e, t in zip(expected, times["line"], strict=True)])
+    return float(1 / rate if line.at_most else rate)
+
+
+def singly(call: Any, calls: int, idle: float) -> float:
+    """The median time of single calls, after idleness of so many seconds each."""
+    times = []
+    for _ in range(calls):
+        if idle:
+            time.sleep(idle)
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return float(np.median(times))
+
+
+def tiny(case: Case, dtype: np.dtype[Any], threads: int) -> tuple[float, float]:
+    """Seconds of a call into an array that is there: in a row, and after 5 ms of idleness."""
+    inputs = case.inputs(dtype)
+    out = np.empty_like(inputs.query)
+    arrays = (inputs.query, inputs.key, inputs.value)
+    contender = Contender("tiny", lambda: attncore.attention(*arrays, out=out, num_threads=threads))
+    return (
+        float(np.median(time_in_rounds([contender], 9)["tiny"])),
+        singly(contender.call, 300, 0.005) / singly(contender.call, 3000, 0.0),
+    )
+
+
+def main() -> int:
+    """Print a line a bar."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--dtype", default="float32", help="a list (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=attncore.get_num_threads())
+    parser.add_argument("--rounds", type=int, default=7, help="default: %(default)s")
+    options = parser.parse_args()
+    say(f"attncore {attncore.__version__}, {attncore.isa()}, {options.threads} threads")
+    for name in options.dtype.split(","):
+        dtype = dtype_named(name)
+        for line in lines(name, options.threads):
+            value = measured(line, dtype, options.threads, options.rounds)
+            kind = "× the time, at most" if line.at_most else "of plain, at least"
+            say(f"{name:<9} {line.name:<28} {value:>5.2f} {kind} {line.target:.2f}")
+        for case, target in TINY:
+            seconds, idle = tiny(case, dtype, options.threads)
+            say(f"{name:<9} {case.name:<28} {1e6 * seconds:>5.2f} µs, at most {target} in float32")
+            say(f"{name:<9} {'… after 5 ms of idleness':<28} {idle:>5.2f} × the time, at most 1.30")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
