@@ -6,7 +6,8 @@
     python benchmarks/bench.py --case vit --peers            and other libraries beside it
 
 Outputs are checked against float64 before anything is timed.  With --peers all contenders take
-turns in rounds in this process; "torch 1.40x" says that torch needs 1.40 times our time.
+turns in rounds in this process; "torch 1.40x" says that torch needs 1.40 times our time, "foreseen
+0.95x" that explain() expected 0.95 times of it.
 """
 
 from __future__ import annotations
@@ -164,8 +165,21 @@ def run(job: Job) -> list[Record]:
     for isa in job.isas:  # neighbours disturb the probe too: the better of two
         after = fma_peak(isa, dtype, job.threads)
         peak = max(before[isa] or 0.0, after or 0.0) or None
-        rows += [record(job, isa, precision, times, absent, peak) for precision in job.precisions]
+        for precision in job.precisions:
+            row = record(job, isa, precision, times, absent, peak)
+            if not job.case.training:
+                row["foreseen"] = foreseen(job, inputs, isa, precision) / row["median"]
+            rows.append(row)
     return rows
+
+
+def foreseen(job: Job, inputs: Inputs, isa: str, precision: Precision) -> float:
+    """The seconds that explain() says that a call takes: the median of some."""
+    operands = inputs.query, inputs.key, inputs.value
+    options = {**inputs.options, "num_threads": job.threads, "precision": precision}
+    with attncore.use_isa(isa):
+        plans = [attncore.explain(*operands, **options) for _ in range(3)]
+    return float(np.median([plan.estimated_seconds for plan in plans]))
 
 
 def record(
@@ -227,6 +241,8 @@ def show(row: Record) -> str:
         best = min(row["peers"].values(), key=lambda peer: float(peer["ratio"]))
         text += "  " + "  ".join(f"{n} {peer['ratio']:.2f}x" for n, peer in row["peers"].items())
         text += f"  | best {best['ratio']:.2f}x"
+    if "foreseen" in row:
+        text += f"  foreseen {row['foreseen']:.2f}x"
     if row["absent"]:
         text += "  (" + "; ".join(f"{name}: {why}" for name, why in row["absent"].items()) + ")"
     return text

@@ -212,7 +212,6 @@ def test_explain(isa: str, rng: Any) -> None:
     assert plan.workspace_bytes >= 0
     assert plan.floor_seconds > 0
     assert plan.estimated_seconds > 0
-    assert "estimate" in text
     half = attncore.explain(*made, causal=True, query_offset=0)
     assert half.flops < plan.flops < attncore.explain(*made).flops
     decode = attncore.explain(*inputs(rng, 1, 60000, heads=8, kv_heads=1), num_threads=2)
@@ -221,7 +220,7 @@ def test_explain(isa: str, rng: Any) -> None:
 
 
 def test_explain_computes_nothing_of_the_callers(isa: str, rng: Any) -> None:
-    """Tiles of the call are timed on its own arrays, which are read only."""
+    """Tasks of the call are timed on its own arrays, which are read only."""
     for sizes in ((300, 700), (3, 2000), (40, 50), (0, 5), (5, 0)):
         made = inputs(rng, *sizes, heads=4, kv_heads=2, dim=64)
         kept = [x.copy() for x in made]

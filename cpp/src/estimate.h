@@ -1,12 +1,16 @@
-// How long a call will take, for explain().
+// How long a call will take: some of its own tasks are run and timed, without results.
 #pragma once
 
 #include "plan.h"
 
 namespace attncore {
 
-/// Seconds that the plan's tasks take its threads: a row tile against some key tiles is timed, on the caller's own arrays, and
-/// counted as often as the plan has it.  Takes some milliseconds; writes nothing but memory of its own.
-[[nodiscard]] double estimated_compute_seconds(const Call& call, const Plan& plan);
+struct Estimate {
+  double kernel_seconds = 0;   // of all tasks, one after another
+  double longest_seconds = 0;  // of the longest task
+};
+
+/// Takes some milliseconds; reads the operands, writes nothing of the caller's.
+[[nodiscard]] Estimate estimate(const Call& call, const Plan& plan);
 
 }  // namespace attncore

@@ -42,11 +42,11 @@ std::string text(const Explanation& e, const Plan& plan) {
     sections += "; " + count([](const Section& s) { return s.parts > 1; }) +
                 " split their keys, into up to " + std::to_string(e.key_splits) + " parts";
   }
-  char floor[96], estimate[96];
+  char floor[96];
   std::snprintf(floor, sizeof floor, "%.4g ms, by the multiply-add peak and the read bandwidth, measured now",
                 e.floor_seconds * 1e3);
-  std::snprintf(estimate, sizeof estimate, "%.4g ms, from tiles of this call, timed now",
-                e.estimated_seconds * 1e3);
+  char time[96];
+  std::snprintf(time, sizeof time, "about %.4g ms, by some of the tasks, run now", e.estimated_seconds * 1e3);
   char work[96];
   std::snprintf(work, sizeof work, "%.4g GFLOP in tiles that can be seen; operands ", e.flops / 1e9);
   const auto line = [](const char* title, const std::string& what) {
@@ -58,15 +58,22 @@ std::string text(const Explanation& e, const Plan& plan) {
                            std::to_string(e.key_tile) + " keys") +
          line("sections", sections) + line("tasks", std::to_string(e.tasks)) +
          line("workspace", size_text(static_cast<double>(e.workspace_bytes))) +
-         line("work", work + size_text(e.bytes)) + line("floor", floor) + line("estimate", estimate);
+         line("work", work + size_text(e.bytes)) + line("floor", floor) + line("time", time);
 }
 
-/// Of the second time, when it finds all that it needs in caches, as most calls do.
-double preparing_seconds(const Problem& problem, const Options& options) {
+/// Of all tasks on the plan's threads, which on average end half a task apart.
+double kernel_seconds(const Call& call, const Plan& plan) {
+  const Estimate e = estimate(call, plan);
+  const double others = plan.threads - 1;
+  return (e.kernel_seconds + others * e.longest_seconds / 2) / plan.threads;
+}
+
+/// Of checking, planning, and the threads' beginning and end.
+double setup_seconds(const Problem& problem, const Options& options) {
+  constexpr double kFromPython = 5e-7;  // arguments and a new array
   const Stopwatch watch;
-  const Call call = validate(problem);
-  (void)backend(options.device).plan(call, options);
-  return watch.seconds();
+  const int threads = backend(options.device).plan(validate(problem), options).threads;
+  return watch.seconds() + estimated_wait(threads) + kFromPython;
 }
 
 }  // namespace
@@ -87,7 +94,6 @@ void set_num_threads(int num_threads) {
 Explanation explain(const Problem& problem, const Options& options) {
   const Call call = validate(problem);
   const Plan plan = backend(options.device).plan(call, options);
-  const double preparing = preparing_seconds(problem, options);
   Explanation e;
   e.isa = current_table().name;
   e.kernel = plan.kernels->name;
@@ -103,7 +109,7 @@ Explanation explain(const Problem& problem, const Options& options) {
   e.bytes = plan.bytes;
   const double reading = plan.bytes / estimated_bandwidth(plan.threads);
   e.floor_seconds = std::max(plan.flops / estimated_peak(*plan.kernels, plan.threads), reading);
-  e.estimated_seconds = preparing + std::max(estimated_compute_seconds(call, plan), reading);
+  e.estimated_seconds = std::max(kernel_seconds(call, plan), reading) + setup_seconds(problem, options);
   e.text = text(e, plan);
   return e;
 }

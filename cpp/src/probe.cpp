@@ -1,6 +1,7 @@
 #include "probe.h"
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cstring>
 #include <mutex>
@@ -76,6 +77,18 @@ double estimated_peak(const Kernels& kernels, int threads) {
     best = std::max(best, operations / watch.seconds());
   }
   return best * threads;
+}
+
+double estimated_wait(int threads) {
+  if (threads <= 1) return 0;
+  std::array<double, 9> times{};
+  for (double& time : times) {
+    const Stopwatch watch;
+    parallel(threads, [](int) {});
+    time = watch.seconds();
+  }
+  std::nth_element(times.begin(), times.begin() + times.size() / 2, times.end());
+  return times[times.size() / 2];
 }
 
 double estimated_bandwidth(int threads) {

@@ -12,4 +12,7 @@ namespace attncore {
 /// Bytes a second that so many threads read from memory, measured once a process.
 [[nodiscard]] double estimated_bandwidth(int threads);
 
+/// Seconds that so many threads take to begin and to end.
+[[nodiscard]] double estimated_wait(int threads);
+
 }  // namespace attncore

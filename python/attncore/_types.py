@@ -120,7 +120,7 @@ class Plan:
 
     ``flops`` counts the products of visible tiles, ``bytes`` what is read and written at least;
     ``floor_seconds`` is what both take on this machine, ``estimated_seconds`` what the call takes,
-    from tiles of it that were timed when asked.
+    by some of its tasks, run and timed when asked.
     """
 
     isa: str

@@ -227,7 +227,7 @@ struct Explanation {
   Index query_tile = 0, key_tile = 0, tasks = 0, key_splits = 1, workspace_bytes = 0;
   double flops = 0, bytes = 0;
   double floor_seconds = 0;      ///< by the multiply-add peak and the read bandwidth, whichever is greater
-  double estimated_seconds = 0;  ///< of the call, from tiles of it that were timed
+  double estimated_seconds = 0;  ///< of the call, by some of its tasks, run and timed
 };
 [[nodiscard]] Explanation explain(const Problem& problem, const Options& options = {});
 
