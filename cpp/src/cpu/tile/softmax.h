@@ -145,7 +145,8 @@ struct OnlineSoftmax {
     }
     const V highest = maximum_of(even, odd);
     const T before = maximum[row];
-    if (!AnyAbove<Isa, T>::of(highest, before + kMaximumLag)) return 1;  // nearly always, after the first tile
+    if (!AnyAbove<Isa, T>::of(highest, before + kMaximumLag))
+      return 1;  // nearly always, after the first tile
     maximum[row] = horizontal_max<Isa, T>(highest);
     return exp_of(before - maximum[row]);
   }
