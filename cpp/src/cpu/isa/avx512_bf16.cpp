@@ -9,6 +9,7 @@
 namespace attncore {
 namespace {
 constexpr Kernels kPairs = forward_kernels<Avx512, float, Bf16Pair>("dot products of bf16 pairs");
+
 bool few_rows(const Call& call, const Task& task) noexcept {
   return reads_in_place<Avx512, float>(call, task.sequence);
 }

@@ -65,9 +65,11 @@ inline constexpr Kernels kF32 = make_kernels<Isa, float>("fma f32");
 template <class Isa>
 inline constexpr Kernels kF64 = make_kernels<Isa, double>("fma f64");
 
+/// bfloat16, and what is rounded to it, take float32's kernels.
 template <class Isa>
-constexpr IsaTable make_table(const char* name, bool (*supported)() noexcept) noexcept {
-  return {name, supported, supported, &kF32<Isa>, &kF64<Isa>, &kF32<Isa>, &kF32<Isa>};
+constexpr IsaTable make_table(const char* name, bool (*supported)() noexcept, const Kernels& f32 = kF32<Isa>,
+                              const Kernels& f64 = kF64<Isa>) noexcept {
+  return {name, supported, supported, &f32, &f64, &f32, &f32};
 }
 
 }  // namespace attncore
