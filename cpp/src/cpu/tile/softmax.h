@@ -22,11 +22,13 @@ template <class Isa, class T>
 struct PlainWeights {
   static constexpr bool kRounded = false;
   using V = Vec<Isa, T>;
-  /// Writes the weights of keys i … over their scores, two registers, and adds to `sum` what products will see.
+  /// Writes the weights of keys i … over their scores, two registers, and adds to `sum` what products will see, one after the
+  /// other, as `update` adds what dropout leaves out of it: lse knows nothing of dropout, to the bit.
   static ATTN_INLINE void keep(T* scores, Index i, V first, V second, V& sum) noexcept {
     store(scores + i, first);
     store(scores + i + kWidth<Isa, T>, second);
-    sum += first + second;
+    sum += first;
+    sum += second;
   }
 };
 
