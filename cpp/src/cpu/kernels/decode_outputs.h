@@ -5,13 +5,29 @@
 
 namespace attncore {
 
-constexpr Index kCacheLine = 64;  // bytes that are fetched at once
+/// Tokens to fetch while strips are read, each strip its share of them.
+class Fetching {
+ public:
+  ATTN_INLINE Fetching(const std::byte* const* first, Index tokens, Index bytes, Index strips) noexcept
+      : next_(first), end_(first + tokens), bytes_(bytes), strips_(strips) {}
+  /// At each step of a strip, of `tokens` tokens.
+  ATTN_INLINE void step(int tokens) noexcept {
+    if (--wait_ > 0) return;
+    wait_ = strips_;
+    for (int i = 0; i < tokens && next_ < end_; ++i) fetch_token(*next_++, bytes_);
+  }
+
+ private:
+  const std::byte *const *next_, *const *end_;
+  Index bytes_, strips_, wait_ = 0;
+};
 
 /// kRows × kColumns registers of C from `column` on, a single one of which may have but `last` items: Σ over the keys.  False where a sum
-/// is not finite: nothing is stored then.
+/// is not finite: nothing is stored then.  Tokens are fetched meanwhile.
 template <class Isa, class T, class Item, DType kStorage, int kRows, int kColumns, class Finish>
 ATTN_INLINE bool add_strip(T* const* c, const FewRows<const Item, kRows>& a, const Tokens<Isa, T>& b,
-                           Index keys, Index column, Index rows, Index last, Finish finish) noexcept {
+                           Index keys, Index column, Index rows, Index last, Fetching& fetching,
+                           Finish finish) noexcept {
   using V = Vec<Isa, T>;
   constexpr Index n = kWidth<Isa, T>, kItem = sizeof(typename Storage<kStorage>::Item);
   using Pair = LoadPair<Isa, T, kStorage>;
@@ -22,15 +38,13 @@ ATTN_INLINE bool add_strip(T* const* c, const FewRows<const Item, kRows>& a, con
   clear(sum);
   for (Index k = 0; k < depth_of<T, Item>(keys); ++k) {
     const Index key = kTwo ? 2 * k : k;
-    const std::byte *const in = b.at[key] + offset, *const next = b.ahead[key] + offset;
+    fetching.step(kTwo ? 2 : 1);
+    const std::byte* const in = b.at[key] + offset;
     Vec<Isa, Item> items[kColumns];
     for (int j = 0; j < kColumns; j += kPairs || kTwo ? 2 : 1) {
       const Index at = item_offset<kStorage>(j * n, kItem);
-      if (at % kCacheLine == 0) __builtin_prefetch(next + at);
       if constexpr (kTwo) {
-        const std::byte *const second = b.at[key + 1] + offset, *const next_second =
-                                                                    b.ahead[key + 1] + offset;
-        __builtin_prefetch(next_second + at);
+        const std::byte* const second = b.at[key + 1] + offset;
         const Index count = kColumns == 1 ? last : 2 * n;
         Vec<Isa, Item> beyond;
         pair_up<Isa>(load_pairs<Isa, kStorage>(in + at, kItem, count),
@@ -101,6 +115,13 @@ void add_visible(T* const* c, const Item* const* a, const std::byte* const* b, I
   }
 }
 
+/// How many strips so many columns are, of at most `most` registers of n, a power of two.
+ATTN_INLINE Index strips_of(Index columns, Index n, int most) noexcept {
+  const Index whole = columns / n;
+  return whole / most + __builtin_popcountll(static_cast<unsigned long long>(whole % most)) +
+         (columns % n > 0 ? 1 : 0);
+}
+
 /// C (rows, columns) = finish(C, A (rows, keys) · B).  Hidden pairs are marked in A.
 template <class Isa, class T, class Item, class Finish>
 void add_few_rows(const RowList<T>& c, const RowList<const Item>& a, const Tokens<Isa, T>& b, DType storage,
@@ -109,6 +130,10 @@ void add_few_rows(const RowList<T>& c, const RowList<const Item>& a, const Token
   with_token_storage<T, Item>(storage, [&]<DType kStorage>() {
     with_rows<Isa, T>(a.size, [&]<Index kRows>() {
       constexpr int kColumns = max(1, min(8, kFewSums<Isa> / kRows));
+      constexpr Index kItem = sizeof(typename Storage<kStorage>::Item), kEach = kInPairs<T, Item> ? 2 : 1;
+      const Index strips = ceil_div(a.size, kRows) * strips_of(columns, n, kColumns);
+      Fetching fetching(strips == 1 ? b.ahead : b.next_tile, round_up(keys, kEach),
+                        item_offset<kStorage>(columns, kItem), strips);
       for (Index row = 0; row < a.size; row += kRows) {
         const Index rows = min(kRows, a.size - row);
         const FewRows<const Item, kRows> of_a(a, row);
@@ -116,7 +141,7 @@ void add_few_rows(const RowList<T>& c, const RowList<const Item>& a, const Token
         const auto add = [&]<int kRegisters>(Index column) {
           const Index last = min(n, columns - column - (kRegisters - 1) * n);
           if (add_strip<Isa, T, Item, kStorage, kRows, kRegisters>(c.at + row, of_a, b, keys, column, rows,
-                                                                   last, finish_row)) {
+                                                                   last, fetching, finish_row)) {
             return;
           }
           for (Index at = column; at < column + kRegisters * n; at += n) {

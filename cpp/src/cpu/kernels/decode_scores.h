@@ -32,39 +32,35 @@ ATTN_INLINE V sum_lanes(const V* v) noexcept {
   }
 }
 
-/// kRows rows of C over kKeys keys from `key` on, before `end`: dot products of A's rows (dim) with theirs.
-template <class Isa, class T, class Item, DType kStorage, int kRows, int kKeys, class Finish>
-ATTN_INLINE void dot_block(T* const* c, const FewRows<const Item, kRows>& a, const Tokens<Isa, T>& b,
-                           Index rows, Index key, Index end, Index depth, Finish finish) noexcept {
+/// kKeys keys' dot products with A's rows (dim), in lanes.
+template <class Isa, class T, class Item, DType kStorage, int kRows, int kKeys>
+ATTN_INLINE void dot_keys(Vec<Isa, T> (&sum)[kRows][kKeys], const FewRows<const Item, kRows>& a,
+                          const std::byte* const* in, const std::byte* const* next, Index depth) noexcept {
   using V = Vec<Isa, T>;
   using Items = Vec<Isa, Item>;
   using In = TokenItems<Isa, Item, kStorage>;
   constexpr Index n = kWidth<Isa, T>, kItem = In::kBytes;
-  const std::byte *in[kKeys], *next[kKeys];
-  for (Index i = 0; i < kKeys; ++i) {
-    in[i] = b.at[min(key + i, end - 1)];
-    next[i] = b.ahead[min(key + i, end - 1)];
-  }
-  V sum[kRows][kKeys];
-  clear(sum);
   const auto add = [&](Index k, auto load_a, auto load_b) {
     Items items[kKeys];
     for (int i = 0; i < kKeys; ++i) {
-      __builtin_prefetch(next[i] + item_offset<kStorage>(k, kItem));
+      fetch_later(next[i] + item_offset<kStorage>(k, kItem));
       items[i] = load_b(in[i] + item_offset<kStorage>(k, kItem));
     }
     for (int row = 0; row < kRows; ++row) {
       const Items x = load_a(a.row[row] + k);
-      for (int i = 0; i < kKeys; ++i) sum[row][i] = multiply_add<Isa>(x, items[i], sum[row][i]);
+      for (int i = 0; i < kKeys; ++i) {
+        sum[row][i] = multiply_add<Isa>(x, items[i], sum[row][i]);
+      }
     }
   };
+  clear(sum);
   Index k = 0;
   using Pair = LoadPair<Isa, T, kStorage>;
   if constexpr (Pair::kGiven && !kInPairs<T, Item>) {
     for (; k + 2 * n <= depth; k += 2 * n) {  // A's rows are split alike: split_pairs
       V even[kKeys], odd[kKeys];
       for (int i = 0; i < kKeys; ++i) {
-        __builtin_prefetch(next[i] + k * kItem);
+        fetch_later(next[i] + k * kItem);
         Pair::load(in[i] + k * kItem, even[i], odd[i]);
       }
       for (int row = 0; row < kRows; ++row) {
@@ -86,6 +82,28 @@ ATTN_INLINE void dot_block(T* const* c, const FewRows<const Item, kRows>& a, con
       return v;
     };
     add(k, load_rest, [&](const std::byte* p) { return In::load(p, rest); });
+  }
+}
+
+/// kRows rows of C over kKeys keys from `key` on, before `end`.
+template <class Isa, class T, class Item, DType kStorage, int kRows, int kKeys, class Finish>
+ATTN_INLINE void dot_block(T* const* c, const FewRows<const Item, kRows>& a, const Tokens<Isa, T>& b,
+                           Index rows, Index key, Index end, Index depth, Finish finish) noexcept {
+  constexpr Index n = kWidth<Isa, T>;
+  constexpr int kTogether = min(kKeys, kRows >= 4 ? 1 : 1);
+  const std::byte *in[kKeys], *next[kKeys];
+  for (Index i = 0; i < kKeys; ++i) {
+    in[i] = b.at[min(key + i, end - 1)];
+    next[i] = b.ahead[min(key + i, end - 1)];
+  }
+  Vec<Isa, T> sum[kRows][kKeys];
+#pragma GCC unroll 4
+  for (int i = 0; i < kKeys; i += kTogether) {
+    Vec<Isa, T> own[kRows][kTogether];
+    dot_keys<Isa, T, Item, kStorage>(own, a, in + i, next + i, depth);
+    for (int row = 0; row < kRows; ++row) {
+      for (int j = 0; j < kTogether; ++j) sum[row][i + j] = own[row][j];
+    }
   }
   alignas(Isa::kBytes) T sums[n];
   store(sums, finish(sums, sum_lanes<kWidth<Isa, T>, kRows * kKeys>(&sum[0][0]), 0));

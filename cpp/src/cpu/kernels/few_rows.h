@@ -8,8 +8,15 @@ namespace attncore {
 inline constexpr Index kDirectRows =
     8;  // of a sequence and KV head: up to here, packing costs more than it saves
 
-/// Where the tokens of a key tile stand, their items beside each other, and what to fetch while each is read: so far ahead
-/// in the same order that memory answers in time, near enough that a core's first cache holds it.
+/// Fetches a line into the second cache: into the first, Zen 4 reads at two thirds of the speed.
+ATTN_INLINE void fetch_later(const std::byte* line) noexcept { __builtin_prefetch(line, 0, 2); }
+ATTN_INLINE void fetch_token(const std::byte* token, Index bytes) noexcept {
+  constexpr Index kCacheLine = 64;
+  for (Index at = 0; at < bytes; at += kCacheLine) fetch_later(token + at);
+}
+
+/// Where the tokens of a key tile stand, their items beside each other, and what to fetch meanwhile, in the order in which it lies:
+/// memory is fastest at that.
 template <class Isa, class T>
 class Tokens {
  public:
@@ -20,12 +27,13 @@ class Tokens {
       const Index bytes = max(Index{1}, item_offset<kStorage>(dims, kItem));
       const Index distance = max(Index{1}, min(kMostAhead, kFetchedBytes / bytes));
       const Index even = round_up(keys.size(), 2),
-                  wanted = even + distance;  // for pairs: a last one has a partner
+                  wanted = even + max(distance, keys.size());  // for pairs: a last one has a partner
       const Index found = min(wanted, max(keys.end, reach) - keys.begin);
       source.each_token(keys.begin, found, [&](Index i, const std::byte* token) { place_[i] = token; });
       for (Index i = found; i < wanted; ++i) place_[i] = place_[found - 1];
       at = place_;
       ahead = place_ + distance;
+      next_tile = place_ + keys.size();
       if (source.dim_stride == kItem || kStorage == DType::i4) return;
       for (Index i = 0; i < keys.size(); ++i) {
         std::byte* const copy = room + i * dims * kItem;
@@ -39,11 +47,12 @@ class Tokens {
   }
 
   const std::byte* const* at;
-  const std::byte* const* ahead;
+  const std::byte* const* ahead;  // to fetch while each token is read: far enough that memory answers in time
+  const std::byte* const* next_tile;  // to fetch where the tile is gone through several times
 
  private:
   static constexpr Index kKeys = Isa::template kKeyTile<T>, kFetchedBytes = 4096, kMostAhead = 64;
-  const std::byte* place_[kKeys + kMostAhead];
+  const std::byte* place_[kKeys + max(kMostAhead, kKeys)];
   const std::byte* copy_[kKeys];
 };
 
