@@ -5,29 +5,28 @@
 
 namespace attncore {
 
-/// Tokens to fetch while strips are read, each strip its share of them.
+/// Fetches tokens while strips are read, each strip its share of them.
 class Fetching {
  public:
-  ATTN_INLINE Fetching(const std::byte* const* first, Index tokens, Index bytes, Index strips) noexcept
-      : next_(first), end_(first + tokens), bytes_(bytes), strips_(strips) {}
+  ATTN_INLINE Fetching(const TokenWalk& tokens, Index bytes, Index strips) noexcept
+      : tokens_(tokens), bytes_(bytes), strips_(strips) {}
   /// At each step of a strip, of `tokens` tokens.
   ATTN_INLINE void step(int tokens) noexcept {
     if (--wait_ > 0) return;
     wait_ = strips_;
-    for (int i = 0; i < tokens && next_ < end_; ++i) fetch_token(*next_++, bytes_);
+    for (int i = 0; i < tokens; ++i) fetch_token(tokens_.next(), bytes_);
   }
 
  private:
-  const std::byte *const *next_, *const *end_;
+  TokenWalk tokens_;
   Index bytes_, strips_, wait_ = 0;
 };
 
 /// kRows × kColumns registers of C from `column` on, a single one of which may have but `last` items: Σ over the keys.  False where a sum
 /// is not finite: nothing is stored then.  Tokens are fetched meanwhile.
 template <class Isa, class T, class Item, DType kStorage, int kRows, int kColumns, class Finish>
-ATTN_INLINE bool add_strip(T* const* c, const FewRows<const Item, kRows>& a, const Tokens<Isa, T>& b,
-                           Index keys, Index column, Index rows, Index last, Fetching& fetching,
-                           Finish finish) noexcept {
+ATTN_INLINE bool add_strip(T* const* c, const FewRows<const Item, kRows>& a, TokenWalk b, Index keys,
+                           Index column, Index rows, Index last, Fetching& fetching, Finish finish) noexcept {
   using V = Vec<Isa, T>;
   constexpr Index n = kWidth<Isa, T>, kItem = sizeof(typename Storage<kStorage>::Item);
   using Pair = LoadPair<Isa, T, kStorage>;
@@ -37,14 +36,13 @@ ATTN_INLINE bool add_strip(T* const* c, const FewRows<const Item, kRows>& a, con
   V sum[kRows][kColumns];
   clear(sum);
   for (Index k = 0; k < depth_of<T, Item>(keys); ++k) {
-    const Index key = kTwo ? 2 * k : k;
     fetching.step(kTwo ? 2 : 1);
-    const std::byte* const in = b.at[key] + offset;
+    const std::byte* const in = b.next() + offset;
+    const std::byte* const second = kTwo ? b.next() + offset : in;
     Vec<Isa, Item> items[kColumns];
     for (int j = 0; j < kColumns; j += kPairs || kTwo ? 2 : 1) {
       const Index at = item_offset<kStorage>(j * n, kItem);
       if constexpr (kTwo) {
-        const std::byte* const second = b.at[key + 1] + offset;
         const Index count = kColumns == 1 ? last : 2 * n;
         Vec<Isa, Item> beyond;
         pair_up<Isa>(load_pairs<Isa, kStorage>(in + at, kItem, count),
@@ -96,19 +94,21 @@ ATTN_INLINE T weight_of(const Bf16Pair* weights, Index k) noexcept {
 
 /// A register of columns, without the terms of hidden pairs (gemm_of_visible).
 template <class Isa, class T, class Item, DType kStorage, class Finish>
-void add_visible(T* const* c, const Item* const* a, const std::byte* const* b, Index keys, Index column,
-                 Index rows, Index last, Finish finish) noexcept {
+void add_visible(T* const* c, const Item* const* a, const TokenWalk& b, Index keys, Index column, Index rows,
+                 Index last, Finish finish) noexcept {
   using V = Vec<Isa, T>;
   constexpr Index kItem = sizeof(typename Storage<kStorage>::Item), kKeysEach = kInPairs<T, Item> ? 2 : 1;
   for (Index row = 0; row < rows; ++row) {
     V sum{};
-    for (Index i = 0; i < depth_of<T, Item>(keys) * kKeysEach; ++i) {
-      const Index k = kKeysEach == 2 ? i ^ 1 : i;  // the second of a pair comes first
-      if (k >= keys) continue;
-      const T weight = weight_of<T>(a[row], k);
-      if (is_hidden_mark(weight)) continue;
-      const std::byte* const p = b[k] + item_offset<kStorage>(column, kItem);
-      sum = broadcast<V>(weight) * load_items<Isa, T, kStorage>(p, kItem, last) + sum;
+    TokenWalk walk = b;
+    for (Index first = 0; first < keys; first += kKeysEach) {
+      const std::byte* token[kKeysEach];
+      for (Index i = 0; i < kKeysEach; ++i) token[i] = walk.next() + item_offset<kStorage>(column, kItem);
+      for (Index i = min(kKeysEach, keys - first) - 1; i >= 0; --i) {  // the second of a pair comes first
+        const T weight = weight_of<T>(a[row], first + i);
+        if (is_hidden_mark(weight)) continue;
+        sum = broadcast<V>(weight) * load_items<Isa, T, kStorage>(token[i], kItem, last) + sum;
+      }
     }
     T* const out = c[row] + column;
     store(out, finish(out, sum, row));
@@ -130,22 +130,21 @@ void add_few_rows(const RowList<T>& c, const RowList<const Item>& a, const Token
   with_token_storage<T, Item>(storage, [&]<DType kStorage>() {
     with_rows<Isa, T>(a.size, [&]<Index kRows>() {
       constexpr int kColumns = max(1, min(8, kFewSums<Isa> / kRows));
-      constexpr Index kItem = sizeof(typename Storage<kStorage>::Item), kEach = kInPairs<T, Item> ? 2 : 1;
+      constexpr Index kItem = sizeof(typename Storage<kStorage>::Item);
       const Index strips = ceil_div(a.size, kRows) * strips_of(columns, n, kColumns);
-      Fetching fetching(strips == 1 ? b.ahead : b.next_tile, round_up(keys, kEach),
-                        item_offset<kStorage>(columns, kItem), strips);
+      Fetching fetching(strips == 1 ? b.ahead : b.next_tile, item_offset<kStorage>(columns, kItem), strips);
       for (Index row = 0; row < a.size; row += kRows) {
         const Index rows = min(kRows, a.size - row);
         const FewRows<const Item, kRows> of_a(a, row);
         const auto finish_row = [&](const T* p, Vec<Isa, T> sum, Index i) { return finish(p, sum, row + i); };
         const auto add = [&]<int kRegisters>(Index column) {
           const Index last = min(n, columns - column - (kRegisters - 1) * n);
-          if (add_strip<Isa, T, Item, kStorage, kRows, kRegisters>(c.at + row, of_a, b, keys, column, rows,
-                                                                   last, fetching, finish_row)) {
+          if (add_strip<Isa, T, Item, kStorage, kRows, kRegisters>(c.at + row, of_a, b.read, keys, column,
+                                                                   rows, last, fetching, finish_row)) {
             return;
           }
           for (Index at = column; at < column + kRegisters * n; at += n) {
-            add_visible<Isa, T, Item, kStorage>(c.at + row, a.at + row, b.at, keys, at, rows,
+            add_visible<Isa, T, Item, kStorage>(c.at + row, a.at + row, b.read, keys, at, rows,
                                                 min(n, columns - at), finish_row);
           }
         };

@@ -32,41 +32,31 @@ ATTN_INLINE V sum_lanes(const V* v) noexcept {
   }
 }
 
-/// kKeys keys' dot products with A's rows (dim), in lanes.
-template <class Isa, class T, class Item, DType kStorage, int kRows, int kKeys>
-ATTN_INLINE void dot_keys(Vec<Isa, T> (&sum)[kRows][kKeys], const FewRows<const Item, kRows>& a,
-                          const std::byte* const* in, const std::byte* const* next, Index depth) noexcept {
-  using V = Vec<Isa, T>;
+/// The dot products of A's rows (dim) with a key, in lanes.  A key at a time, as they lie: reading four side by side, Zen 4 gets two
+/// thirds of the memory's speed.
+template <class Isa, class T, class Item, DType kStorage, int kRows>
+ATTN_INLINE void dot_key(Vec<Isa, T> (&sum)[kRows], const FewRows<const Item, kRows>& a, const std::byte* key,
+                         const std::byte* fetched, Index depth) noexcept {
   using Items = Vec<Isa, Item>;
   using In = TokenItems<Isa, Item, kStorage>;
   constexpr Index n = kWidth<Isa, T>, kItem = In::kBytes;
+  for (int row = 0; row < kRows; ++row) sum[row] = Vec<Isa, T>{};
   const auto add = [&](Index k, auto load_a, auto load_b) {
-    Items items[kKeys];
-    for (int i = 0; i < kKeys; ++i) {
-      fetch_later(next[i] + item_offset<kStorage>(k, kItem));
-      items[i] = load_b(in[i] + item_offset<kStorage>(k, kItem));
-    }
-    for (int row = 0; row < kRows; ++row) {
-      const Items x = load_a(a.row[row] + k);
-      for (int i = 0; i < kKeys; ++i) {
-        sum[row][i] = multiply_add<Isa>(x, items[i], sum[row][i]);
-      }
-    }
+    fetch_later(fetched + item_offset<kStorage>(k, kItem));
+    const Items items = load_b(key + item_offset<kStorage>(k, kItem));
+    for (int row = 0; row < kRows; ++row)
+      sum[row] = multiply_add<Isa>(load_a(a.row[row] + k), items, sum[row]);
   };
-  clear(sum);
   Index k = 0;
   using Pair = LoadPair<Isa, T, kStorage>;
   if constexpr (Pair::kGiven && !kInPairs<T, Item>) {
     for (; k + 2 * n <= depth; k += 2 * n) {  // A's rows are split alike: split_pairs
-      V even[kKeys], odd[kKeys];
-      for (int i = 0; i < kKeys; ++i) {
-        fetch_later(next[i] + k * kItem);
-        Pair::load(in[i] + k * kItem, even[i], odd[i]);
-      }
+      Vec<Isa, T> even, odd;
+      fetch_later(fetched + k * kItem);
+      Pair::load(key + k * kItem, even, odd);
       for (int row = 0; row < kRows; ++row) {
-        const V x = load<V>(a.row[row] + k), y = load<V>(a.row[row] + k + n);
-        for (int i = 0; i < kKeys; ++i) sum[row][i] = x * even[i] + sum[row][i];
-        for (int i = 0; i < kKeys; ++i) sum[row][i] = y * odd[i] + sum[row][i];
+        sum[row] = load<Items>(a.row[row] + k) * even + sum[row];
+        sum[row] = load<Items>(a.row[row] + k + n) * odd + sum[row];
       }
     }
   }
@@ -85,27 +75,19 @@ ATTN_INLINE void dot_keys(Vec<Isa, T> (&sum)[kRows][kKeys], const FewRows<const 
   }
 }
 
-/// kRows rows of C over kKeys keys from `key` on, before `end`.
+/// kRows rows of C over the next kKeys keys, which begin with `key`.
 template <class Isa, class T, class Item, DType kStorage, int kRows, int kKeys, class Finish>
-ATTN_INLINE void dot_block(T* const* c, const FewRows<const Item, kRows>& a, const Tokens<Isa, T>& b,
-                           Index rows, Index key, Index end, Index depth, Finish finish) noexcept {
-  constexpr Index n = kWidth<Isa, T>;
-  constexpr int kTogether = min(kKeys, kRows >= 4 ? 1 : 1);
-  const std::byte *in[kKeys], *next[kKeys];
-  for (Index i = 0; i < kKeys; ++i) {
-    in[i] = b.at[min(key + i, end - 1)];
-    next[i] = b.ahead[min(key + i, end - 1)];
-  }
-  Vec<Isa, T> sum[kRows][kKeys];
+ATTN_INLINE void dot_block(T* const* c, const FewRows<const Item, kRows>& a, TokenWalk& read,
+                           TokenWalk& fetch, Index rows, Index key, Index depth, Finish finish) noexcept {
+  using V = Vec<Isa, T>;
+  V sum[kRows][kKeys];
 #pragma GCC unroll 4
-  for (int i = 0; i < kKeys; i += kTogether) {
-    Vec<Isa, T> own[kRows][kTogether];
-    dot_keys<Isa, T, Item, kStorage>(own, a, in + i, next + i, depth);
-    for (int row = 0; row < kRows; ++row) {
-      for (int j = 0; j < kTogether; ++j) sum[row][i + j] = own[row][j];
-    }
+  for (int i = 0; i < kKeys; ++i) {
+    V own[kRows];
+    dot_key<Isa, T, Item, kStorage>(own, a, read.next(), fetch.next(), depth);
+    for (int row = 0; row < kRows; ++row) sum[row][i] = own[row];
   }
-  alignas(Isa::kBytes) T sums[n];
+  alignas(Isa::kBytes) T sums[kWidth<Isa, T>];
   store(sums, finish(sums, sum_lanes<kWidth<Isa, T>, kRows * kKeys>(&sum[0][0]), 0));
   for (Index row = 0; row < rows; ++row) {
     __builtin_memcpy(c[row] + key, sums + row * kKeys, kKeys * sizeof(T));
@@ -140,9 +122,10 @@ void dot_few_rows(const RowList<T>& c, const RowList<const Item>& a, const Token
       constexpr Index kKeys = max(Index{1}, min(4, min(kFewSums<Isa>, kWidth<Isa, T>) / kRows));
       for (Index row = 0; row < a.size; row += kRows) {
         const FewRows<const Item, kRows> of_a(a, row);
+        TokenWalk read = b.read, fetch = b.ahead;
         for (Index key = 0; key < keys; key += kKeys) {
-          dot_block<Isa, T, Item, kStorage, kRows, kKeys>(c.at + row, of_a, b, min(kRows, a.size - row), key,
-                                                          keys, depth, finish);
+          dot_block<Isa, T, Item, kStorage, kRows, kKeys>(c.at + row, of_a, read, fetch,
+                                                          min(kRows, a.size - row), key, depth, finish);
         }
       }
     });

@@ -15,45 +15,82 @@ ATTN_INLINE void fetch_token(const std::byte* token, Index bytes) noexcept {
   for (Index at = 0; at < bytes; at += kCacheLine) fetch_later(token + at);
 }
 
-/// Where the tokens of a key tile stand, their items beside each other, and what to fetch meanwhile, in the order in which it lies:
-/// memory is fastest at that.
+/// Tokens one after another, along a stride and from page to page; after the last one it stays there.
+class TokenWalk {
+ public:
+  ATTN_INLINE TokenWalk() noexcept = default;
+  /// From token `first` of a source on, before `end`; at least one.
+  ATTN_INLINE TokenWalk(const KeySource& source, Index first, Index end) noexcept
+      : source_(&source), left_(max(Index{1}, end - first)) {
+    const Index start = end - left_;
+    token_ = source.token(start);
+    stride_ = source.token_stride;
+    if (source.pages == nullptr) return;
+    page_ = source.pages + start / source.page_size;
+    left_in_page_ = source.page_size - start % source.page_size;
+  }
+
+  ATTN_INLINE const std::byte* next() noexcept {
+    const std::byte* const token = token_;
+    if (left_ > 1) {
+      --left_;
+      token_ += stride_;
+      if (--left_in_page_ == 0) turn_page();
+    }
+    return token;
+  }
+
+ private:
+  static constexpr Index kNoPages = Index{1} << 62;
+
+  ATTN_INLINE void turn_page() noexcept {
+    token_ = source_->data + *++page_ * source_->page_stride;
+    left_in_page_ = source_->page_size;
+  }
+
+  const KeySource* source_ = nullptr;
+  const std::byte* token_ = nullptr;
+  Index left_ = 0, stride_ = 0, left_in_page_ = kNoPages;
+  const std::int32_t* page_ = nullptr;
+};
+
+/// The tokens of a key tile, their items beside each other, and what to fetch meanwhile, in the order in which it lies: memory is
+/// fastest at that.
 template <class Isa, class T>
 class Tokens {
  public:
   /// The tokens `keys`; those up to `reach` are read next.  Items that do not lie beside each other are copied into `room`.
-  void find(const KeySource& source, Range keys, Index reach, Index dims, std::byte* room) noexcept {
+  Tokens(const KeySource& source, Range keys, Index reach, Index dims, std::byte* room) noexcept
+      : source_(source) {
     with_key_storage<T>(source.storage, [&]<DType kStorage>() {
-      constexpr Index kItem = sizeof(typename Storage<kStorage>::Item);
+      constexpr Index kItem = sizeof(typename Storage<kStorage>::Item), kFetchedBytes = 4096, kMostAhead = 64;
       const Index bytes = max(Index{1}, item_offset<kStorage>(dims, kItem));
       const Index distance = max(Index{1}, min(kMostAhead, kFetchedBytes / bytes));
-      const Index even = round_up(keys.size(), 2),
-                  wanted = even + max(distance, keys.size());  // for pairs: a last one has a partner
-      const Index found = min(wanted, max(keys.end, reach) - keys.begin);
-      source.each_token(keys.begin, found, [&](Index i, const std::byte* token) { place_[i] = token; });
-      for (Index i = found; i < wanted; ++i) place_[i] = place_[found - 1];
-      at = place_;
-      ahead = place_ + distance;
-      next_tile = place_ + keys.size();
+      const Index end = max(keys.end, reach);
+      read = {source_, keys.begin, keys.end};
+      ahead = {source_, min(keys.begin + distance, end), end};
+      next_tile = {source_, keys.end, end};
       if (source.dim_stride == kItem || kStorage == DType::i4) return;
       for (Index i = 0; i < keys.size(); ++i) {
-        std::byte* const copy = room + i * dims * kItem;
+        const std::byte* const token = read.next();
         for (Index dim = 0; dim < dims; ++dim) {
-          __builtin_memcpy(copy + dim * kItem, place_[i] + dim * source.dim_stride, kItem);
+          __builtin_memcpy(room + (i * dims + dim) * kItem, token + dim * source.dim_stride, kItem);
         }
-        copy_[i] = copy_[even - 1] = copy;
       }
-      at = copy_;
+      copies_ = {room, dims * kItem, kItem, source.storage};
+      read = {copies_, 0, keys.size()};
     });
   }
+  Tokens(const Tokens&) = delete;
+  Tokens& operator=(const Tokens&) = delete;
 
-  const std::byte* const* at;
-  const std::byte* const* ahead;  // to fetch while each token is read: far enough that memory answers in time
-  const std::byte* const* next_tile;  // to fetch where the tile is gone through several times
+  TokenWalk read;
+  TokenWalk ahead;      // to fetch while each token is read: far enough that memory answers in time
+  TokenWalk next_tile;  // to fetch where the tile is gone through several times
 
  private:
-  static constexpr Index kKeys = Isa::template kKeyTile<T>, kFetchedBytes = 4096, kMostAhead = 64;
-  const std::byte* place_[kKeys + max(kMostAhead, kKeys)];
-  const std::byte* copy_[kKeys];
+  const KeySource source_;
+  KeySource copies_;
 };
 
 /// run.template operator()<kRows>() with kRows a power of two, at most the lanes of a register: the rows past `rows` are

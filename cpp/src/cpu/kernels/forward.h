@@ -152,18 +152,15 @@ class ForwardKernel {
         outputs.add(members[i]->state_.recent.output.row(row));
       }
     }
-    Tokens<Isa, T> tokens;
-    tokens.find(one.keys_, keys, one.task_.reach, call.dim, room);
-    dot_few_rows<Isa, T, Item>(scores, queries, tokens, one.keys_.storage, keys.size(), call.dim,
-                               one.scaled());
+    dot_few_rows<Isa, T, Item>(scores, queries, {one.keys_, keys, one.task_.reach, call.dim, room},
+                               one.keys_.storage, keys.size(), call.dim, one.scaled());
     T keep[kDirectRows];
     for (Index i = 0, row = 0; i < count; row += members[i++]->rows_) {
       members[i]->weigh(true);
       for (Index j = 0; j < members[i]->rows_; ++j) keep[row + j] = members[i]->scratch_.keep[j];
     }
-    tokens.find(one.values_, keys, one.task_.reach, call.value_dim, room);
-    add_few_rows<Isa, T, Item>(outputs, weights, tokens, one.values_.storage, keys.size(), call.value_dim,
-                               Accumulated<T>{keep});
+    add_few_rows<Isa, T, Item>(outputs, weights, {one.values_, keys, one.task_.reach, call.value_dim, room},
+                               one.values_.storage, keys.size(), call.value_dim, Accumulated<T>{keep});
   }
 
  private:
