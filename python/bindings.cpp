@@ -41,18 +41,9 @@ py::object weights(py::handle query, py::handle key, const py::object& rows, std
   return probabilities;
 }
 
-py::dict explain_call(py::handle query, py::handle key, py::handle value, const py::args& options) {
+py::dict explain_attention(py::handle query, py::handle key, py::handle value, const py::args& options) {
   Arguments arguments(query, key, value, options);
-  const py::array out = arguments.allocate_out();
-  arguments.problem.out = arguments.out_tensor(out);
-  Explanation e;
-  run_without_gil(arguments.options, [&] { e = explain(arguments.problem, arguments.options); });
-  using py::operator""_a;
-  return py::dict("text"_a = e.text, "isa"_a = e.isa, "kernel"_a = e.kernel, "threads"_a = e.threads,
-                  "query_tile"_a = e.query_tile, "key_tile"_a = e.key_tile, "tasks"_a = e.tasks,
-                  "key_splits"_a = e.key_splits, "workspace_bytes"_a = e.workspace_bytes, "flops"_a = e.flops,
-                  "bytes"_a = e.bytes, "floor_seconds"_a = e.floor_seconds,
-                  "estimated_seconds"_a = e.estimated_seconds);
+  return call_explain(arguments);
 }
 
 }  // namespace
@@ -70,7 +61,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   });
   m.def("attention", attention);
   m.def("attention_weights", weights);
-  m.def("explain", explain_call);
+  m.def("explain", explain_attention);
   bind_backward(m);
   bind_cache(m);
   bind_layers(m);

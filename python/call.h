@@ -7,9 +7,10 @@
 
 namespace attncore::python {
 
-/// out, or (out, lse).
-inline py::object call_forward(Arguments& arguments, const py::object& out_or_none,
-                               const py::object& return_lse_or_not) {
+/// out, or (out, lse), which run() writes.
+template <class Run>
+py::object call_forward(Arguments& arguments, const py::object& out_or_none,
+                        const py::object& return_lse_or_not, Run run) {
   const bool return_lse = boolean("return_lse", return_lse_or_not);
   py::array out = out_or_none.is_none() ? arguments.allocate_out() : require_array("out", out_or_none);
   arguments.problem.out = arguments.out_tensor(out);
@@ -18,9 +19,29 @@ inline py::object call_forward(Arguments& arguments, const py::object& out_or_no
     lse = arguments.allocate_rows(arguments.compute_dtype(), arguments.problem.query.shape[2], std::nullopt);
     arguments.problem.lse = arguments.rows_tensor("lse", lse, false);
   }
-  run_without_gil(arguments.options, [&] { forward(arguments.problem, arguments.options); });
+  run_without_gil(arguments.options, run);
   if (return_lse) return py::make_tuple(out, lse);
   return out;
+}
+
+inline py::object call_forward(Arguments& arguments, const py::object& out_or_none,
+                               const py::object& return_lse_or_not) {
+  return call_forward(arguments, out_or_none, return_lse_or_not,
+                      [&] { forward(arguments.problem, arguments.options); });
+}
+
+/// How that call would run: the fields of Python's Plan.
+inline py::dict call_explain(Arguments& arguments) {
+  const py::array out = arguments.allocate_out();
+  arguments.problem.out = arguments.out_tensor(out);
+  Explanation e;
+  run_without_gil(arguments.options, [&] { e = explain(arguments.problem, arguments.options); });
+  using py::operator""_a;
+  return py::dict("text"_a = e.text, "isa"_a = e.isa, "kernel"_a = e.kernel, "threads"_a = e.threads,
+                  "query_tile"_a = e.query_tile, "key_tile"_a = e.key_tile, "tasks"_a = e.tasks,
+                  "key_splits"_a = e.key_splits, "workspace_bytes"_a = e.workspace_bytes, "flops"_a = e.flops,
+                  "bytes"_a = e.bytes, "floor_seconds"_a = e.floor_seconds,
+                  "estimated_seconds"_a = e.estimated_seconds);
 }
 
 /// An array of query's rank and layout.

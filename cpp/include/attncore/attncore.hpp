@@ -199,6 +199,12 @@ struct NotImplemented : std::logic_error {
   using std::logic_error::logic_error;
 };
 
+/// Thrown by a call that finds another thread's call at work on the same object (a cache, an AttentionState): it has changed
+/// nothing.  Nobody waits.
+struct InUse : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
 /// out, lse = attention(problem).  Throws DTypeError, std::invalid_argument, NotImplemented, std::bad_alloc,
 /// Cancelled.
 void forward(const Problem& problem, const Options& options = {});
