@@ -38,6 +38,12 @@ py::object attention(py::handle query, py::handle key, py::handle value, const p
   return call_forward(arguments, out_or_none, return_lse);
 }
 
+py::dict explain_packed(py::handle query, py::handle key, py::handle value, const py::object& query_tokens,
+                        const py::object& key_tokens, const py::args& options) {
+  Arguments arguments = packed(query, key, value, query_tokens, key_tokens, options);
+  return call_explain(arguments);
+}
+
 void backward(py::handle query, py::handle key, py::handle value, const py::object& query_tokens,
               const py::object& key_tokens, const py::object& out, const py::object& lse,
               const py::object& d_out, const py::object& d_lse, const py::tuple& results,
@@ -51,6 +57,7 @@ void backward(py::handle query, py::handle key, py::handle value, const py::obje
 void bind_varlen(py::module_& m) {
   m.def("attention_varlen", attention);
   m.def("attention_varlen_backward", backward);
+  m.def("explain_varlen", explain_packed);
 }
 
 }  // namespace attncore::python

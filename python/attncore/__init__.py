@@ -11,7 +11,7 @@ from attncore._inspect import attention_weights, explain
 from attncore._layers import LinearGradients, linear, linear_backward, rope
 from attncore._merge import merge
 from attncore._multi_head_attention import MultiHeadAttention
-from attncore._paged import append_paged, attention_paged
+from attncore._paged import append_paged, attention_paged, explain_paged
 from attncore._runtime import (
     available_isas,
     get_cmake_dir,
@@ -25,7 +25,7 @@ from attncore._runtime import (
 )
 from attncore._torch_like import scaled_dot_product_attention
 from attncore._types import Gradients, Plan, RelativeBias, Rotary
-from attncore._varlen import attention_varlen, attention_varlen_backward
+from attncore._varlen import attention_varlen, attention_varlen_backward, explain_varlen
 
 __version__ = version()
 
@@ -51,6 +51,8 @@ __all__ = [
     "available_isas",
     "dropout_mask",
     "explain",
+    "explain_paged",
+    "explain_varlen",
     "get_cmake_dir",
     "get_include",
     "get_num_threads",
