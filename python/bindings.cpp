@@ -13,32 +13,12 @@ py::object attention(py::handle query, py::handle key, py::handle value, const p
   return call_forward(arguments, out_or_none, return_lse);
 }
 
-/// rows: int64 indices in 0 … queries − 1, or None for all.
 py::object weights(py::handle query, py::handle key, const py::object& rows, std::optional<Index> top_k,
                    const py::args& options) {
   Arguments arguments(query, key, py::handle(), options);
   const Problem& p = arguments.problem;
-  Weights w;
-  Index count = p.query.shape[2];
-  if (!rows.is_none()) {
-    w.rows = tensor("rows", rows.cast<py::array>(), {-1, -1, 0, -1}, kInts);
-    count = w.rows.shape[2];
-  }
-  if (top_k && (*top_k < 1 || *top_k > p.key.shape[2])) {
-    reject_value("top_k", "is " + std::to_string(*top_k) + ", must be 1 … " + std::to_string(p.key.shape[2]) +
-                              ", the number of keys");
-  }
-  const Index columns = top_k.value_or(p.key.shape[2]);
-  const py::array probabilities = arguments.allocate_rows(arguments.compute_dtype(), count, columns);
-  w.probabilities = arguments.rows_tensor("probabilities", probabilities, true);
-  py::array indices;
-  if (top_k) {
-    indices = arguments.allocate_rows(py::dtype::of<std::int64_t>(), count, columns);
-    w.indices = arguments.rows_tensor("indices", indices, true);
-  }
-  run_without_gil(arguments.options, [&] { attention_weights(p, w, arguments.options); });
-  if (top_k) return py::make_tuple(indices, probabilities);
-  return probabilities;
+  return call_weights(arguments, {p.query.shape[0], p.query.shape[2], p.key.shape[2]}, arguments.rank(), rows,
+                      top_k);
 }
 
 py::dict explain_attention(py::handle query, py::handle key, py::handle value, const py::args& options) {

@@ -8,6 +8,7 @@ from attncore._backward import attention_backward, dropout_mask
 from attncore._cache import KVCache, PagedKVCache
 from attncore._cache_base import CacheMemory
 from attncore._inspect import attention_weights, explain
+from attncore._inspect_varlen import attention_weights_varlen, explain_varlen
 from attncore._layers import LinearGradients, linear, linear_backward, rope
 from attncore._merge import merge
 from attncore._multi_head_attention import MultiHeadAttention
@@ -25,7 +26,7 @@ from attncore._runtime import (
 )
 from attncore._torch_like import scaled_dot_product_attention
 from attncore._types import Gradients, Plan, RelativeBias, Rotary
-from attncore._varlen import attention_varlen, attention_varlen_backward, explain_varlen
+from attncore._varlen import attention_varlen, attention_varlen_backward
 
 __version__ = version()
 
@@ -48,6 +49,7 @@ __all__ = [
     "attention_varlen",
     "attention_varlen_backward",
     "attention_weights",
+    "attention_weights_varlen",
     "available_isas",
     "dropout_mask",
     "explain",

@@ -91,6 +91,17 @@ def dropout_mask(
 def explain(
     query: npt.NDArray[Any], key: npt.NDArray[Any], value: npt.NDArray[Any], /, *options: Any
 ) -> dict[str, Any]: ...
+def attention_weights_varlen(
+    query: npt.NDArray[Any],
+    key: npt.NDArray[Any],
+    cu_query_lengths: Any,
+    cu_key_lengths: Any,
+    longest: tuple[int, int],
+    rows: npt.NDArray[np.int64] | None,
+    top_k: int | None,
+    /,
+    *options: Any,
+) -> Any: ...
 def explain_varlen(
     query: npt.NDArray[Any],
     key: npt.NDArray[Any],

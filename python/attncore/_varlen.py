@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, overload
 from attncore import _core
 from attncore._backward import _given, _in_order, _targets, _wanted
 from attncore._inspect import _ordered
-from attncore._types import Array, Floats, Gradients, Ints, PackedOptions, Plan, ScoreOptions
+from attncore._types import Array, Floats, Gradients, Ints, PackedOptions, ScoreOptions
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -203,30 +203,6 @@ def attention_varlen_backward(
         seed,
     )
     return targets
-
-
-def explain_varlen(
-    query: Array,
-    key: Array,
-    value: Array,
-    cu_query_lengths: Ints,
-    cu_key_lengths: Ints,
-    **options: Unpack[PackedOptions],
-) -> Plan:
-    """How `attention_varlen` would run with these arguments: as `explain`.
-
-    Takes what `attention_varlen` takes, but dropout_p, seed, out and return_lse, and raises what it
-    would.
-
-    Example:
-        >>> import numpy as np, attncore
-        >>> x = np.zeros((300, 2, 64), np.float32)
-        >>> attncore.explain_varlen(x, x, x, [0, 100, 300], [0, 100, 300], num_threads=1).threads
-        1
-    """
-    ordered = _packed("explain_varlen", options)
-    arrays = (query, key, value, cu_query_lengths, cu_key_lengths)
-    return Plan(**_core.explain_varlen(*arrays, *ordered))
 
 
 def _packed(function: str, options: PackedOptions) -> list[Any]:

@@ -218,9 +218,10 @@ void backward(const Problem& problem, const Gradients& gradients, const Options&
 void dropout_mask(const Dropout& dropout, const Tensor& rows, const Tensor& keep,
                   const Options& options = {});
 
-/// The probabilities that forward() uses, before dropout.  problem.value and problem.out are not read.
+/// The probabilities that forward() uses, before dropout.  problem.value and problem.out are not read.  Of packed sequences
+/// they are those of the padded batch: rows and keys count those of the longest, and what a sequence lacks is 0.
 struct Weights {
-  Tensor rows;           ///< ints, (1, 1, rows, 1): which queries; not given: all
+  Tensor rows;           ///< ints, (1 or batch, 1, rows, 1): which queries; not given: all
   Tensor probabilities;  ///< (batch, heads, rows, keys), or (…, top_k); f32, f64 for f64; written
   Tensor indices;        ///< i64, like probabilities: if given, the largest top_k of a row, in falling order
 };
