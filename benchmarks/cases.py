@@ -94,7 +94,12 @@ def latent_lines(heads: int) -> Lines:
     """Multi-head latent attention: value is a view of key; beside it as an array of its own."""
     step = Step(8, heads, 1, 1, 8192, 576, own_value_dim=512)
     view = replace(step, latent=True)
-    return {"two arrays": step, "view": view, "view page 64": replace(view, page=64)}
+    return {
+        "two arrays": step,
+        "view": view,
+        "KVCache": replace(view, by="KVCache"),
+        "view page 64": replace(view, page=64),
+    }
 
 
 def small_lines(held: int) -> Lines:

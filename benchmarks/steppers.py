@@ -68,11 +68,11 @@ def kv_cache(
     def attend(store: Store) -> Callable[[], Any]:
         cache = attncore.KVCache(
             step.batch, step.kv_heads, step.dim,
-            capacity=step.keys, value_dim=step.value_dim, dtype=step.stored,
+            capacity=step.keys, value_dim=step.value_dim, value_in_key=step.latent, dtype=step.stored,
         )  # fmt: skip
         for batch in range(step.batch):
             entry = store.entry(batch)
-            cache.append(entry.key, entry.value, entries=batch)
+            cache.append(entry.key, None if step.latent else entry.value, entries=batch)
         return partial(cache.attend, query, num_threads=threads)
 
     return [attend(store) for store in stores]

@@ -54,18 +54,16 @@ class Arguments {
     return {dtype_, shape};
   }
 
-  /// Results over (batch, head, row[, key]) stand so in every layout.
-  [[nodiscard]] py::array allocate_rows(const py::dtype& dtype, Index rows, std::optional<Index> keys) const {
-    std::vector<py::ssize_t> shape{problem.query.shape[0], problem.query.shape[1], rows};
-    if (keys) shape.push_back(*keys);
+  /// An array over (batch, head, query): it stands so in every layout.
+  [[nodiscard]] py::array allocate_rows() const {
+    std::vector<py::ssize_t> shape{problem.query.shape[0], problem.query.shape[1], problem.query.shape[2]};
     shape.erase(shape.begin(), shape.begin() + (4 - rank_));
-    return {dtype, shape};
+    return {compute_dtype(), shape};
   }
 
-  [[nodiscard]] Tensor rows_tensor(const char* argument, const py::array& array, bool with_keys) const {
+  [[nodiscard]] Tensor rows_tensor(const char* argument, const py::array& array) const {
     const int lacking = static_cast<int>(4 - rank_);
-    return tensor(argument, array, {0 - lacking, 1 - lacking, 2 - lacking, with_keys ? 3 - lacking : -1},
-                  kFloats);
+    return tensor(argument, array, {0 - lacking, 1 - lacking, 2 - lacking, -1}, kFloats);
   }
 
   /// An array with query's axes.

@@ -4,9 +4,8 @@
 #include <attncore/cache.hpp>
 #include <memory>
 
-#include "arguments.h"
 #include "bind.h"
-#include "run.h"
+#include "call.h"
 
 namespace attncore::python {
 namespace {
@@ -17,7 +16,7 @@ void append(Cache& cache, const py::object& key, const py::object& value, const 
   const bool bshd = is_bshd(layout);
   NewTokens tokens;
   tokens.key = token_operand("key", key, bshd);
-  tokens.value = token_operand("value", value, bshd);
+  if (!cache.settings().value_in_key || !value.is_none()) tokens.value = token_operand("value", value, bshd);
   const IntArgument chosen("entries", entries, 1), counts("lengths", lengths, 1),
       at("positions", positions, 2);
   tokens.lengths = counts.tensor;
@@ -29,23 +28,12 @@ void append(Cache& cache, const py::object& key, const py::object& value, const 
 /// `options`: as those of Arguments.
 template <class Cache>
 py::object attend(const Cache& cache, const py::object& query, const py::object& entries,
-                  const py::object& out_or_none, const py::object& return_lse_or_not,
-                  const py::args& options) {
+                  const py::object& out_or_none, const py::object& return_lse, const py::args& options) {
   Arguments arguments(query, py::handle(), py::handle(), options);
-  Problem& problem = arguments.problem;
-  problem.value.shape[3] = cache.settings().value_dim;
+  arguments.problem.value.shape[3] = cache.settings().value_dim;
   const IntArgument chosen("entries", entries, 1);
-  const bool return_lse = boolean("return_lse", return_lse_or_not);
-  py::array out = out_or_none.is_none() ? arguments.allocate_out() : require_array("out", out_or_none);
-  problem.out = arguments.out_tensor(out);
-  py::array lse;
-  if (return_lse) {
-    lse = arguments.allocate_rows(arguments.compute_dtype(), problem.query.shape[2], std::nullopt);
-    problem.lse = arguments.rows_tensor("lse", lse, false);
-  }
-  run_without_gil(arguments.options, [&] { cache.attend(problem, chosen.tensor, arguments.options); });
-  if (return_lse) return py::make_tuple(out, lse);
-  return out;
+  return call_forward(arguments, out_or_none, return_lse,
+                      [&] { cache.attend(arguments.problem, chosen.tensor, arguments.options); });
 }
 
 template <class Cache>
@@ -58,7 +46,7 @@ py::array_t<Index> int64(const std::vector<Index>& numbers) {
   return py::array_t<Index>(static_cast<py::ssize_t>(numbers.size()), numbers.data());
 }
 
-/// The tokens of an entry as floats of a dtype.
+/// The tokens of an entry as floats of a dtype; values that lie in keys are a view of these.
 template <class Cache>
 py::tuple gather(const Cache& cache, const py::object& entry, const py::dtype& dtype) {
   const CacheSettings& s = cache.settings();
@@ -66,9 +54,16 @@ py::tuple gather(const Cache& cache, const py::object& entry, const py::dtype& d
   Index first = 0;
   if constexpr (std::is_same_v<Cache, PagedKVCache>) first = cache.kept_from(number);
   const Index count = cache.length(number) - first;
-  const py::array key(dtype, {s.kv_heads, count, s.dim}), value(dtype, {s.kv_heads, count, s.value_dim});
+  const py::array key(dtype, {s.kv_heads, count, s.dim});
+  py::array value;
+  Tensor values;
+  if (s.value_in_key) {
+    value = key[py::make_tuple(py::ellipsis(), py::slice(0, s.value_dim, 1))];
+  } else {
+    value = py::array(dtype, {s.kv_heads, count, s.value_dim});
+    values = tensor("value", value, {-1, 0, 1, 2}, kFloats);
+  }
   const Tensor keys = tensor("key", key, {-1, 0, 1, 2}, kFloats);
-  const Tensor values = tensor("value", value, {-1, 0, 1, 2}, kFloats);
   {
     const py::gil_scoped_release no_gil;
     cache.gather(number, first, keys, values);
@@ -173,12 +168,13 @@ Index positive(const char* argument, const py::object& object) {
 template <class Cache>
 std::unique_ptr<Cache> make(const char* extent_name, const char* slots_name, const py::object& extent,
                             const py::object& slots, const py::object& kv_heads, const py::object& dim,
-                            const py::object& value_dim, const std::string& dtype, const py::object& rotary,
-                            const py::object& window) {
+                            const py::object& value_dim, const py::object& value_in_key,
+                            const std::string& dtype, const py::object& rotary, const py::object& window) {
   CacheSettings s;
   s.kv_heads = positive("kv_heads", kv_heads);
   s.dim = positive("dim", dim);
   if (!value_dim.is_none()) s.value_dim = positive("value_dim", value_dim);
+  s.value_in_key = boolean("value_in_key", value_in_key);
   for (const DType one : {DType::f64, DType::f16, DType::bf16, DType::i8, DType::i4, DType::f8}) {
     if (dtype == name(one)) s.dtype = one;
   }
@@ -217,13 +213,13 @@ py::class_<Cache> bind(py::module_& m, const char* class_name) {
 void bind_cache(py::module_& m) {
   bind<KVCache>(m, "KVCache")
       .def(py::init([](const py::object& batch, const py::object& capacity, const py::args& rest) {
-        return make<KVCache>("batch", "capacity", batch, capacity, rest[0], rest[1], rest[2],
-                             rest[3].cast<std::string>(), rest[4], rest[5]);
+        return make<KVCache>("batch", "capacity", batch, capacity, rest[0], rest[1], rest[2], rest[3],
+                             rest[4].cast<std::string>(), rest[5], rest[6]);
       }));
   bind<PagedKVCache>(m, "PagedKVCache")
       .def(py::init([](const py::object& pages, const py::object& page_size, const py::args& rest) {
-        return make<PagedKVCache>("pages", "page_size", pages, page_size, rest[0], rest[1], rest[2],
-                                  rest[3].cast<std::string>(), rest[4], rest[5]);
+        return make<PagedKVCache>("pages", "page_size", pages, page_size, rest[0], rest[1], rest[2], rest[3],
+                                  rest[4].cast<std::string>(), rest[5], rest[6]);
       }))
       .def("add", &PagedKVCache::add)
       .def("fork",

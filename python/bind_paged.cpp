@@ -3,9 +3,8 @@
 
 #include <attncore/cache.hpp>
 
-#include "arguments.h"
 #include "bind.h"
-#include "run.h"
+#include "call.h"
 #include "storage.h"
 
 namespace attncore::python {
@@ -43,37 +42,41 @@ struct Pools {
   std::array<Tensor, 4> pools;
 };
 
+/// The arguments of attention_paged.
+struct PagedArguments : Arguments {
+  PagedArguments(py::handle query, const std::array<py::object, 4>& objects, const py::object& table,
+                 const py::object& page_layout, const py::object& cu_query_lengths, const py::args& options)
+      : Arguments(query, py::handle(), py::handle(), options), block_table(table) {
+    const auto [key, value, key_scale, value_scale] = Pools(objects, page_layout, false).pools;
+    problem.key = key;
+    problem.value = value;
+    problem.key_scale = key_scale;
+    problem.value_scale = value_scale;
+    problem.paging.block_table = block_table.tensor;
+    if (cu_query_lengths.is_none()) return;
+    if (rank() != 3) {
+      reject_value("query", "has " + std::to_string(rank()) +
+                                " dimensions, packed queries have 3: (token, head, dim)");
+    }
+    problem.packing.query_tokens = ints("cu_query_lengths", cu_query_lengths, 1);
+  }
+
+  BlockTable block_table;
+};
+
 py::object attention_paged(py::handle query, const std::array<py::object, 4>& objects,
                            const py::object& table, const py::object& page_layout,
                            const py::object& cu_query_lengths, const py::object& out_or_none,
-                           const py::object& return_lse_or_not, const py::args& options) {
-  Arguments arguments(query, py::handle(), py::handle(), options);
-  Problem& problem = arguments.problem;
-  const auto [key, value, key_scale, value_scale] = Pools(objects, page_layout, false).pools;
-  problem.key = key;
-  problem.value = value;
-  problem.key_scale = key_scale;
-  problem.value_scale = value_scale;
-  const BlockTable pages(table);
-  problem.paging.block_table = pages.tensor;
-  if (!cu_query_lengths.is_none()) {
-    if (arguments.rank() != 3) {
-      reject_value("query", "has " + std::to_string(arguments.rank()) +
-                                " dimensions, packed queries have 3: (token, head, dim)");
-    }
-    problem.packing.query_tokens = arguments.ints("cu_query_lengths", cu_query_lengths, 1);
-  }
-  const bool return_lse = boolean("return_lse", return_lse_or_not);
-  py::array out = out_or_none.is_none() ? arguments.allocate_out() : require_array("out", out_or_none);
-  problem.out = arguments.out_tensor(out);
-  py::array lse;
-  if (return_lse) {
-    lse = arguments.allocate_rows(arguments.compute_dtype(), problem.query.shape[2], std::nullopt);
-    problem.lse = arguments.rows_tensor("lse", lse, false);
-  }
-  run_without_gil(arguments.options, [&] { forward(problem, arguments.options); });
-  if (return_lse) return py::make_tuple(out, lse);
-  return out;
+                           const py::object& return_lse, const py::args& options) {
+  PagedArguments arguments(query, objects, table, page_layout, cu_query_lengths, options);
+  return call_forward(arguments, out_or_none, return_lse);
+}
+
+py::dict explain_paged(py::handle query, const std::array<py::object, 4>& objects, const py::object& table,
+                       const py::object& page_layout, const py::object& cu_query_lengths,
+                       const py::args& options) {
+  PagedArguments arguments(query, objects, table, page_layout, cu_query_lengths, options);
+  return call_explain(arguments);
 }
 
 /// `tokens`: (key, value or None).
@@ -109,6 +112,7 @@ void append_call(const std::array<py::object, 2>& tokens, const std::array<py::o
 
 void bind_paged(py::module_& m) {
   m.def("attention_paged", attention_paged);
+  m.def("explain_paged", explain_paged);
   m.def("append_paged", append_call);
 }
 

@@ -103,6 +103,7 @@ class State {
       }
     }
     s.score = arguments.problem.score;
+    s.precision = arguments.problem.precision;
     return s;
   }
 

@@ -1,4 +1,6 @@
 // attention_varlen and its gradients: sequences packed one after another.
+#include <pybind11/stl.h>
+
 #include "bind.h"
 #include "call.h"
 
@@ -19,12 +21,12 @@ Tensor cumulative(Arguments& arguments, const char* argument, const py::object& 
   return lengths;
 }
 
-/// Their layout is "bshd": with three axes (token, head, dim).
+/// Their layout is "bshd": with three axes (token, head, dim).  Without a value (nullptr) for the probabilities.
 Arguments packed(py::handle query, py::handle key, py::handle value, const py::object& query_tokens,
                  const py::object& key_tokens, const py::args& options) {
   require_packed("query", query);
   require_packed("key", key);
-  require_packed("value", value);
+  if (value.ptr() != nullptr) require_packed("value", value);
   Arguments arguments(query, key, value, options);
   arguments.problem.packing = {cumulative(arguments, "cu_query_lengths", query_tokens),
                                cumulative(arguments, "cu_key_lengths", key_tokens)};
@@ -36,6 +38,21 @@ py::object attention(py::handle query, py::handle key, py::handle value, const p
                      const py::object& return_lse, const py::args& options) {
   Arguments arguments = packed(query, key, value, query_tokens, key_tokens, options);
   return call_forward(arguments, out_or_none, return_lse);
+}
+
+py::dict explain_packed(py::handle query, py::handle key, py::handle value, const py::object& query_tokens,
+                        const py::object& key_tokens, const py::args& options) {
+  Arguments arguments = packed(query, key, value, query_tokens, key_tokens, options);
+  return call_explain(arguments);
+}
+
+/// `longest`: the queries and keys of the longest sequences.
+py::object weights(py::handle query, py::handle key, const py::object& query_tokens,
+                   const py::object& key_tokens, const std::array<Index, 2>& longest, const py::object& rows,
+                   std::optional<Index> top_k, const py::args& options) {
+  Arguments arguments = packed(query, key, py::handle(), query_tokens, key_tokens, options);
+  const Index batch = std::max<Index>(arguments.problem.packing.query_tokens.shape[0] - 1, 0);
+  return call_weights(arguments, {batch, longest[0], longest[1]}, 4, rows, top_k);
 }
 
 void backward(py::handle query, py::handle key, py::handle value, const py::object& query_tokens,
@@ -51,6 +68,8 @@ void backward(py::handle query, py::handle key, py::handle value, const py::obje
 void bind_varlen(py::module_& m) {
   m.def("attention_varlen", attention);
   m.def("attention_varlen_backward", backward);
+  m.def("attention_weights_varlen", weights);
+  m.def("explain_varlen", explain_packed);
 }
 
 }  // namespace attncore::python

@@ -13,46 +13,17 @@ py::object attention(py::handle query, py::handle key, py::handle value, const p
   return call_forward(arguments, out_or_none, return_lse);
 }
 
-/// rows: int64 indices in 0 … queries − 1, or None for all.
 py::object weights(py::handle query, py::handle key, const py::object& rows, std::optional<Index> top_k,
                    const py::args& options) {
   Arguments arguments(query, key, py::handle(), options);
   const Problem& p = arguments.problem;
-  Weights w;
-  Index count = p.query.shape[2];
-  if (!rows.is_none()) {
-    w.rows = tensor("rows", rows.cast<py::array>(), {-1, -1, 0, -1}, kInts);
-    count = w.rows.shape[2];
-  }
-  if (top_k && (*top_k < 1 || *top_k > p.key.shape[2])) {
-    reject_value("top_k", "is " + std::to_string(*top_k) + ", must be 1 … " + std::to_string(p.key.shape[2]) +
-                              ", the number of keys");
-  }
-  const Index columns = top_k.value_or(p.key.shape[2]);
-  const py::array probabilities = arguments.allocate_rows(arguments.compute_dtype(), count, columns);
-  w.probabilities = arguments.rows_tensor("probabilities", probabilities, true);
-  py::array indices;
-  if (top_k) {
-    indices = arguments.allocate_rows(py::dtype::of<std::int64_t>(), count, columns);
-    w.indices = arguments.rows_tensor("indices", indices, true);
-  }
-  run_without_gil(arguments.options, [&] { attention_weights(p, w, arguments.options); });
-  if (top_k) return py::make_tuple(indices, probabilities);
-  return probabilities;
+  return call_weights(arguments, {p.query.shape[0], p.query.shape[2], p.key.shape[2]}, arguments.rank(), rows,
+                      top_k);
 }
 
-py::dict explain_call(py::handle query, py::handle key, py::handle value, const py::args& options) {
+py::dict explain_attention(py::handle query, py::handle key, py::handle value, const py::args& options) {
   Arguments arguments(query, key, value, options);
-  const py::array out = arguments.allocate_out();
-  arguments.problem.out = arguments.out_tensor(out);
-  Explanation e;
-  run_without_gil(arguments.options, [&] { e = explain(arguments.problem, arguments.options); });
-  using py::operator""_a;
-  return py::dict("text"_a = e.text, "isa"_a = e.isa, "kernel"_a = e.kernel, "threads"_a = e.threads,
-                  "query_tile"_a = e.query_tile, "key_tile"_a = e.key_tile, "tasks"_a = e.tasks,
-                  "key_splits"_a = e.key_splits, "workspace_bytes"_a = e.workspace_bytes, "flops"_a = e.flops,
-                  "bytes"_a = e.bytes, "floor_seconds"_a = e.floor_seconds,
-                  "estimated_seconds"_a = e.estimated_seconds);
+  return call_explain(arguments);
 }
 
 }  // namespace
@@ -70,7 +41,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   });
   m.def("attention", attention);
   m.def("attention_weights", weights);
-  m.def("explain", explain_call);
+  m.def("explain", explain_attention);
   bind_backward(m);
   bind_cache(m);
   bind_layers(m);

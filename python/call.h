@@ -7,20 +7,74 @@
 
 namespace attncore::python {
 
-/// out, or (out, lse).
-inline py::object call_forward(Arguments& arguments, const py::object& out_or_none,
-                               const py::object& return_lse_or_not) {
+/// out, or (out, lse), which run() writes.
+template <class Run>
+py::object call_forward(Arguments& arguments, const py::object& out_or_none,
+                        const py::object& return_lse_or_not, Run run) {
   const bool return_lse = boolean("return_lse", return_lse_or_not);
   py::array out = out_or_none.is_none() ? arguments.allocate_out() : require_array("out", out_or_none);
   arguments.problem.out = arguments.out_tensor(out);
   py::array lse;
   if (return_lse) {
-    lse = arguments.allocate_rows(arguments.compute_dtype(), arguments.problem.query.shape[2], std::nullopt);
-    arguments.problem.lse = arguments.rows_tensor("lse", lse, false);
+    lse = arguments.allocate_rows();
+    arguments.problem.lse = arguments.rows_tensor("lse", lse);
   }
-  run_without_gil(arguments.options, [&] { forward(arguments.problem, arguments.options); });
+  run_without_gil(arguments.options, run);
   if (return_lse) return py::make_tuple(out, lse);
   return out;
+}
+
+inline py::object call_forward(Arguments& arguments, const py::object& out_or_none,
+                               const py::object& return_lse_or_not) {
+  return call_forward(arguments, out_or_none, return_lse_or_not,
+                      [&] { forward(arguments.problem, arguments.options); });
+}
+
+/// The probabilities of a batch (batch, queries, keys), in arrays of `rank` axes.  `rows`: int64 indices in 0 … queries − 1,
+/// (rows) or (batch, rows), or None for all.
+inline py::object call_weights(Arguments& arguments, const std::array<Index, 3>& extents, py::ssize_t rank,
+                               const py::object& rows, std::optional<Index> top_k) {
+  const auto [batch, queries, keys] = extents;
+  Weights w;
+  Index count = queries;
+  if (!rows.is_none()) {
+    const auto array = rows.cast<py::array>();
+    const int axes = static_cast<int>(array.ndim());
+    w.rows = tensor("rows", array, {axes - 2, -1, axes - 1, -1}, kInts);
+    count = w.rows.shape[2];
+  }
+  if (top_k && (*top_k < 1 || *top_k > keys)) {
+    reject_value("top_k", "is " + std::to_string(*top_k) + ", must be 1 … " + std::to_string(keys) +
+                              ", the number of keys");
+  }
+  std::vector<py::ssize_t> shape{batch, arguments.problem.query.shape[1], count, top_k.value_or(keys)};
+  shape.erase(shape.begin(), shape.begin() + (4 - rank));
+  const int lacking = static_cast<int>(4 - rank);
+  const Axes axes{0 - lacking, 1 - lacking, 2 - lacking, 3 - lacking};
+  const py::array probabilities(arguments.compute_dtype(), shape);
+  w.probabilities = tensor("probabilities", probabilities, axes, kFloats);
+  py::array indices;
+  if (top_k) {
+    indices = py::array(py::dtype::of<std::int64_t>(), shape);
+    w.indices = tensor("indices", indices, axes, kInts);
+  }
+  run_without_gil(arguments.options, [&] { attention_weights(arguments.problem, w, arguments.options); });
+  if (top_k) return py::make_tuple(indices, probabilities);
+  return probabilities;
+}
+
+/// How that call would run: the fields of Python's Plan.
+inline py::dict call_explain(Arguments& arguments) {
+  const py::array out = arguments.allocate_out();
+  arguments.problem.out = arguments.out_tensor(out);
+  Explanation e;
+  run_without_gil(arguments.options, [&] { e = explain(arguments.problem, arguments.options); });
+  using py::operator""_a;
+  return py::dict("text"_a = e.text, "isa"_a = e.isa, "kernel"_a = e.kernel, "threads"_a = e.threads,
+                  "query_tile"_a = e.query_tile, "key_tile"_a = e.key_tile, "tasks"_a = e.tasks,
+                  "key_splits"_a = e.key_splits, "workspace_bytes"_a = e.workspace_bytes, "flops"_a = e.flops,
+                  "bytes"_a = e.bytes, "floor_seconds"_a = e.floor_seconds,
+                  "estimated_seconds"_a = e.estimated_seconds);
 }
 
 /// An array of query's rank and layout.
@@ -35,7 +89,7 @@ inline Tensor row_tensor(const Arguments& arguments, const char* argument, const
     reject_value(argument, "has " + std::to_string(array.ndim()) + " dimensions, must have " +
                                std::to_string(arguments.rank() - 1));
   }
-  return arguments.rows_tensor(argument, array, false);
+  return arguments.rows_tensor(argument, array);
 }
 
 /// Gradients into arrays that Python's side has allocated: `results` are (d_query, d_key, d_value, d_biases or None,

@@ -35,9 +35,9 @@ class CacheMachine(RuleBasedStateMachine):
     model: dict[int, tuple[Array, Array]]
     window: int | None = None
 
-    def start(self, storage: str, rotary: bool) -> None:
-        self.storage = storage
-        self.rotary = rotary
+    def start(self, storage: str, rotary: bool, latent: bool) -> None:
+        """latent: values are the first dims of keys."""
+        self.storage, self.rotary, self.latent = storage, rotary, latent
         nothing = np.zeros((HK, 0, D)), np.zeros((HK, 0, DV))
         self.empty = tuple(stored(array, storage) for array in nothing)
         self.model = {}
@@ -68,20 +68,28 @@ class CacheMachine(RuleBasedStateMachine):
         rng = np.random.default_rng(seed)
         n = len(entries)
         key, value = normal(rng, n, HK, tokens, D), normal(rng, n, HK, tokens, DV)
+        given = (key,) if self.latent else (key, value)
         if not self.fits(entries, counts):
             with pytest.raises(MemoryError):
-                self.cache.append(key, value, entries=entries, lengths=counts)
+                self.cache.append(*given, entries=entries, lengths=counts)
             return
-        self.cache.append(key, value, entries=entries, lengths=counts)
+        self.cache.append(*given, entries=entries, lengths=counts)
         for i, (entry, count) in enumerate(zip(entries, counts, strict=True)):
-            new = key[i, :, :count]
-            if self.rotary:
-                wide = new.astype(np.float64 if self.storage == "float64" else np.float32)
-                new = attncore.rope(wide, self.length(entry) + np.arange(count))
-            parts = zip(self.model[entry], (new, value[i, :, :count]), strict=True)
-            grown = [np.concatenate([old, stored(x, self.storage)], 1) for old, x in parts]
+            new = self.kept(entry, key[i, :, :count], value[i, :, :count])
+            parts = zip(self.model[entry], new, strict=True)
+            grown = [np.concatenate([old, x], 1) for old, x in parts]
             self.model[entry] = grown[0], grown[1]
         self.after_append(entries, counts)
+
+    def kept(self, entry: int, key: Array, value: Array) -> tuple[Array, Array]:
+        """What is left of an entry's new tokens."""
+        if self.rotary:
+            first = DV if self.latent else 0
+            positions = self.length(entry) + np.arange(key.shape[1])
+            key = key.astype(np.float64 if self.storage == "float64" else np.float32)
+            key[..., first:] = attncore.rope(key[..., first:], positions)
+        key = stored(key, self.storage)
+        return key, key[..., :DV] if self.latent else stored(value, self.storage)
 
     @precondition(lambda self: self.model)
     @rule(data=st.data(), seed=SEEDS)
@@ -93,7 +101,7 @@ class CacheMachine(RuleBasedStateMachine):
         key = normal(np.random.default_rng(seed), len(entries), HK, 3, D)
         key[-1, 1, 2, 0] = np.nan
         with pytest.raises((ValueError, MemoryError)):
-            self.cache.append(key, key[..., :DV], entries=entries)
+            self.cache.append(*((key,) if self.latent else (key, key[..., :DV])), entries=entries)
 
     @precondition(lambda self: self.model)
     @rule(data=st.data())
@@ -161,13 +169,19 @@ class CacheMachine(RuleBasedStateMachine):
             first = self.length(entry) - ours[0].shape[1]
             assert first <= self.least(entry)
             assert_same_bits(ours[0], np.ascontiguousarray(key[:, first:]), "key")
-            assert_same_bits(ours[1], np.ascontiguousarray(value[:, first:]), "value")
+            ours_value = np.ascontiguousarray(ours[1])
+            assert_same_bits(ours_value, np.ascontiguousarray(value[:, first:]), "value")
 
 
 class ContiguousMachine(CacheMachine):
-    @initialize(storage=st.sampled_from(STORAGE), rotary=st.booleans(), window=st.booleans())
-    def make(self, storage: str, rotary: bool, window: bool) -> None:
-        self.start(storage, rotary)
+    @initialize(
+        storage=st.sampled_from(STORAGE),
+        rotary=st.booleans(),
+        latent=st.booleans(),
+        window=st.booleans(),
+    )
+    def make(self, storage: str, rotary: bool, latent: bool, window: bool) -> None:
+        self.start(storage, rotary, latent)
         self.window = 5 if window else None
         self.cache = attncore.KVCache(
             4,
@@ -175,6 +189,7 @@ class ContiguousMachine(CacheMachine):
             D,
             capacity=CAPACITY,
             value_dim=DV,
+            value_in_key=latent,
             dtype=storage,
             rotary=rotary,
             window=self.window,

@@ -22,11 +22,14 @@ class PagedMachine(CacheMachine):
     @initialize(
         storage=st.sampled_from(STORAGE),
         rotary=st.booleans(),
+        latent=st.booleans(),
         window=st.sampled_from([None, 0, 5, 12]),
         page_size=st.sampled_from([1, 3, 4, 16]),
     )
-    def make(self, storage: str, rotary: bool, window: int | None, page_size: int) -> None:
-        self.start(storage, rotary)
+    def make(
+        self, storage: str, rotary: bool, latent: bool, window: int | None, page_size: int
+    ) -> None:
+        self.start(storage, rotary, latent)
         self.window, self.page_size = window, page_size
         self.pages = 60 // page_size + 3
         self.cache = self.new()
@@ -40,6 +43,7 @@ class PagedMachine(CacheMachine):
             HK,
             D,
             value_dim=DV,
+            value_in_key=self.latent,
             dtype=self.storage,
             rotary=self.rotary,
             window=self.window,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +28,7 @@ def is_refused(call: Callable[[], Any]) -> bool:
     try:
         call()
     except RuntimeError as error:
-        if "in use by another thread" not in str(error):
+        if not re.fullmatch("cache: another thread is (changing|reading) it", str(error)):
             raise
         return True
     return False

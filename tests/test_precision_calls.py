@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import pickle
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,8 @@ import pytest
 import attncore
 from kit import assert_same_bits, inputs
 from kit_paged import into_pages
-from kit_precision import MEDIUM, ROUNDING, assert_same, run
+from kit_precision import FEW, MEDIUM, ROUNDING, assert_same, run
+from reference import Array
 
 
 def test_packed_sequences(isa: str, rng: np.random.Generator) -> None:
@@ -67,6 +70,65 @@ def test_the_layer(isa: str, rng: np.random.Generator) -> None:
     np.testing.assert_allclose(medium, highest, rtol=0, atol=2.0**-6 * np.abs(highest).max())
 
 
+@pytest.mark.parametrize("rows", [4, 30])
+def test_the_state(isa: str, rows: int, tmp_path: Path, rng: np.random.Generator) -> None:
+    """Of each piece's products; it goes on so after a break."""
+    q, k, v = inputs(rng, rows, 300, heads=4, kv_heads=2)
+    pieces = [(k[:, :, :100], v[:, :, :100]), (k[:, :, 100:], v[:, :, 100:])]
+
+    def result(precision: Any, **options: Any) -> tuple[Array, Array]:
+        state = attncore.AttentionState(q, precision=precision, **options)
+        for piece in pieces:
+            state = pickle.loads(pickle.dumps(state))
+            state.update(*piece)
+        assert ("precision='medium'" in repr(state)) == (precision == "medium")
+        return state.result()
+
+    whole = attncore.AttentionState(q, **MEDIUM)
+    whole.update(k, v)
+    assert_same_bits(whole.result()[0], run((q, k, v), **MEDIUM)[0])
+    medium, highest = result("medium"), result("highest")
+    assert_same(result("high"), highest)
+    rounds = isa in ROUNDING and 2 * rows > FEW
+    assert (medium[0] != highest[0]).any() == rounds
+    np.testing.assert_allclose(medium[0], highest[0], rtol=0, atol=2.0**-6)
+    np.testing.assert_allclose(medium[1], highest[1], rtol=0, atol=2.0**-6)
+    for first, second in (("medium", "highest"), ("highest", "medium")):
+        states = [attncore.AttentionState(q, precision=p) for p in (first, second)]  # type: ignore[arg-type]
+        for state, piece in zip(states, pieces, strict=True):
+            state.update(*piece)
+        states[0].merge(states[1])
+        assert (states[0].result()[0] != highest[0]).any() == rounds
+        np.testing.assert_allclose(states[0].result()[0], highest[0], rtol=0, atol=2.0**-6)
+    pytest.importorskip("safetensors")
+    state = attncore.AttentionState(q, **MEDIUM)
+    state.save(tmp_path / "state")
+    state = attncore.AttentionState.load(tmp_path / "state")
+    for piece in pieces:
+        state.update(*piece)
+    assert_same(state.result(), medium)
+
+
+def test_the_state_of_other_dtypes(isa: str, rng: np.random.Generator) -> None:
+    """float64 and bfloat16 take the option and don't change."""
+    for dtype in (np.float64, np.float16):
+        q, k, v = inputs(rng, 30, 61, dtype=np.dtype(dtype))
+        results = []
+        for precision in ("highest", "medium"):
+            state = attncore.AttentionState(q, precision=precision)
+            state.update(k, v)
+            results.append(state.result())
+        assert_same(*results)
+
+
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+def test_torchs_signature(isa: str, precision: Any, rng: np.random.Generator) -> None:
+    made = inputs(rng, 30, 61)
+    ours = attncore.scaled_dot_product_attention(*made, is_causal=True, precision=precision)
+    theirs = attncore.attention(*made, causal=True, query_offset=0, precision=precision)
+    assert_same_bits(ours, theirs)
+
+
 def test_gradients_and_weights_are_exact(isa: str, rng: np.random.Generator) -> None:
     made = inputs(rng, 30, 61)
     out, lse = run(made)
@@ -112,6 +174,10 @@ def test_errors(precision: Any, error: type[Exception], message: str) -> None:
         lambda: attncore.explain(x, x, x, precision=precision),
         lambda: attncore.attention_weights(x, x, precision=precision),
         lambda: cache.attend(x, precision=precision),
+        lambda: attncore.AttentionState(x, precision=precision),
+        lambda: attncore.scaled_dot_product_attention(x, x, x, precision=precision),
+        lambda: attncore.explain_varlen(packed, packed, packed, ends, ends, precision=precision),
+        lambda: attncore.explain_paged(x, pages, pages, [[0]], [3], precision=precision),
     )
     for call in calls:
         with pytest.raises(error, match=message):

@@ -11,7 +11,7 @@ using std::to_string;
 struct KVCache::Impl {
   CacheStore store;  // a page an entry
   std::vector<Index> lengths;
-  mutable Users users;
+  mutable Exclusion exclusion{"cache"};
 
   Impl(Index batch, Index capacity, const CacheSettings& settings)
       : store(require_settings(settings, "batch", batch, "capacity", capacity), batch, capacity, "capacity",
@@ -58,7 +58,7 @@ Index KVCache::capacity() const noexcept { return impl_->store.slots(); }
 
 void KVCache::append(const NewTokens& tokens, const Tensor& entries, const Options& options) {
   Impl& self = *impl_;
-  const Writing use(self.users);
+  const Writing use(self.exclusion);
   const std::vector<Index> chosen = self.read(entries, true);
   const std::vector<Index> counts = require_new_tokens(settings(), tokens, static_cast<Index>(chosen.size()));
   for (std::size_t i = 0; i < chosen.size(); ++i) {
@@ -83,7 +83,7 @@ void KVCache::append(const NewTokens& tokens, const Tensor& entries, const Optio
 
 void KVCache::attend(const Problem& problem, const Tensor& entries, const Options& options) const {
   const Impl& self = *impl_;
-  const Reading use(self.users);
+  const Reading use(self.exclusion);
   std::vector<Index> chosen = self.read(entries, false);
   const std::vector<Index> lengths = self.lengths_of(chosen);
   Problem whole = require_attend(problem, settings(), lengths);
@@ -119,31 +119,31 @@ void KVCache::attend(const Problem& problem, const Tensor& entries, const Option
 
 void KVCache::truncate(const Tensor& lengths, const Tensor& entries) {
   Impl& self = *impl_;
-  const Writing use(self.users);
+  const Writing use(self.exclusion);
   const std::vector<Index> chosen = self.read(entries, true);
   const std::vector<Index> left = require_new_lengths(lengths, chosen, self.lengths_of(chosen));
   for (std::size_t i = 0; i < chosen.size(); ++i) self.length(chosen[i]) = left[i];
 }
 
 std::vector<Index> KVCache::lengths() const {
-  const Reading use(impl_->users);
+  const Reading use(impl_->exclusion);
   return impl_->lengths;
 }
 
 Index KVCache::length(Index entry) const {
-  const Reading use(impl_->users);
+  const Reading use(impl_->exclusion);
   impl_->require_entry(entry);
   return impl_->lengths[static_cast<std::size_t>(entry)];
 }
 
 CacheMemory KVCache::memory() const {
-  const Reading use(impl_->users);
+  const Reading use(impl_->exclusion);
   return {impl_->store.reserved_bytes(), impl_->total() * impl_->store.token_bytes()};
 }
 
 void KVCache::gather(Index entry, Index first, const Tensor& key, const Tensor& value) const {
   const Impl& self = *impl_;
-  const Reading use(self.users);
+  const Reading use(self.exclusion);
   self.require_entry(entry);
   const auto page = static_cast<std::int32_t>(entry);
   const Range kept{0, self.lengths[static_cast<std::size_t>(entry)]};
@@ -152,7 +152,7 @@ void KVCache::gather(Index entry, Index first, const Tensor& key, const Tensor& 
 
 CacheState KVCache::state() const {
   const Impl& self = *impl_;
-  const Reading use(self.users);
+  const Reading use(self.exclusion);
   CacheState state;
   state.lengths = self.lengths;
   state.tokens = packed_tokens(settings(), self.total(), state.memory);
@@ -167,7 +167,7 @@ CacheState KVCache::state() const {
 
 void KVCache::restore(const CacheState& state) {
   Impl& self = *impl_;
-  const Writing use(self.users);
+  const Writing use(self.exclusion);
   if (state.lengths.size() != self.lengths.size()) {
     reject("state",
            "has " + to_string(state.lengths.size()) + " entries, the cache has " + to_string(batch()));

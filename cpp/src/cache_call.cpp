@@ -17,8 +17,10 @@ void require_range(const char* argument, Index value, Index most) {
 }
 
 /// The rotation of a key of zeros: rope checks it.
-void require_rotary(const Rope& rotary, Index dim) {
+void require_rotary(const Rope& rotary, const CacheSettings& s) {
   if (rotary.positions.given()) reject("rotary", "has positions, which come with the tokens");
+  const Index dim = s.dim - first_rotated(s);
+  if (dim == 0) reject("rotary", "is given, but all dims of keys are values, which are not rotated");
   std::vector<float> key(static_cast<std::size_t>(dim));
   const Tensor x = Tensor::contiguous(key.data(), DType::f32, {1, 1, 1, dim});
   rope(x, rotary, x, false, {.num_threads = 1});
@@ -26,6 +28,11 @@ void require_rotary(const Rope& rotary, Index dim) {
 
 void require_not_given(const char* argument, const Tensor& t) {
   if (t.given()) reject(argument, "is given, it must be left to the cache");
+}
+
+void require_no_value(const CacheSettings& s, const Tensor& value) {
+  if (value.given())
+    reject("value", "is given, the cache's values are the first " + to_string(s.value_dim) + " dims of keys");
 }
 
 void require_tokens(const char* argument, const Tensor& t, const Shape& shape) {
@@ -44,7 +51,7 @@ CacheSettings require_settings(const CacheSettings& settings, const char* extent
   require_range("kv_heads", s.kv_heads, kMostDims);
   require_range("dim", s.dim, kMostDims);
   if (s.value_dim == 0) s.value_dim = s.dim;
-  require_range("value_dim", s.value_dim, kMostDims);
+  require_range("value_dim", s.value_dim, s.value_in_key ? s.dim : kMostDims);
   require_dtype("dtype", {.dtype = s.dtype},
                 {DType::f32, DType::f64, DType::f16, DType::bf16, DType::i8, DType::i4, DType::f8});
   for (const auto& [argument, dim] : {std::pair{"dim", s.dim}, std::pair{"value_dim", s.value_dim}}) {
@@ -52,7 +59,7 @@ CacheSettings require_settings(const CacheSettings& settings, const char* extent
       reject(argument, "is " + to_string(dim) + ", must be even for int4");
   }
   if (s.window < 0) reject("window", "is " + to_string(s.window) + ", must be at least 0");
-  if (s.rotary) require_rotary(*s.rotary, s.dim);
+  if (s.rotary) require_rotary(*s.rotary, s);
   return s;
 }
 
@@ -63,7 +70,11 @@ void reject_entry(Index number) {
 std::vector<Index> require_new_tokens(const CacheSettings& s, const NewTokens& tokens, Index entries) {
   const Index count = tokens.key.shape[2];
   require_tokens("key", tokens.key, {entries, s.kv_heads, count, s.dim});
-  require_tokens("value", tokens.value, {entries, s.kv_heads, count, s.value_dim});
+  if (s.value_in_key) {
+    require_no_value(s, tokens.value);
+  } else {
+    require_tokens("value", tokens.value, {entries, s.kv_heads, count, s.value_dim});
+  }
   if (const Tensor& positions = tokens.positions; positions.given()) {
     if (!s.rotary) reject("positions", "is given, but the cache has no rotary embedding");
     require_ints("positions", positions, {positions.shape[0] == 1 ? 1 : entries, 1, count, 1},
@@ -92,7 +103,7 @@ Incoming incoming(const NewTokens& tokens, Index row, Index count) {
   };
   Incoming result;
   result.key = of_row(tokens.key, row);
-  result.value = of_row(tokens.value, row);
+  if (tokens.value.given()) result.value = of_row(tokens.value, row);
   if (tokens.positions.given())
     result.positions = of_row(tokens.positions, tokens.positions.shape[0] == 1 ? 0 : row);
   return result;
@@ -163,8 +174,12 @@ Range require_gathered(const CacheSettings& s, Range kept, Index first, const Te
     if (may_overlap_itself(t)) reject(argument, "items overlap each other");
   };
   require("key", key, s.dim);
-  require("value", value, s.value_dim);
-  if (may_overlap(key, value)) reject("value", "overlaps key");
+  if (s.value_in_key) {
+    require_no_value(s, value);
+  } else {
+    require("value", value, s.value_dim);
+    if (may_overlap(key, value)) reject("value", "overlaps key");
+  }
   if (first < kept.begin || first > kept.end || tokens > kept.end - first) {
     reject("first", "is " + to_string(first) + ", the entry has no " + to_string(tokens) +
                         " tokens from there: it has " + to_string(kept.begin) + " … " + to_string(kept.end) +
@@ -174,18 +189,15 @@ Range require_gathered(const CacheSettings& s, Range kept, Index first, const Te
 }
 
 void require_stored(const CacheSettings& s, Index tokens, const StoredTokens& stored) {
-  const auto require = [&](const char* argument, const Tensor& t, DType dtype, Index dim) {
-    require_data(argument, t);
-    require_dtype(argument, t, {dtype});
-    require_shape(argument, t, {1, s.kv_heads, tokens, dim}, "(1, kv_heads, tokens, dim)");
-    if (t.stride != Tensor::contiguous(t.data, dtype, t.shape).stride)
-      reject(argument, "has gaps, it must have none");
-  };
-  require("key", stored.key, s.dtype, s.dim);
-  require("value", stored.value, s.dtype, s.value_dim);
-  if (!is_quantised(s.dtype)) return;
-  require("key_scale", stored.key_scale, DType::f32, 1);
-  require("value_scale", stored.value_scale, DType::f32, 1);
+  for (const StoredPart& part : stored_parts(s)) {
+    const Tensor& t = stored.*part.tensor;
+    require_data(part.name, t);
+    require_dtype(part.name, t, {part.dtype});
+    require_shape(part.name, t, {1, s.kv_heads, tokens, part.dim}, "(1, kv_heads, tokens, dim)");
+    if (t.stride != Tensor::contiguous(t.data, part.dtype, t.shape).stride)
+      reject(part.name, "has gaps, it must have none");
+  }
+  if (s.value_in_key) require_no_value(s, stored.value);
 }
 
 }  // namespace attncore

@@ -1,49 +1,11 @@
-// What the calls of both caches share: who is in the cache, and the checks of arguments.
+// What the calls of both caches share: the checks of arguments.
 #pragma once
 
-#include <atomic>
-
 #include "cache_store.h"
+#include "exclusion.h"
 #include "require.h"
 
 namespace attncore {
-
-/// Who is in a cache: readers together, a writer alone.  Nobody waits: who comes at the wrong time is turned away.
-class Users {
- public:
-  void enter(bool writes) {
-    int now = users_.load(std::memory_order_relaxed);
-    do {
-      if (now == kWriter) throw CacheBusy("the cache is in use by another thread, which changes it");
-      if (writes && now > 0)
-        throw CacheBusy("the cache is in use by another thread: it cannot be changed meanwhile");
-    } while (!users_.compare_exchange_weak(now, writes ? kWriter : now + 1, std::memory_order_acquire,
-                                           std::memory_order_relaxed));
-  }
-  void leave(bool writes) noexcept {
-    if (writes) return users_.store(0, std::memory_order_release);
-    users_.fetch_sub(1, std::memory_order_release);
-  }
-
- private:
-  static constexpr int kWriter = -1;
-  std::atomic<int> users_ = 0;  // readers, or kWriter
-};
-
-/// In the cache from here to the end of the scope.
-template <bool kWrites>
-class Inside {
- public:
-  explicit Inside(Users& users) : users_(users) { users.enter(kWrites); }
-  Inside(const Inside&) = delete;
-  Inside& operator=(const Inside&) = delete;
-  ~Inside() { users_.leave(kWrites); }
-
- private:
-  Users& users_;
-};
-using Reading = Inside<false>;
-using Writing = Inside<true>;
 
 /// A pool's extents and the settings: checked, every default in place.
 CacheSettings require_settings(const CacheSettings& settings, const char* extent_name, Index extent,

@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "require.h"
+#include "tensor.h"
 
 namespace attncore {
 namespace {
@@ -33,6 +34,7 @@ class Rotated {
  public:
   Rotated(const CacheSettings& settings, const Rope& rotary, Index most)
       : rope_(rotary),
+        first_dim_(first_rotated(settings)),
         tensor_(Tensor::contiguous(nullptr, accumulation(settings.dtype),
                                    {1, settings.kv_heads, most, settings.dim})) {
     memory_.resize(
@@ -49,12 +51,14 @@ class Rotated {
                           : Tensor::contiguous(numbers_.data(), DType::i64, {1, 1, count, 1});
     const Tensor to = tokens_of(tensor_, 0, count);
     convert(key, to);
-    rope(to, rope_, to, false, options);
+    const Tensor turned = part_of(to, 3, first_dim_, to.shape[3] - first_dim_);
+    rope(turned, rope_, turned, false, options);
     return to;
   }
 
  private:
   Rope rope_;
+  Index first_dim_;
   Tensor tensor_;
   std::vector<std::byte> memory_;
   std::vector<Index> numbers_;
@@ -71,27 +75,34 @@ Reservation reserve(const Shape& shape, DType dtype, const char* argument) {
 
 }  // namespace
 
+std::vector<StoredPart> stored_parts(const CacheSettings& s) {
+  const bool values = !s.value_in_key;
+  std::vector<StoredPart> parts{{"key", &StoredTokens::key, s.dtype, s.dim}};
+  if (values) parts.push_back({"value", &StoredTokens::value, s.dtype, s.value_dim});
+  if (!is_quantised(s.dtype)) return parts;
+  parts.push_back({"key_scale", &StoredTokens::key_scale, DType::f32, 1});
+  if (values) parts.push_back({"value_scale", &StoredTokens::value_scale, DType::f32, 1});
+  return parts;
+}
+
 CacheStore::CacheStore(const CacheSettings& settings, Index pages, Index slots, const char* argument,
                        bool huge)
-    : settings_(settings), pools_{} {
-  const auto pool = [&](std::size_t number, Tensor& tensor, DType dtype, Index dim) {
-    const Shape shape{pages, settings_.kv_heads, slots, dim};
-    Reservation& memory = memory_[number] = reserve(shape, dtype, argument);
+    : settings_(settings), parts_(stored_parts(settings)), pools_{} {
+  for (std::size_t i = 0; i < parts_.size(); ++i) {
+    const StoredPart& part = parts_[i];
+    const Shape shape{pages, settings_.kv_heads, slots, part.dim};
+    Reservation& memory = memory_[i] = reserve(shape, part.dtype, argument);
     memory.huge_pages(huge, 0, memory.bytes(), memory.bytes());
-    tensor = Tensor::contiguous(memory.data(), dtype, shape);
-  };
-  pool(0, pools_.key, settings_.dtype, settings_.dim);
-  pool(1, pools_.value, settings_.dtype, settings_.value_dim);
-  if (!is_quantised(settings_.dtype)) return;
-  pool(2, pools_.key_scale, DType::f32, 1);
-  pool(3, pools_.value_scale, DType::f32, 1);
+    pools_.*part.tensor = Tensor::contiguous(memory.data(), part.dtype, shape);
+  }
+  if (!settings_.value_in_key) return;
+  pools_.value = part_of(pools_.key, 3, 0, settings_.value_dim);
+  pools_.value_scale = pools_.key_scale;
 }
 
 Index CacheStore::token_bytes() const noexcept {
   Index bytes = 0;
-  for (const Tensor& t : {pools_.key, pools_.value, pools_.key_scale, pools_.value_scale}) {
-    if (t.given()) bytes += settings_.kv_heads * row_bytes(t.dtype, t.shape[3]);
-  }
+  for (const StoredPart& part : parts_) bytes += settings_.kv_heads * row_bytes(part.dtype, part.dim);
   return bytes;
 }
 
@@ -111,7 +122,8 @@ void CacheStore::write(const Incoming& tokens, const Options& options) {
     const Tensor key = tokens_of(tokens.key, done, n);
     place("key", rotated ? (*rotated)(key, tokens, done, options) : key, tokens, done, pools_.key,
           pools_.key_scale);
-    place("value", tokens_of(tokens.value, done, n), tokens, done, pools_.value, pools_.value_scale);
+    if (!settings_.value_in_key)
+      place("value", tokens_of(tokens.value, done, n), tokens, done, pools_.value, pools_.value_scale);
   }
 }
 
@@ -134,9 +146,9 @@ void CacheStore::place(const char* argument, const Tensor& x, const Incoming& to
 }
 
 void CacheStore::prepare(Index page, Range range) noexcept {
-  const Tensor* const pools[] = {&pools_.key, &pools_.value};
-  for (std::size_t i = 0; i < 2; ++i) {
-    const Tensor& pool = *pools[i];
+  const std::size_t arrays = settings_.value_in_key ? 1 : 2;  // scales are small
+  for (std::size_t i = 0; i < arrays; ++i) {
+    const Tensor& pool = pools_.*parts_[i].tensor;
     const Index row = pool.stride[1], token = pool.stride[2];
     const Index start = page * pool.stride[0], end = start + pool.stride[0];
     if (row < 2 * kHugePage) {  // all of them, once they are half full
@@ -153,27 +165,20 @@ void CacheStore::prepare(Index page, Range range) noexcept {
 }
 
 void CacheStore::copy(Index from, Index to, Index count) noexcept {
-  for (const Tensor& t : {pools_.key, pools_.value, pools_.key_scale, pools_.value_scale}) {
-    if (t.given()) copy_rows(slots_of(t, from, 0, count), slots_of(t, to, 0, count));
+  for (const StoredPart& part : parts_) {
+    const Tensor& pool = pools_.*part.tensor;
+    copy_rows(slots_of(pool, from, 0, count), slots_of(pool, to, 0, count));
   }
 }
 
 void CacheStore::save(Index page, Index count, const StoredTokens& packed, Index first) const noexcept {
-  constexpr Tensor StoredTokens::* kParts[] = {&StoredTokens::key, &StoredTokens::value,
-                                               &StoredTokens::key_scale, &StoredTokens::value_scale};
-  for (const auto part : kParts) {
-    if ((pools_.*part).given())
-      copy_rows(slots_of(pools_.*part, page, 0, count), tokens_of(packed.*part, first, count));
-  }
+  for (const StoredPart& part : parts_)
+    copy_rows(slots_of(pools_.*part.tensor, page, 0, count), tokens_of(packed.*part.tensor, first, count));
 }
 
 void CacheStore::load(Index page, Index count, const StoredTokens& packed, Index first) noexcept {
-  constexpr Tensor StoredTokens::* kParts[] = {&StoredTokens::key, &StoredTokens::value,
-                                               &StoredTokens::key_scale, &StoredTokens::value_scale};
-  for (const auto part : kParts) {
-    if ((pools_.*part).given())
-      copy_rows(tokens_of(packed.*part, first, count), slots_of(pools_.*part, page, 0, count));
-  }
+  for (const StoredPart& part : parts_)
+    copy_rows(tokens_of(packed.*part.tensor, first, count), slots_of(pools_.*part.tensor, page, 0, count));
 }
 
 void CacheStore::gather(const std::int32_t* table, Range tokens, const Tensor& key,
@@ -187,31 +192,17 @@ void CacheStore::gather(const std::int32_t* table, Range tokens, const Tensor& k
       dequantise(from, slots_of(scales, page, slot, count), to);
     };
     one(pools_.key, pools_.key_scale, key);
-    one(pools_.value, pools_.value_scale, value);
+    if (value.given()) one(pools_.value, pools_.value_scale, value);
     token += count;
   }
 }
 
 StoredTokens packed_tokens(const CacheSettings& settings, Index tokens, Workspace& memory) {
   StoredTokens packed;
-  const auto tensor = [&](Tensor& t, DType dtype, Index dim) {
-    t = Tensor::contiguous(nullptr, dtype, {1, settings.kv_heads, tokens, dim});
-  };
-  tensor(packed.key, settings.dtype, settings.dim);
-  tensor(packed.value, settings.dtype, settings.value_dim);
-  if (is_quantised(settings.dtype)) {
-    tensor(packed.key_scale, DType::f32, 1);
-    tensor(packed.value_scale, DType::f32, 1);
-  }
-  Tensor* const all[] = {&packed.key, &packed.value, &packed.key_scale, &packed.value_scale};
-  Index bytes = 0;
-  for (const Tensor* t : all) bytes += round_up(t->stride[0], 64);
-  std::byte* data = memory.reserve(static_cast<std::size_t>(bytes + 64));
-  for (Tensor* t : all) {
-    if (t->stride[0] == 0) continue;
-    t->data = data;
-    data += round_up(t->stride[0], 64);
-  }
+  Tensors tensors;
+  for (const StoredPart& part : stored_parts(settings))
+    tensors.add(packed.*part.tensor, part.dtype, {1, settings.kv_heads, tokens, part.dim});
+  tensors.reserve(memory);
   return packed;
 }
 

@@ -17,6 +17,20 @@ struct Incoming {
   Index first = 0;                      // what the first one is in the entry
 };
 
+/// One of the arrays that a cache stores; numbers of keys and values come first.
+struct StoredPart {
+  const char* name;
+  Tensor StoredTokens::* tensor;
+  DType dtype;
+  Index dim;
+};
+[[nodiscard]] std::vector<StoredPart> stored_parts(const CacheSettings& settings);
+
+/// The first dim of keys that `rotary` may rotate: none that is a value.
+[[nodiscard]] constexpr Index first_rotated(const CacheSettings& settings) noexcept {
+  return settings.value_in_key ? settings.value_dim : 0;
+}
+
 class CacheStore {
  public:
   /// Throws CacheFull, naming `argument`.  `huge`: all of its memory comes in huge pages; else see prepare().
@@ -24,6 +38,7 @@ class CacheStore {
 
   /// Settings with every default in place.
   [[nodiscard]] const CacheSettings& settings() const noexcept { return settings_; }
+  /// Keys and values, wherever these lie.
   [[nodiscard]] const StoredTokens& pools() const noexcept { return pools_; }
   [[nodiscard]] Index pages() const noexcept { return pools_.key.shape[0]; }
   [[nodiscard]] Index slots() const noexcept { return pools_.key.shape[2]; }
@@ -43,7 +58,8 @@ class CacheStore {
   void save(Index page, Index count, const StoredTokens& packed, Index first) const noexcept;
   void load(Index page, Index count, const StoredTokens& packed, Index first) noexcept;
 
-  /// Tokens begin … end − 1 of a table as floats; (1, kv_heads, tokens, dim), of the cache's dtype or f32.
+  /// Tokens begin … end − 1 of a table as floats; (1, kv_heads, tokens, dim), of the cache's dtype or f32.  `value` may not
+  /// be given.
   void gather(const std::int32_t* table, Range tokens, const Tensor& key, const Tensor& value) const noexcept;
 
  private:
@@ -51,8 +67,9 @@ class CacheStore {
              const Tensor& scales) const;
 
   CacheSettings settings_;
+  std::vector<StoredPart> parts_;
   StoredTokens pools_;
-  Reservation memory_[4];  // of the pools, in their order
+  Reservation memory_[4];  // of the parts
 };
 
 /// Tensors of `tokens` packed tokens in memory that is reserved for them.

@@ -18,25 +18,25 @@ Index PagedKVCache::pages() const noexcept { return impl_->store.pages(); }
 Index PagedKVCache::page_size() const noexcept { return impl_->store.slots(); }
 
 Index PagedKVCache::add() {
-  const Writing use(impl_->users);
+  const Writing use(impl_->exclusion);
   return impl_->pool.add();
 }
 
 Index PagedKVCache::fork(Index entry) {
-  const Writing use(impl_->users);
+  const Writing use(impl_->exclusion);
   impl_->require_entry(entry);
   return impl_->pool.fork(entry);
 }
 
 void PagedKVCache::free(Index entry) {
-  const Writing use(impl_->users);
+  const Writing use(impl_->exclusion);
   impl_->require_entry(entry);
   impl_->pool.free(entry);
 }
 
 void PagedKVCache::append(const NewTokens& tokens, const Tensor& entries, const Options& options) {
   Impl& self = *impl_;
-  const Writing use(self.users);
+  const Writing use(self.exclusion);
   const std::vector<Index> chosen = self.read(entries, true);
   const std::vector<Index> counts = require_new_tokens(settings(), tokens, static_cast<Index>(chosen.size()));
   PagedPool::Growth growth(self.pool);
@@ -91,7 +91,7 @@ std::vector<std::int32_t> PagedKVCache::Impl::tables_of(const std::vector<Index>
 
 void PagedKVCache::attend(const Problem& problem, const Tensor& entries, const Options& options) const {
   const Impl& self = *impl_;
-  const Reading use(self.users);
+  const Reading use(self.exclusion);
   const std::vector<Index> chosen = self.read(entries, false);
   const std::vector<Index> lengths = self.lengths_of(chosen);
   Problem whole = require_attend(problem, settings(), lengths);
@@ -112,7 +112,7 @@ void PagedKVCache::attend(const Problem& problem, const Tensor& entries, const O
 
 void PagedKVCache::truncate(const Tensor& lengths, const Tensor& entries) {
   Impl& self = *impl_;
-  const Writing use(self.users);
+  const Writing use(self.exclusion);
   const std::vector<Index> chosen = self.read(entries, true);
   const std::vector<Index> left = require_new_lengths(lengths, chosen, self.lengths_of(chosen));
   for (std::size_t i = 0; i < chosen.size(); ++i) {
@@ -126,30 +126,30 @@ void PagedKVCache::truncate(const Tensor& lengths, const Tensor& entries) {
 }
 
 Index PagedKVCache::free_pages() const {
-  const Reading use(impl_->users);
+  const Reading use(impl_->exclusion);
   return impl_->pool.free_pages();
 }
 
 std::vector<Index> PagedKVCache::entries() const {
-  const Reading use(impl_->users);
+  const Reading use(impl_->exclusion);
   return impl_->pool.numbers();
 }
 
 std::vector<Index> PagedKVCache::lengths() const {
-  const Reading use(impl_->users);
+  const Reading use(impl_->exclusion);
   std::vector<Index> result;
   for (const PagedEntry& entry : impl_->pool.entries) result.push_back(entry.in_use ? entry.length : -1);
   return result;
 }
 
 Index PagedKVCache::length(Index entry) const {
-  const Reading use(impl_->users);
+  const Reading use(impl_->exclusion);
   impl_->require_entry(entry);
   return impl_->pool.entry(entry).length;
 }
 
 std::vector<Index> PagedKVCache::block_table(Index entry) const {
-  const Reading use(impl_->users);
+  const Reading use(impl_->exclusion);
   impl_->require_entry(entry);
   const PagedEntry& own = impl_->pool.entry(entry);
   std::vector<Index> result(own.table.begin(), own.table.end());
@@ -158,7 +158,7 @@ std::vector<Index> PagedKVCache::block_table(Index entry) const {
 }
 
 std::vector<Index> PagedKVCache::reference_counts() const {
-  const Reading use(impl_->users);
+  const Reading use(impl_->exclusion);
   std::vector<Index> result;
   result.reserve(static_cast<std::size_t>(pages()));
   for (Index page = 0; page < pages(); ++page) {
@@ -168,14 +168,14 @@ std::vector<Index> PagedKVCache::reference_counts() const {
 }
 
 CacheMemory PagedKVCache::memory() const {
-  const Reading use(impl_->users);
+  const Reading use(impl_->exclusion);
   const Index page_bytes = page_size() * impl_->store.token_bytes();
   return {impl_->store.reserved_bytes(), (pages() - impl_->pool.free_pages()) * page_bytes};
 }
 
 void PagedKVCache::gather(Index entry, Index first, const Tensor& key, const Tensor& value) const {
   const Impl& self = *impl_;
-  const Reading use(self.users);
+  const Reading use(self.exclusion);
   self.require_entry(entry);
   const PagedEntry& own = self.pool.entry(entry);
   const Range kept{self.kept_from(entry), own.length};
@@ -183,7 +183,7 @@ void PagedKVCache::gather(Index entry, Index first, const Tensor& key, const Ten
 }
 
 Index PagedKVCache::kept_from(Index entry) const {
-  const Reading use(impl_->users);
+  const Reading use(impl_->exclusion);
   impl_->require_entry(entry);
   return impl_->kept_from(entry);
 }

@@ -9,7 +9,7 @@ namespace attncore {
 struct PagedKVCache::Impl {
   CacheStore store;
   PagedPool pool;
-  mutable Users users;
+  mutable Exclusion exclusion{"cache"};
 
   Impl(Index pages, Index page_size, const CacheSettings& settings)
       : store(require_settings(settings, "pages", pages, "page_size", page_size), pages, page_size, "pages",

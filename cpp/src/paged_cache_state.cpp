@@ -10,7 +10,7 @@ using std::to_string;
 
 CacheState PagedKVCache::state() const {
   const Impl& self = *impl_;
-  const Reading use(self.users);
+  const Reading use(self.exclusion);
   CacheState state;
   // Pages are renumbered without gaps; of a page that is shared, all tokens are kept that any entry has.
   std::vector<Index> number_of(static_cast<std::size_t>(pages()), -1), length_of(number_of.size());
@@ -114,7 +114,7 @@ void PagedKVCache::Impl::require_state(const CacheState& state) const {
 
 void PagedKVCache::restore(const CacheState& state) {
   Impl& self = *impl_;
-  const Writing use(self.users);
+  const Writing use(self.exclusion);
   self.require_state(state);
   self.pool.restore(state);
   Index first = 0;

@@ -182,9 +182,6 @@ void require_known(const Problem& problem, Use use) {
   if (problem.paging.block_table.given()) unknown("block_table", to);
   if (problem.key_scale.given()) unknown("key_scale", to);
   if (problem.value_scale.given()) unknown("value_scale", to);
-  if (use == Use::backward) return;
-  if (problem.packing.query_tokens.given()) unknown("cu_query_lengths", to);
-  if (problem.packing.key_tokens.given()) unknown("cu_key_lengths", to);
 }
 
 /// What a lower precision is for: forward of float32.

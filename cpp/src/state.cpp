@@ -183,19 +183,19 @@ const Settings& AttentionState::settings() const noexcept { return held_->settin
 const Tensor& AttentionState::query() const noexcept { return held_->query; }
 
 void AttentionState::read_parts(const std::function<void(const Part&)>& read) const {
-  const Exclusion::Reading reading(held_->exclusion, "state");
+  const Reading reading(held_->exclusion);
   for (const Part& part : held_->seen.parts()) read(part);
 }
 
 void AttentionState::write_parts(const std::function<void(const Part&)>& write) {
-  const Exclusion::Writing writing(held_->exclusion, "state");
+  const Writing writing(held_->exclusion);
   for (const Part& part : held_->seen.parts()) write(part);
 }
 
 void AttentionState::merge(const AttentionState& other, const Options& options) {
   if (&other == this) reject("other", "is the state itself: its keys would count twice");
-  const Exclusion::Writing writing(held_->exclusion, "state");
-  const Exclusion::Reading reading(other.held_->exclusion, "other");
+  const Writing writing(held_->exclusion);
+  const Reading reading(other.held_->exclusion, "other");
   require_mergeable(*this, other);
   const Seen &mine = held_->seen, &theirs = other.held_->seen;
   add_sums(mine.sums, theirs.sums, options);
@@ -205,7 +205,7 @@ void AttentionState::merge(const AttentionState& other, const Options& options) 
 }
 
 void AttentionState::result(const Tensor& out, const Tensor& lse, const Options& options) const {
-  const Exclusion::Reading reading(held_->exclusion, "state");
+  const Reading reading(held_->exclusion);
   const Tensor& query = held_->query;
   const Shape rows{query.shape[0], query.shape[1], query.shape[2], 1};
   Shape outputs = rows;

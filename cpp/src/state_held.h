@@ -1,6 +1,8 @@
 // What an AttentionState holds.
 #pragma once
 
+#include <attncore/state.hpp>
+
 #include "exclusion.h"
 #include "state_sums.h"
 
@@ -30,7 +32,7 @@ struct AttentionState::Held {
   Workspace memory;
   Seen seen;
   Workspace scratch;  // of the last update
-  Exclusion exclusion;
+  Exclusion exclusion{"state"};
 };
 
 }  // namespace attncore

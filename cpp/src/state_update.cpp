@@ -65,6 +65,7 @@ class Update {
     problem_.value = operand("value", piece.value);
     problem_.key_scale = piece.key_scale;
     problem_.value_scale = piece.value_scale;
+    problem_.precision = settings.precision;
     problem_.score = settings.score;
     Score& score = problem_.score;
     score.sinks = {};  // once, in the end
@@ -232,7 +233,7 @@ class Update {
 
 void AttentionState::update(const Piece& piece, const Options& options) {
   Held& held = *held_;
-  const Exclusion::Writing writing(held.exclusion, "state");
+  const Writing writing(held.exclusion);
   const Update update(held.settings, held.query, held.seen, piece, options);
   if (update.steps() <= 1) {
     update.run(held.seen, held.scratch);  // nothing fails once the only step is attended

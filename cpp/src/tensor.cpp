@@ -138,9 +138,7 @@ void Tensors::add(Tensor& tensor, DType dtype, const Shape& shape) {
   constexpr Index kAlignment = 64;
   tensor = Tensor::contiguous(nullptr, dtype, shape);
   tensors_.emplace_back(&tensor, bytes_);
-  Index bytes = item_size(dtype);
-  for (const Index extent : shape) bytes *= extent;
-  bytes_ = round_up(bytes_ + bytes, kAlignment);
+  bytes_ = round_up(bytes_ + shape[0] * tensor.stride[0], kAlignment);
 }
 
 void Tensors::reserve(Workspace& memory) {

@@ -159,9 +159,10 @@ Call validate(const Problem& problem, const Weights& weights) {
   Index rows = call.queries;
   if (weights.rows.given()) {
     rows = weights.rows.shape[2];
-    require_ints("rows", weights.rows, {1, 1, rows, 1}, "(1, 1, rows, 1)");
-    for (Index i = 0; i < rows; ++i) {
-      const Index row = read_int(at(weights.rows, 0, 0, i), weights.rows.dtype);
+    const Index entries = weights.rows.shape[0] == 1 ? 1 : call.batch;
+    require_ints("rows", weights.rows, {entries, 1, rows, 1}, "(1 or batch, 1, rows, 1)");
+    for (Index i = 0; i < entries * rows; ++i) {
+      const Index row = read_int(at(weights.rows, i / rows, 0, i % rows), weights.rows.dtype);
       if (row < 0 || row >= call.queries) {
         reject("rows",
                "has the index " + to_string(row) + ", query has " + to_string(call.queries) + " rows");

@@ -8,10 +8,11 @@ from attncore._backward import attention_backward, dropout_mask
 from attncore._cache import KVCache, PagedKVCache
 from attncore._cache_base import CacheMemory
 from attncore._inspect import attention_weights, explain
+from attncore._inspect_varlen import attention_weights_varlen, explain_varlen
 from attncore._layers import LinearGradients, linear, linear_backward, rope
 from attncore._merge import merge
 from attncore._multi_head_attention import MultiHeadAttention
-from attncore._paged import append_paged, attention_paged
+from attncore._paged import append_paged, attention_paged, explain_paged
 from attncore._runtime import (
     available_isas,
     get_cmake_dir,
@@ -48,9 +49,12 @@ __all__ = [
     "attention_varlen",
     "attention_varlen_backward",
     "attention_weights",
+    "attention_weights_varlen",
     "available_isas",
     "dropout_mask",
     "explain",
+    "explain_paged",
+    "explain_varlen",
     "get_cmake_dir",
     "get_include",
     "get_num_threads",

@@ -13,7 +13,16 @@ import numpy.typing as npt
 from attncore import _checkpoint, _core
 from attncore._inspect import _ordered
 from attncore._pieces import kept, mapping, shown
-from attncore._types import Array, Floats, Ints, Layout, RelativeBias, ScoreOptions, Window
+from attncore._types import (
+    Array,
+    Floats,
+    Ints,
+    Layout,
+    Precision,
+    RelativeBias,
+    ScoreOptions,
+    Window,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -38,6 +47,7 @@ class AttentionState:
             default: which key will be the last is not known yet.
         softcap, scale, query_segments, query_lengths, layout: As for `attention`.
         sinks: As for `attention`; added once, in `result`.
+        precision: As for `attention`, of a float32 state and float32 pieces.
 
     Raises:
         ValueError: A shape or value does not fit; the message names the argument.
@@ -75,6 +85,7 @@ class AttentionState:
         query_segments: Ints | None = None,
         query_lengths: int | Ints | None = None,
         layout: Layout = "bhsd",
+        precision: Precision = "highest",
     ) -> None:
         if dtype is None:
             double = getattr(query, "dtype", None) == np.float64
@@ -91,6 +102,7 @@ class AttentionState:
             "scale": scale,
             "query_segments": query_segments,
             "query_lengths": query_lengths,
+            "precision": precision,
         }
         self._dtype: np.dtype[Any] = np.dtype(dtype)
         ordered = _ordered("AttentionState", options)
@@ -162,7 +174,7 @@ class AttentionState:
         """Adds what another state has seen; it stays as it is.
 
         Args:
-            other: A state of the same query and options that has seen other keys.
+            other: A state of the same query and options (but precision) that has seen other keys.
             num_threads: For this call.
 
         Raises:
@@ -277,8 +289,9 @@ class AttentionState:
         if self._options["layout"] == "bshd" and len(shape) > 2:
             shape = (*shape[:-3], shape[-2], shape[-3], shape[-1])
         options = {n: o for n, o in self._options.items() if o is not None and o is not False}
-        if options["layout"] == "bhsd":
-            del options["layout"]
+        for name, default in (("layout", "bhsd"), ("precision", "highest")):
+            if options[name] == default:
+                del options[name]
         sizes = {"query": shape, "dtype": self._dtype, "value_dim": self._core.value_dim()}
         texts = [f"{name}={shown(option)}" for name, option in {**sizes, **options}.items()]
         return f"AttentionState({', '.join(texts)})"

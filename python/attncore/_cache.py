@@ -36,10 +36,13 @@ class KVCache(Cache):
         dim: Width of a key.
         capacity: The most tokens of an entry.
         value_dim: Width of a value; default dim.
+        value_in_key: Values are the first value_dim dims of keys (latent attention): only keys are
+            appended, and stored once.
         dtype: Of storage: "float32", "float64", "float16", "bfloat16", "int8", "int4" (even widths)
             or "float8_e4m3fn".
         rotary: Rotate keys by their positions as they are appended: a `Rotary`, or True for its
-            defaults.
+            defaults.  With value_in_key, only the dims past the values are rotated, and
+            `Rotary.dims` counts from there.
         window: A query sees its own key and at most so many before it.  This cache keeps all
             tokens; a `PagedKVCache` gives pages back.
 
@@ -73,11 +76,12 @@ class KVCache(Cache):
         *,
         capacity: int,
         value_dim: int | None = None,
+        value_in_key: bool = False,
         dtype: CacheDType | npt.DTypeLike = "float32",
         rotary: Rotary | bool | None = None,
         window: int | None = None,
     ) -> None:
-        shared = shared_settings(value_dim, dtype, rotary, window)
+        shared = shared_settings(value_dim, value_in_key, dtype, rotary, window)
         self._core = _core.KVCache(batch, capacity, kv_heads, dim, *for_core(shared))
         own = {"batch": batch, "kv_heads": kv_heads, "dim": dim, "capacity": capacity}
         self._settings = plain(own | shared)
@@ -118,6 +122,7 @@ class PagedKVCache(Cache):
         kv_heads: Heads of keys and values.
         dim: Width of a key.
         value_dim: Width of a value; default dim.
+        value_in_key: Values are the first value_dim dims of keys, as in `KVCache`.
         dtype: Of storage, as in `KVCache`.
         rotary: Rotate keys by their positions as they are appended, as in `KVCache`.
         window: A query sees its own key and at most so many before it.
@@ -158,11 +163,12 @@ class PagedKVCache(Cache):
         dim: int,
         *,
         value_dim: int | None = None,
+        value_in_key: bool = False,
         dtype: CacheDType | npt.DTypeLike = "float32",
         rotary: Rotary | bool | None = None,
         window: int | None = None,
     ) -> None:
-        shared = shared_settings(value_dim, dtype, rotary, window)
+        shared = shared_settings(value_dim, value_in_key, dtype, rotary, window)
         self._core = _core.PagedKVCache(pages, page_size, kv_heads, dim, *for_core(shared))
         own = {"pages": pages, "page_size": page_size, "kv_heads": kv_heads, "dim": dim}
         self._settings = plain(own | shared)

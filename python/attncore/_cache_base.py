@@ -3,48 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from attncore import _cache_file
 from attncore._cache_settings import float_dtype
-from attncore._types import (
-    Array,
-    Floats,
-    Ints,
-    Layout,
-    Precision,
-    RelativeBias,
-    Rotary,
-    ScoreOptions,
-    Window,
-)
+from attncore._types import Array, AttendOptions, Floats, Ints, Layout, Rotary, ScoreOptions
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-
-class AttendOptions(TypedDict, total=False):
-    """The options of `attention` that caches leave to the caller."""
-
-    layout: Layout
-    causal: bool
-    window: Window | None
-    mask: npt.NDArray[np.bool_] | None
-    bias: Array | Sequence[Array] | None
-    alibi: Array | Sequence[float] | None
-    relative_bias: RelativeBias | None
-    softcap: float | None
-    sinks: Array | Sequence[float] | None
-    scale: float | None
-    query_lengths: int | Ints | None
-    tree_parents: Ints | None
-    precision: Precision
-    num_threads: int | None
 
 
 # In the order of _core; what a cache sets itself is None there.
@@ -70,7 +40,7 @@ class Cache:
     def append(
         self,
         key: Array,
-        value: Array,
+        value: Array | None = None,
         *,
         entries: int | Ints | None = None,
         lengths: int | Ints | None = None,
@@ -83,7 +53,8 @@ class Cache:
             key: (entries, kv_heads, tokens, dim), or (kv_heads, tokens, dim) for one entry;
                 float32, float64, float16 or bfloat16, any strides.  It is rounded to the cache's
                 dtype (by way of float32, for caches of float64 in float64).
-            value: (entries, kv_heads, tokens, value_dim), or without the first axis.
+            value: (entries, kv_heads, tokens, value_dim), or without the first axis.  A cache with
+                value_in_key is given none.
             entries: Which, each once, in the order of key's first axis; default: all that there
                 are, by their numbers.
             lengths: Ints (entries,): tokens past them are not appended.
@@ -213,7 +184,7 @@ class Cache:
         Returns:
             key (kv_heads, tokens, dim) and value (kv_heads, tokens, value_dim), in the cache's
             dtype, or in float32 if that is quantised; tokens whose pages were given back are
-            missing at the front.
+            missing at the front.  With value_in_key, value is a view of key.
 
         Example:
             >>> import numpy as np, attncore
@@ -260,7 +231,7 @@ class Cache:
           float32, float64, float16 and int8 are stored as such, bfloat16 as the bits in uint16,
           float8_e4m3fn as those in uint8, int4 as pairs in uint8, the first in the low half.
         - key_scale, value_scale (kv_heads, tokens): float32, for int8, int4 and float8_e4m3fn; a
-          number is the stored one times its scale.
+          number is the stored one times its scale.  With value_in_key neither value nor value_scale.
         - lengths (entries,): int64; −1 for numbers that are free.
         - For a paged cache page_lengths (pages,), the filled slots of each page; tables, the pages
           of each entry, one entry after another, −1 where a window has given them back; given_back
@@ -290,5 +261,10 @@ class Cache:
     def __repr__(self) -> str:
         settings = dict(self._settings)
         shown = [str(settings.pop(name)) for name in list(settings)[: self._positional]]
-        shown += [f"{name}={value!r}" for name, value in settings.items() if value is not None]
+        on = {
+            name: value
+            for name, value in settings.items()
+            if value is not None and value is not False
+        }
+        shown += [f"{name}={value!r}" for name, value in on.items()]
         return f"{type(self).__name__}({', '.join(shown)})"

@@ -47,7 +47,7 @@ def read(path: str | os.PathLike[str], kind: str, settings: Mapping[str, Any]) -
     if different:
         what = ", ".join(f"{n}={theirs.get(n)!r}, not {settings[n]!r}" for n in different)
         raise ValueError(f"path: {where} has {what}")
-    for name, dtype, ndim in _expected(kind, str(settings["dtype"])):
+    for name, dtype, ndim in _expected(kind, settings):
         array = arrays.get(name)
         if array is None:
             raise ValueError(f"path: {where} has no {name}")
@@ -58,12 +58,14 @@ def read(path: str | os.PathLike[str], kind: str, settings: Mapping[str, Any]) -
     return arrays
 
 
-def _expected(kind: str, storage: str) -> list[tuple[str, np.dtype[Any], int]]:
+def _expected(kind: str, settings: Mapping[str, Any]) -> list[tuple[str, np.dtype[Any], int]]:
     """The arrays of a file: name, dtype, number of axes."""
+    storage: str = settings["dtype"]
     bits = {"bfloat16": "uint16", "int4": "uint8", "float8_e4m3fn": "uint8"}.get(storage, storage)
-    arrays = [("key", np.dtype(bits), 3), ("value", np.dtype(bits), 3)]
+    stored = ("key",) if settings["value_in_key"] else ("key", "value")
+    arrays = [(name, np.dtype(bits), 3) for name in stored]
     if storage in ("int8", "int4", "float8_e4m3fn"):
-        arrays += [(name, np.dtype(np.float32), 2) for name in ("key_scale", "value_scale")]
+        arrays += [(f"{name}_scale", np.dtype(np.float32), 2) for name in stored]
     names = ["lengths"]
     if kind == "PagedKVCache":
         names += ["page_lengths", "tables", "given_back"]

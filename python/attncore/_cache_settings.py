@@ -14,7 +14,7 @@ CacheDType: TypeAlias = Literal[
 ]
 _FLOATS = ("float32", "float64", "float16", "bfloat16")
 _DTYPES = (*_FLOATS, "int8", "int4", "float8_e4m3fn")
-_NO_INTS = ("dtype", "rotary")
+_NO_INTS = ("value_in_key", "dtype", "rotary")
 
 
 def storage_name(dtype: Any) -> str:
@@ -47,11 +47,16 @@ def rotary_of(rotary: Rotary | bool | None) -> Rotary | None:
 
 
 def shared_settings(
-    value_dim: int | None, dtype: Any, rotary: Rotary | bool | None, window: int | None
+    value_dim: int | None,
+    value_in_key: bool,
+    dtype: Any,
+    rotary: Rotary | bool | None,
+    window: int | None,
 ) -> dict[str, Any]:
     """The settings that both caches have."""
     return {
         "value_dim": value_dim,
+        "value_in_key": value_in_key,
         "dtype": storage_name(dtype),
         "rotary": rotary_of(rotary),
         "window": window,
@@ -61,11 +66,11 @@ def shared_settings(
 def for_core(shared: dict[str, Any]) -> tuple[Any, ...]:
     rotary: Rotary | None = shared["rotary"]
     fields = None if rotary is None else (rotary.base, rotary.dims, rotary.interleaved)
-    return shared["value_dim"], shared["dtype"], fields, shared["window"]
+    return tuple((shared | {"rotary": fields}).values())
 
 
 def plain(settings: dict[str, Any]) -> dict[str, Any]:
-    """With every default in place, and Python's ints."""
+    """With every default in place, and Python's ints and bools."""
     value_dim = settings["dim"] if settings["value_dim"] is None else settings["value_dim"]
-    settings |= {"value_dim": value_dim}
+    settings |= {"value_dim": value_dim, "value_in_key": bool(settings["value_in_key"])}
     return {n: v if v is None or n in _NO_INTS else int(v) for n, v in settings.items()}

@@ -91,6 +91,35 @@ def dropout_mask(
 def explain(
     query: npt.NDArray[Any], key: npt.NDArray[Any], value: npt.NDArray[Any], /, *options: Any
 ) -> dict[str, Any]: ...
+def attention_weights_varlen(
+    query: npt.NDArray[Any],
+    key: npt.NDArray[Any],
+    cu_query_lengths: Any,
+    cu_key_lengths: Any,
+    longest: tuple[int, int],
+    rows: npt.NDArray[np.int64] | None,
+    top_k: int | None,
+    /,
+    *options: Any,
+) -> Any: ...
+def explain_varlen(
+    query: npt.NDArray[Any],
+    key: npt.NDArray[Any],
+    value: npt.NDArray[Any],
+    cu_query_lengths: Any,
+    cu_key_lengths: Any,
+    /,
+    *options: Any,
+) -> dict[str, Any]: ...
+def explain_paged(
+    query: npt.NDArray[Any],
+    pools: tuple[Any, ...],
+    block_table: Any,
+    page_layout: str,
+    cu_query_lengths: Any,
+    /,
+    *options: Any,
+) -> dict[str, Any]: ...
 def linear(
     x: npt.NDArray[Any],
     weight: npt.NDArray[Any],
@@ -189,7 +218,7 @@ class _Cache:
     def append(
         self,
         key: npt.NDArray[Any],
-        value: npt.NDArray[Any],
+        value: npt.NDArray[Any] | None,
         entries: Any,
         lengths: Any,
         positions: Any,

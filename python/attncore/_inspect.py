@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from attncore import _core
-from attncore._types import Array, Ints, Layout, Plan, ScoreOptions
+from attncore._types import Array, Ints, Layout, Plan, ScoreOptions, Table
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -53,33 +53,42 @@ def attention_weights(
         [0, 1, 2, 3]
     """
     ordered = _ordered("attention_weights", options)
-    if top_k is not None and (isinstance(top_k, bool) or not hasattr(top_k, "__index__")):
-        raise TypeError(f"top_k: must be an int, is {type(top_k).__name__}")
-    if top_k is not None and not -(2**62) < top_k < 2**62:
-        raise ValueError(f"top_k: is {top_k}, which is out of range")
+    require_top_k(top_k)
     indices = None if rows is None else _row_indices(rows, query, options.get("layout", "bhsd"))
     return _core.attention_weights(query, key, indices, top_k, *ordered)
 
 
-def _row_indices(rows: int | Ints, query: Array, layout: Layout) -> npt.NDArray[np.int64]:
-    """Indices in 0 … queries − 1."""
+def require_top_k(top_k: int | None) -> None:
+    if top_k is not None and (isinstance(top_k, bool) or not hasattr(top_k, "__index__")):
+        raise TypeError(f"top_k: must be an int, is {type(top_k).__name__}")
+    if top_k is not None and not -(2**62) < top_k < 2**62:
+        raise ValueError(f"top_k: is {top_k}, which is out of range")
+
+
+def rows_within(rows: int | Ints | Table, queries: int, most_axes: int) -> npt.NDArray[np.int64]:
+    """Ints in −queries … queries − 1."""
     array = np.atleast_1d(np.asarray(rows))
     if array.size == 0:
         array = array.astype(np.int64)
     if array.dtype.kind not in "iu":
         raise TypeError(f"rows: dtype is {array.dtype}, accepted is an integer dtype")
-    if array.ndim != 1:
-        raise ValueError(f"rows: has {array.ndim} dimensions, must have 1")
+    if array.ndim > most_axes:
+        raise ValueError(f"rows: has {array.ndim} dimensions, must have at most {most_axes}")
+    outside = array[(array < -queries) | (array >= queries)]
+    if outside.size:
+        raise ValueError(f"rows: has the index {outside[0]}, query has {queries} rows")
+    return array.astype(np.int64)
+
+
+def _row_indices(rows: int | Ints, query: Array, layout: Layout) -> npt.NDArray[np.int64]:
+    """Indices in 0 … queries − 1."""
     if not isinstance(query, np.ndarray):
         raise TypeError(f"query: must be a NumPy array, is {type(query).__name__}")
     if query.ndim < 2:
         raise ValueError(f"query: has {query.ndim} dimensions, must have 2, 3 or 4")
     axis = -3 if layout == "bshd" and query.ndim > 2 else -2
     queries = query.shape[axis]
-    outside = array[(array < -queries) | (array >= queries)]
-    if outside.size:
-        raise ValueError(f"rows: has the index {outside[0]}, query has {queries} rows")
-    array = array.astype(np.int64)
+    array = rows_within(rows, queries, 1)
     return np.where(array < 0, array + queries, array)
 
 

@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from attncore import _core
-from attncore._types import Array, Ints, Layout, Precision, RelativeBias, Table, Window
+from attncore._inspect import _ordered
+from attncore._types import (
+    Array,
+    Ints,
+    Layout,
+    PagedOptions,
+    Plan,
+    Precision,
+    RelativeBias,
+    ScoreOptions,
+    Table,
+    Window,
+)
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 def attention_paged(
@@ -112,10 +127,6 @@ def attention_paged(
         >>> bool((attncore.attention(query[1:], key, value) == out[1:]).all())
         True
     """
-    if cu_query_lengths is not None:
-        if layout != "bhsd":
-            raise ValueError(f"layout: is {layout!r}, packed queries are (token, head, dim)")
-        layout = "bshd"
     return _core.attention_paged(
         query,
         (key_pages, value_pages, key_scale, value_scale),
@@ -124,7 +135,7 @@ def attention_paged(
         cu_query_lengths,
         out,
         return_lse,
-        layout,
+        _query_layout(layout, cu_query_lengths),
         causal,
         window,
         query_offset,
@@ -145,6 +156,53 @@ def attention_paged(
         dropout_p,
         seed,
     )
+
+
+def explain_paged(
+    query: Array,
+    key_pages: Array,
+    value_pages: Array,
+    block_table: Table,
+    key_lengths: int | Ints,
+    *,
+    key_scale: Array | None = None,
+    value_scale: Array | None = None,
+    cu_query_lengths: Ints | None = None,
+    page_layout: Layout = "bshd",
+    **options: Unpack[PagedOptions],
+) -> Plan:
+    """How `attention_paged` would run with these arguments: as `explain`.
+
+    Takes what `attention_paged` takes, but dropout_p, seed, out and return_lse, and raises what it
+    would.
+
+    Example:
+        >>> import numpy as np, attncore
+        >>> pages, query = np.zeros((10, 16, 1, 64), np.float32), np.zeros((2, 8, 1, 64), np.float32)
+        >>> table = [[3, 1, 4], [3, 5, 0]]
+        >>> attncore.explain_paged(query, pages, pages, table, [40, 19], num_threads=1).threads
+        1
+    """
+    layout = _query_layout(options.get("layout", "bhsd"), cu_query_lengths)
+    given: ScoreOptions = {**options, "layout": layout, "key_lengths": key_lengths}
+    plan = _core.explain_paged(
+        query,
+        (key_pages, value_pages, key_scale, value_scale),
+        block_table,
+        page_layout,
+        cu_query_lengths,
+        *_ordered("explain_paged", given),
+    )
+    return Plan(**plan)
+
+
+def _query_layout(layout: Layout, cu_query_lengths: Ints | None) -> Layout:
+    """Packed queries are those of one batch entry in "bshd"."""
+    if cu_query_lengths is None:
+        return layout
+    if layout != "bhsd":
+        raise ValueError(f"layout: is {layout!r}, packed queries are (token, head, dim)")
+    return "bshd"
 
 
 def append_paged(

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from attncore._api import attention
-from attncore._types import Array
+from attncore._types import Array, Precision
 
 
 def scaled_dot_product_attention(
@@ -19,6 +19,8 @@ def scaled_dot_product_attention(
     is_causal: bool = False,
     scale: float | None = None,
     enable_gqa: bool = False,
+    *,
+    precision: Precision = "highest",
 ) -> Array:
     """Attention with torch's signature and semantics.
 
@@ -36,6 +38,7 @@ def scaled_dot_product_attention(
         is_causal: Not together with attn_mask.
         scale: Default 1/√dim.
         enable_gqa: kv_heads may divide heads.
+        precision: As for `attention`; not torch's, which has it as a global setting.
 
     Returns:
         (..., heads, queries, value_dim).  Rows that see nothing are 0.
@@ -77,7 +80,15 @@ def scaled_dot_product_attention(
         query, key, value = (x.reshape(math.prod(lead), *x.shape[-3:]) for x in (query, key, value))
         mask, bias = (_flatten_lead(x, lead) for x in (mask, bias))
     out = attention(
-        query, key, value, causal=is_causal, query_offset=0, mask=mask, bias=bias, scale=scale
+        query,
+        key,
+        value,
+        causal=is_causal,
+        query_offset=0,
+        mask=mask,
+        bias=bias,
+        scale=scale,
+        precision=precision,
     )
     return out if rank <= 4 else out.reshape(*lead, *out.shape[-3:])
 

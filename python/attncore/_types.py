@@ -101,6 +101,33 @@ class ScoreOptions(_LayoutOption, PackedOptions, total=False):
     """The options that `attention`, `attention_weights` and `explain` share."""
 
 
+class AttendOptions(TypedDict, total=False):
+    """The options of `attention` that caches leave to the caller."""
+
+    layout: Layout
+    causal: bool
+    window: Window | None
+    mask: npt.NDArray[np.bool_] | None
+    bias: Array | Sequence[Array] | None
+    alibi: Array | Sequence[float] | None
+    relative_bias: RelativeBias | None
+    softcap: float | None
+    sinks: Array | Sequence[float] | None
+    scale: float | None
+    query_lengths: int | Ints | None
+    tree_parents: Ints | None
+    precision: Precision
+    num_threads: int | None
+
+
+class PagedOptions(AttendOptions, total=False):
+    """The options of attention over pages: key_lengths is no option there."""
+
+    query_offset: int | Ints | None
+    query_segments: Ints | None
+    key_segments: Ints | None
+
+
 @dataclass(frozen=True)
 class Rotary:
     """Rotary position embedding in a layer (Su et al. 2021): as the options of `rope`.

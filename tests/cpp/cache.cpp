@@ -120,6 +120,45 @@ void quantised_tokens() {
   }
 }
 
+/// Values that lie in keys: the results are those of a cache that has both.
+void latent() {
+  Random random;
+  CacheSettings once = settings(), twice = settings();
+  once.value_dim = twice.value_dim = 4;
+  once.value_in_key = true;
+  PagedKVCache paged(20, 4, once), restored(20, 4, once);
+  KVCache contiguous(1, 20, once), both(1, 20, twice);
+  paged.add();
+  const Tokens tokens(1, 11, random);
+  NewTokens keys{.key = tokens.tensor}, all = keys;
+  all.value = tokens.tensor;
+  all.value.shape[3] = 4;
+  paged.append(keys);
+  contiguous.append(keys);
+  both.append(all);
+  Query one(1), other(1);
+  one.problem.out.shape[3] = other.problem.out.shape[3] = 4;
+  CHECK(one.of(contiguous) == other.of(both));
+  CHECK(one.of(paged) == other.of(both));
+  restored.restore(paged.state());
+  CHECK(!paged.state().tokens.value.given() && one.of(restored) == other.of(both));
+  CHECK(contiguous.memory().used == 11 * kHeads * kDim * 4 && both.memory().used == 11 * kHeads * 10 * 4);
+
+  std::vector<float> key(tokens.memory.size());
+  const Tensor to = Tensor::contiguous(key.data(), DType::f32, tokens.tensor.shape);
+  paged.gather(0, 0, to, {});
+  CHECK(key == tokens.memory);
+  constexpr auto kGiven = "value: is given, the cache's values are the first 4 dims of keys";
+  CHECK(throws<std::invalid_argument>([&] { paged.append(all); }, kGiven));
+  CHECK(throws<std::invalid_argument>([&] { paged.gather(0, 0, to, all.value); }, kGiven));
+  CHECK(throws<std::invalid_argument>([&] { paged.restore(both.state()); }, "state: "));
+  CHECK(throws<std::invalid_argument>([&] { contiguous.restore(both.state()); }, kGiven));
+  CHECK(throws<std::invalid_argument>([&] { both.restore(contiguous.state()); },
+                                      "value: shape is (0, 0, 0, 0)"));
+  CHECK(throws<std::invalid_argument>([&] { both.append(keys); }, "value: "));
+  CHECK(paged.length(0) == 11 && contiguous.length(0) == 11 && both.length(0) == 11);
+}
+
 /// A cancelled append has changed nothing, wherever it ended.
 void cancelled() {
   Random random;
@@ -153,6 +192,7 @@ int main() {
   forks_share_pages();
   windows_give_pages_back();
   quantised_tokens();
+  latent();
   cancelled();
   return finish();
 }

@@ -59,10 +59,10 @@ void calls_at_once() {
     return Options{
         .num_threads = 1, .cancelled = [&cache, &none, &inside, writing] {
           if (inside++ > 0) return false;
-          CHECK(throws<CacheBusy>([&] { append(cache, none.tensor, {0}); }, "in use by another thread"));
-          CHECK(throws<CacheBusy>([&] { cache.truncate(ints({0})); }, "in use by another thread"));
-          CHECK(throws<CacheBusy>([&] { (void)cache.lengths(); }, "in use by another thread") == writing);
-          CHECK(throws<CacheBusy>([&] { Query(1).of(cache); }, "in use by another thread") == writing);
+          CHECK(throws<InUse>([&] { append(cache, none.tensor, {0}); }, "cache: another thread is "));
+          CHECK(throws<InUse>([&] { cache.truncate(ints({0})); }, "cache: another thread is "));
+          CHECK(throws<InUse>([&] { (void)cache.lengths(); }, "cache: another thread is ") == writing);
+          CHECK(throws<InUse>([&] { Query(1).of(cache); }, "cache: another thread is ") == writing);
           return false;
         }};
   };

@@ -185,15 +185,20 @@ void balance(const Kernels& kernels) {
 /// Arrays of packed sequences, (token, head, dim), and what is computed of them.
 struct Arrays {
   static constexpr Index kHeads = 6, kKvHeads = 2, kDim = 20, kValueDim = 9;
+  static constexpr Index kRows[] = {0, 4};  // whose weights are asked for
   using Floats = std::vector<float>;
   std::vector<Index> queries{0}, keys{0};  // cumulative
+  Index longest = 0;                       // of keys
   Floats slopes, query, key, value, d_out, out, lse, d_query, d_key, d_value;
+  Floats weights;  // (entry, head, row, key), 0 where a sequence has none
 
   Arrays(std::initializer_list<std::array<Index, 2>> lengths, Random& random) {
     for (const auto& [of_queries, of_keys] : lengths) {
       queries.push_back(queries.back() + of_queries);
       keys.push_back(keys.back() + of_keys);
+      longest = std::max(longest, of_keys);
     }
+    weights.resize(lengths.size() * std::size_t(kHeads * 2 * longest));
     const auto fill = [&](Floats& array, Index items) {
       array.resize(static_cast<std::size_t>(items));
       for (float& item : array) item = random.number();
@@ -235,9 +240,18 @@ struct Arrays {
     g.d_key = tokens(d_key, k, k_end, kKvHeads, kDim);
     g.d_value = tokens(d_value, k, k_end, kKvHeads, kValueDim);
     backward(p, g, options);
+    const auto batch = static_cast<Index>(queries.size()) - 1;
+    Weights w;
+    w.probabilities = Tensor::contiguous(weights.data(), DType::f32, {batch, kHeads, 2, longest});
+    if (!packed) {
+      w.probabilities.data = attncore::at(w.probabilities, first, 0);
+      w.probabilities.shape = {1, kHeads, std::min<Index>((q_end - q + 3) / 4, 2), k_end - k};
+    }
+    w.rows = Tensor::contiguous(kRows, DType::i64, {1, 1, w.probabilities.shape[2], 1});
+    attention_weights(p, w, options);
   }
 
-  [[nodiscard]] std::vector<Floats> results() const { return {out, lse, d_query, d_key, d_value}; }
+  [[nodiscard]] std::vector<Floats> results() const { return {out, lse, d_query, d_key, d_value, weights}; }
 };
 
 /// Each sequence has the bits that it has alone.
@@ -250,7 +264,7 @@ void bits() {
   for (int threads = 1; threads <= 4; ++threads) {
     Random other;
     arrays.out.assign(arrays.out.size(), other.number());
-    for (auto* const result : {&arrays.lse, &arrays.d_query, &arrays.d_key, &arrays.d_value})
+    for (auto* const result : {&arrays.lse, &arrays.d_query, &arrays.d_key, &arrays.d_value, &arrays.weights})
       result->assign(result->size(), other.number());
     arrays.run(0, entries, true, {.num_threads = threads});
     const auto packed = arrays.results();

@@ -199,6 +199,12 @@ struct NotImplemented : std::logic_error {
   using std::logic_error::logic_error;
 };
 
+/// Thrown by a call that finds another thread's call at work on the same object (a cache, an AttentionState): it has changed
+/// nothing.  Nobody waits.
+struct InUse : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
 /// out, lse = attention(problem).  Throws DTypeError, std::invalid_argument, NotImplemented, std::bad_alloc,
 /// Cancelled.
 void forward(const Problem& problem, const Options& options = {});
@@ -212,9 +218,10 @@ void backward(const Problem& problem, const Gradients& gradients, const Options&
 void dropout_mask(const Dropout& dropout, const Tensor& rows, const Tensor& keep,
                   const Options& options = {});
 
-/// The probabilities that forward() uses, before dropout.  problem.value and problem.out are not read.
+/// The probabilities that forward() uses, before dropout.  problem.value and problem.out are not read.  Of packed sequences
+/// they are those of the padded batch: rows and keys count those of the longest, and what a sequence lacks is 0.
 struct Weights {
-  Tensor rows;           ///< ints, (1, 1, rows, 1): which queries; not given: all
+  Tensor rows;           ///< ints, (1 or batch, 1, rows, 1): which queries; not given: all
   Tensor probabilities;  ///< (batch, heads, rows, keys), or (…, top_k); f32, f64 for f64; written
   Tensor indices;        ///< i64, like probabilities: if given, the largest top_k of a row, in falling order
 };

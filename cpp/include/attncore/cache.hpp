@@ -2,7 +2,7 @@
 // a list of them.
 //
 // Any number of threads may read a cache at once (attend, gather, state, lengths, …).  A call that changes it (append,
-// truncate, fork, free, restore) must be alone: nobody waits, whoever comes at the wrong time gets CacheBusy and has
+// truncate, fork, free, restore) must be alone: nobody waits, whoever comes at the wrong time gets InUse and has
 // changed nothing.
 #pragma once
 
@@ -14,22 +14,20 @@ namespace attncore {
 struct CacheSettings {
   Index kv_heads = 1, dim = 1;
   Index value_dim = 0;  ///< 0: dim
+  /// Latent attention: values are the first value_dim dims of keys, which alone are appended and stored.
+  bool value_in_key = false;
   /// Of storage: f32, f64, f16, bf16; or i8, i4, f8, which have a factor for each (token, head), so that x ≈ stored ·
   /// factor.  The factor is max|x| / 127, / 7 and / 448 (1 if all are 0, and at least 2⁻¹²⁶), the error at most factor / 2
   /// for i8 and i4, and the larger of |x| / 16 and factor / 1024 for f8.
   DType dtype = DType::f32;
-  std::optional<Rope> rotary;  ///< keys are rotated as they are appended; its positions are not used
-  Index window = kUnbounded;   ///< a query sees its own key and at most so many before it
+  /// Keys are rotated as they are appended (with value_in_key: the dims past the values); its positions are not used.
+  std::optional<Rope> rotary;
+  Index window = kUnbounded;  ///< a query sees its own key and at most so many before it
 };
 
 /// In bytes: address space, and what tokens take of it.
 struct CacheMemory {
   Index reserved = 0, used = 0;
-};
-
-/// Another thread is in the cache.
-struct CacheBusy : std::runtime_error {
-  using std::runtime_error::runtime_error;
 };
 
 /// There is no room: neither address space, nor tokens of an entry, nor pages.
@@ -45,13 +43,13 @@ class CacheFull : public std::bad_alloc {
 /// What is appended.
 struct NewTokens {
   Tensor key;      ///< (entries, kv_heads, tokens, dim), any floats: rounded to the cache's dtype
-  Tensor value;    ///< (entries, kv_heads, tokens, value_dim), any floats
+  Tensor value;    ///< (entries, kv_heads, tokens, value_dim), any floats; not given with value_in_key
   Tensor lengths;  ///< optional ints, (entries, 1, 1, 1): tokens past them are not appended
   Tensor
       positions;  ///< optional ints, (1 or entries, 1, tokens, 1), of `rotary`; default: the entry's length, …
 };
 
-/// Tokens as they are stored, packed along the token axis.
+/// Tokens as they are stored, packed along the token axis; with value_in_key without values and their scales.
 struct StoredTokens {
   Tensor key, value;              ///< (1, kv_heads, tokens, dim), of the cache's dtype
   Tensor key_scale, value_scale;  ///< (1, kv_heads, tokens, 1), f32; of i8, i4 and f8
@@ -81,14 +79,14 @@ class KVCache {
   KVCache& operator=(KVCache&&) noexcept;
 
   /// Appends tokens to the `entries` (distinct ints, (entries, 1, 1, 1); not given: all, in their order).  Throws
-  /// std::invalid_argument (also for NaN and infinities that i8, i4 and f8 cannot store), DTypeError, CacheFull, CacheBusy,
+  /// std::invalid_argument (also for NaN and infinities that i8, i4 and f8 cannot store), DTypeError, CacheFull, InUse,
   /// Cancelled; every entry is then as it was.
   void append(const NewTokens& tokens, const Tensor& entries = {}, const Options& options = {});
 
   /// problem.out, lse = attention of problem.query (entries, heads, queries, dim) to all that the entries hold.  The last
   /// query stands at the last token.  The problem's key, value, scales, packing and paging are the cache's and must not be
   /// given, nor key_lengths, query_offset and segments.  Masks and biases broadcast to (entries, heads, queries, length
-  /// of the longest of these entries).  score.left is at most the cache's window.  Throws as forward(), and CacheBusy.
+  /// of the longest of these entries).  score.left is at most the cache's window.  Throws as forward(), and InUse.
   void attend(const Problem& problem, const Tensor& entries = {}, const Options& options = {}) const;
 
   /// Forgets the tokens from `lengths` on: ints, (1 or entries, 1, 1, 1), each 0 … the entry's length.
@@ -102,7 +100,7 @@ class KVCache {
   [[nodiscard]] CacheMemory memory() const;
 
   /// Tokens `first`, first + 1, … of an entry, (1, kv_heads, tokens, dim) and (…, value_dim), written: of the cache's dtype,
-  /// f32 for i8, i4 and f8.
+  /// f32 for i8, i4 and f8.  With value_in_key, value is not given: it is a part of key.
   void gather(Index entry, Index first, const Tensor& key, const Tensor& value) const;
 
   [[nodiscard]] CacheState state() const;

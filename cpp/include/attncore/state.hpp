@@ -5,11 +5,6 @@
 
 namespace attncore {
 
-/// Thrown by a call that finds another thread's call at work on the same object.  Nothing waits, nothing is changed.
-struct InUse : std::runtime_error {
-  using std::runtime_error::runtime_error;
-};
-
 /// Memory that a file is mapped to, shared (MAP_SHARED).
 struct Mapping {
   const void* data = nullptr;
@@ -23,6 +18,7 @@ struct AttentionStateSettings {
   /// Without mask, biases, key_segments, key_lengths and tree_parents.  query_offset is where query 0 stands among all
   /// keys; causal, window, alibi and relative_bias need it.  Sinks are added once, by result().
   Score score;
+  Precision precision = Precision::highest;  ///< as Problem's, of each piece's products
 };
 
 /// What queries have seen so far: for each (batch, head, query) the maximum and the sum of exp(score), and the sum of

@@ -53,7 +53,8 @@ struct WeightsTask {
 
   [[nodiscard]] ATTN_INLINE Index query(Index chosen) const noexcept {
     const Tensor& list = weights->rows;
-    return list.given() ? read_int(at(list, 0, 0, chosen), list.dtype) : chosen;
+    return list.given() ? read_int(at(list, list.shape[0] > 1 ? sequence.batch : 0, 0, chosen), list.dtype)
+                        : chosen;
   }
 };
 

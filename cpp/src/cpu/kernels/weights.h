@@ -59,8 +59,9 @@ class WeightsKernel {
     const Row r = row_at(row);
     const Tensor& q = call_.query;
     T* const out = scratch_.queries.row(row);
+    const bool exists = r.query < task_.sequence.queries;
     for (Index dim = 0; dim < call_.dim; ++dim) {
-      out[dim] = load_scalar<Isa, T>(at(q, r.entry, r.head, r.token, dim), q.dtype);
+      out[dim] = exists ? load_scalar<Isa, T>(at(q, r.entry, r.head, r.token, dim), q.dtype) : T{0};
     }
   }
 
