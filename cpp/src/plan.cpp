@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <iterator>
 
+#include "mask_notes.h"
 #include "prefix.h"
 #include "score/steps.h"
 #include "work.h"
@@ -274,7 +275,8 @@ class Planner {
     const Index counters = 2 * plan_.blocks + plan_.states + plan_.state_tiles + 1;
     plan_.workspace_bytes = plan_.threads * plan_.thread_bytes + plan_.block_slots * plan_.block_bytes +
                             plan_.state_slots * plan_.state_bytes +
-                            round_up(counters * Index{sizeof(std::int32_t)}, 64);
+                            round_up(counters * Index{sizeof(std::int32_t)}, 64) +
+                            MaskNotes(call_, plan_.sections, kernels_.key_tile).bytes();
   }
 
   const Call& call_;

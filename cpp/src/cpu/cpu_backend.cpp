@@ -4,6 +4,7 @@
 
 #include "../backend.h"
 #include "../machine.h"
+#include "../mask_notes.h"
 #include "../score/steps.h"
 #include "backward_run.h"
 #include "cpu_layers.h"
@@ -19,10 +20,15 @@ constexpr Index kMostGangTasks = 8;
 class ForwardRun {
  public:
   ForwardRun(const Call& call, const Plan& plan, const Options& options)
-      : call_(call), plan_(plan), crew_(plan.threads, options), memory_(options, plan.workspace_bytes) {
+      : call_(call),
+        plan_(plan),
+        crew_(plan.threads, options),
+        memory_(options, plan.workspace_bytes),
+        notes_(call, plan.sections, plan.kernels->key_tile) {
     threads_ = memory_.take(plan.threads * plan.thread_bytes);
     blocks_ = memory_.take(plan.block_slots * plan.block_bytes);
     states_ = memory_.take(plan.state_slots * plan.state_bytes);
+    notes_.place(memory_.take(notes_.bytes()));
     unpacked_ = reinterpret_cast<std::int32_t*>(memory_.take(0));
     unused_ = unpacked_ + plan.blocks;
     unfinished_ = unused_ + plan.blocks;
@@ -101,6 +107,7 @@ class ForwardRun {
   void run_tile(const Batch& batch, Index tile, int thread) noexcept {
     const Section& s = section(batch);
     Task task{.sequence = s.sequence, .kv_head = s.kv_head, .rows = s.tile(tile), .keys = batch.keys};
+    task.notes = notes_.of(s, task.rows);
     const Range seen =
         intersect(s.keys, ScoreSteps::visible(call_, block_of(call_, s.sequence, s.kv_head, task.rows)));
     // A tile that sees nothing writes its zeros with the section's first super-block.
@@ -154,6 +161,7 @@ class ForwardRun {
 
   void run_part(const Section& s, Index part, int thread) noexcept {
     Task task{.sequence = s.sequence, .kv_head = s.kv_head, .rows = s.rows, .state = own_state(thread)};
+    task.notes = notes_.of(s, s.rows);
     const Index begin = s.keys.begin + part * s.part_keys;
     const Range seen = ScoreSteps::visible(call_, block_of(call_, s.sequence, s.kv_head, s.rows));
     const Index tile = plan_.kernels->key_tile;
@@ -243,6 +251,7 @@ class ForwardRun {
   const Plan& plan_;
   Crew crew_;
   Memory memory_;
+  MaskNotes notes_;
   std::byte* threads_;
   std::byte* blocks_;
   std::byte* states_;

@@ -6,21 +6,9 @@ namespace attncore {
 
 /// A boolean array that broadcasts to (batch, head, query, key): True = attend.
 struct Mask : NoOp {
-  /// Looks at the tile's bytes once: rows that broadcasting repeats are not looked at again.
   static ATTN_FN Touch touch(const Call& call, const Block& block, Range keys) noexcept {
-    const Tensor& mask = call.score.mask;
-    if (!mask.given()) return Touch::nothing;
-    const Range heads = mask.stride[1] == 0 ? Range{0, 1} : block.heads;
-    const Range queries = mask.stride[2] == 0 ? Range{0, 1} : block.queries;
-    const Index count = min(keys.end, block.sequence.keys) - keys.begin;
-    bool any = false, all = true;
-    for (Index head = heads.begin; head < heads.end; ++head) {
-      for (Index query = queries.begin; query < queries.end; ++query) {
-        look(at(mask, block.sequence.batch, head, query, keys.begin), mask.stride[3], count, any, all);
-        if (any && !all) return Touch::elements;
-      }
-    }
-    return all ? Touch::nothing : Touch::hides_all;
+    if (!call.score.mask.given()) return Touch::nothing;
+    return block.notes.find(keys.begin, [&] { return look(call.score.mask, block, keys); });
   }
 
   static ATTN_FN void fetch(const Call& call, const Row& row, Range keys) noexcept {
@@ -35,8 +23,23 @@ struct Mask : NoOp {
   }
 
  private:
+  /// Looks at the tile's bytes once: rows that broadcasting repeats are not looked at again.
+  static ATTN_FN Touch look(const Tensor& mask, const Block& block, Range keys) noexcept {
+    const Range heads = mask.stride[1] == 0 ? Range{0, 1} : block.heads;
+    const Range queries = mask.stride[2] == 0 ? Range{0, 1} : block.queries;
+    const Index count = min(keys.end, block.sequence.keys) - keys.begin;
+    bool any = false, all = true;
+    for (Index head = heads.begin; head < heads.end; ++head) {
+      for (Index query = queries.begin; query < queries.end; ++query) {
+        look_at(at(mask, block.sequence.batch, head, query, keys.begin), mask.stride[3], count, any, all);
+        if (any && !all) return Touch::elements;
+      }
+    }
+    return all ? Touch::nothing : Touch::hides_all;
+  }
+
   /// Words are joined before they are compared, so that compilers take whole registers of them.
-  static ATTN_FN void look(const std::byte* p, Index stride, Index count, bool& any, bool& all) noexcept {
+  static ATTN_FN void look_at(const std::byte* p, Index stride, Index count, bool& any, bool& all) noexcept {
     constexpr std::uint64_t kEvery = 0x0101010101010101U;  // NumPy's booleans are 0 or 1
     std::uint64_t joined = 0, common = kEvery;
     const Index words = stride == 1 ? count / 8 : 0;

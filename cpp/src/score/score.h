@@ -40,10 +40,32 @@ ATTN_FN std::byte* at(const Tensor& t, const Row& row) noexcept {
   return at(t, row.entry, row.head, row.token);
 }
 
+enum class Touch : std::uint8_t { nothing, elements, hides_all };
+
+/// What a mask that heads share does to a row tile: for each key tile 0, or 1 + Touch once one of the heads has looked.
+struct TouchNotes {
+  std::uint8_t* by_tile = nullptr;
+  Index key_tile = 1;
+
+  /// Of the tile that begins with a key: what is noted, or look()'s result, which is noted then.  Who looks at the same time as
+  /// another notes the same.
+  template <class Look>
+  ATTN_FN Touch find(Index key, Look look) const noexcept {
+    if (by_tile == nullptr) return look();
+    std::uint8_t* const note = by_tile + key / key_tile;
+    const std::uint8_t known = __atomic_load_n(note, __ATOMIC_RELAXED);
+    if (known > 0) return static_cast<Touch>(known - 1);
+    const Touch touch = look();
+    __atomic_store_n(note, static_cast<std::uint8_t>(static_cast<int>(touch) + 1), __ATOMIC_RELAXED);
+    return touch;
+  }
+};
+
 /// The query rows of one tile: `heads` × `queries` of one sequence.
 struct Block {
   Sequence sequence;
   Range heads, queries;
+  TouchNotes notes = {};
   ATTN_FN Index first_position() const noexcept { return queries.begin + sequence.offset; }
   ATTN_FN Index last_position() const noexcept { return queries.end - 1 + sequence.offset; }
 };
@@ -53,8 +75,6 @@ ATTN_FN Block block_of(const Call& call, const Sequence& sequence, Index kv_head
   const Index head = kv_head * call.group;
   return {sequence, {head, head + call.group}, {rows.begin / call.group, ceil_div(rows.end, call.group)}};
 }
-
-enum class Touch : std::uint8_t { nothing, elements, hides_all };
 
 /// Fetches what `apply` will read of an array over (batch, head, query, key) for one row of a tile.
 ATTN_FN void fetch_row(const Tensor& t, const Row& row, Range keys) noexcept {

@@ -21,6 +21,7 @@ struct Task {
   const std::byte* packed = nullptr;  // the tiles of `keys`, Sizes::panel bytes each; none: pack them here
   Index reach = 0;                    // keys up to here are read next, and may be fetched ahead
   bool loaded = false;                // the scratch has the rows' queries, from the keys before
+  TouchNotes notes = {};
 };
 
 /// Sums over many keys are sums of sums: at each multiple of so many keys the softmax's state is merged into a second

@@ -134,7 +134,11 @@ struct TaskRows {
     const Index head = task.kv_head * call.group + (at - query * call.group);
     return row_of(task.sequence, head, query);
   }
-  ATTN_INLINE Block block() const noexcept { return block_of(call, task.sequence, task.kv_head, task.rows); }
+  ATTN_INLINE Block block() const noexcept {
+    Block block = block_of(call, task.sequence, task.kv_head, task.rows);
+    block.notes = task.notes;
+    return block;
+  }
 };
 
 }  // namespace attncore
