@@ -232,7 +232,8 @@ struct Explanation {
 [[nodiscard]] Explanation explain(const Problem& problem, const Options& options = {});
 
 /// The instruction set that kernels use: the best that the machine has, or the one named by the environment
-/// variable ATTNCORE_ISA or by use_isa(), which holds for the process.
+/// variable ATTNCORE_ISA or by use_isa(), which holds for the process.  Where there are matrix tiles (amx), the first call that
+/// needs to know tries them, in a millisecond or two; config() says what it found.
 [[nodiscard]] std::string isa();
 [[nodiscard]] std::vector<std::string> available_isas();  ///< best first
 void use_isa(const std::string& name);

@@ -1,7 +1,7 @@
 // AMX: tiles of bfloat16, Sapphire Rapids (2023) and later.
 //
-// It has been tested with a model of the unit (tests/cpp/amx.cpp), not on such a machine: until somebody has measured it there,
-// it must be asked for.
+// It has been tested with a model of the unit (tests/cpp/amx.cpp), not on such a machine: so each process tries it once, and
+// prefers it where it is right and clearly faster (choice.h).
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -63,7 +63,6 @@ bool leave_to_use_tiles() noexcept {
 }
 
 bool supported_with_tiles() noexcept { return supported_with_pairs() && has_tiles() && leave_to_use_tiles(); }
-bool preferred() noexcept { return false; }  // nobody has measured it yet
 
 constexpr Kernels kTiles =
     tile_kernels<Avx512>(forward_kernels<Avx512, float, Bf16Pair>("tiles of bf16 pairs"));
@@ -71,7 +70,7 @@ constexpr Kernels kTiles =
 }  // namespace
 
 /// But for bfloat16, avx512's own kernels: float32 is not rounded yet.
-extern constinit const IsaTable amx = {"amx",   supported_with_tiles, preferred, &avx512_f32, &avx512_f64,
+extern constinit const IsaTable amx = {"amx",   supported_with_tiles, nullptr, &avx512_f32, &avx512_f64,
                                        &kTiles, &avx512_f32};
 
 }  // namespace attncore

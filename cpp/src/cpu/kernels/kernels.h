@@ -133,7 +133,8 @@ struct Kernels {
 struct IsaTable {
   const char* name;
   bool (*supported)() noexcept;
-  bool (*preferred)() noexcept;  // whether it is faster than those after it; where not, it must be asked for
+  bool (
+      *preferred)() noexcept;  // whether it is faster than those after it; where not, it must be asked for; null: to be tried
   const Kernels *f32, *f64;
   const Kernels* bf16;    // forward of queries, keys and values in bfloat16
   const Kernels* medium;  // forward of float32 by Precision::medium
