@@ -13,7 +13,8 @@ namespace {
 
 using namespace attncore;
 
-constexpr Kernels kModel = tile_kernels<Modelled>(forward_kernels<Modelled, float, Bf16Pair>("model"));
+constexpr Kernels kPairs = forward_kernels<Modelled, float, Bf16Pair>("pairs");
+constexpr Kernels kModel = tile_kernels<Modelled, Bf16Pair>("model", kPairs);
 
 const Kernels& plain() { return *table_named("baseline").f32; }
 
@@ -30,7 +31,7 @@ Kernels repeated() {
 bool yes() noexcept { return true; }
 bool no() noexcept { return false; }
 IsaTable with(const char* name, bool (*preferred)() noexcept, const Kernels& f32, const Kernels& bf16) {
-  return {name, yes, preferred, &f32, table_named("baseline").f64, &bf16, &f32};
+  return {name, yes, preferred, &f32, table_named("baseline").f64, &bf16, &f32, &f32, &f32, &f32};
 }
 
 bool contains(const std::string& text, const char* part) { return text.find(part) != std::string::npos; }
