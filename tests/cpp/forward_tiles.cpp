@@ -1,7 +1,7 @@
 // Forward attention on the model of a matrix unit: of bfloat16, and of float16 and float32 in parts of it.
 #include "cpu/isa/isa.h"
 #include "isa_test.h"
-#include "split_case.h"
+#include "split_checks.h"
 #include "tile_case.h"
 
 namespace {

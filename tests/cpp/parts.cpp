@@ -74,7 +74,7 @@ void splits() {
 
 void harm() {
   Random random;
-  constexpr std::uint32_t kEdges[] = {0,          1,          0x0d7fffffU, 0x0d800000U, 0x007fffffU,
+  constexpr std::uint32_t kEdges[] = {0,           1,           0x0d7fffffU, 0x0d800000U, 0x007fffffU,
                                       0x7f7fffffU, 0x7f800000U, 0x7f800001U, 0x7fc00000U, 0x7fffffffU};
   for (int i = 0; i < 100000; ++i) {
     const std::uint32_t bits = i < 10 ? kEdges[i] : random.bits();
@@ -99,7 +99,9 @@ struct Case {
 
   Case(Index r, Index m, Index d, Random& random)
       : rows(r), columns(m), depth(d), stride(parts_depth<n>(d) + 7), c_stride(round_up(m, 16) + 1) {
-    const auto number = [&] { return random.one_of(9) ? 0 : random.number() * (random.one_of(3) ? 0x1p-9F : 1); };
+    const auto number = [&] {
+      return random.one_of(9) ? 0 : random.number() * (random.one_of(3) ? 0x1p-9F : 1);
+    };
     for (Index i = 0; i < rows * depth; ++i) a.push_back(rounded(number()));
     for (Index i = 0; i < columns * depth; ++i) b.push_back(item(number()));
     for (Index i = 0; i < rows * c_stride; ++i) c.push_back(random.number());
@@ -125,7 +127,8 @@ struct Case {
       U32<Isa> own[n];
       split_in_order<Isa, n>(load_dims<Isa, DType::f32>(in, 4, k, depth),
                              load_dims<Isa, DType::f32>(in, 4, k + kTileDepth, depth), own);
-      for (int part = 0; part < n; ++part, out += kTileDepth) attncore::store(static_cast<void*>(out), own[part]);
+      for (int part = 0; part < n; ++part, out += kTileDepth)
+        attncore::store(static_cast<void*>(out), own[part]);
     }
   }
   void hide(Index row, Index k) {
@@ -172,7 +175,8 @@ struct Case {
           size += std::fabs(x * y);
         }
         const double unit = std::numeric_limits<float>::epsilon();
-        const double error = std::fabs(double(out[static_cast<std::size_t>(row * c_stride + column)]) - exact);
+        const double error =
+            std::fabs(double(out[static_cast<std::size_t>(row * c_stride + column)]) - exact);
         CHECK(error <= size * (left_out + double(depth + 8) * unit));
       }
       const auto end = static_cast<std::size_t>((row + 1) * c_stride - 1);
@@ -222,7 +226,8 @@ void hidden() {
       const Floats want = p.template multiply<A>(p.panel(false, true), true, accumulated);
       for (Index column = 0; column < columns; ++column) {
         for (Index k = 0; k < depth; k += 3) {
-          p.b[static_cast<std::size_t>(column * depth + k)] = Case<n, kStorage>::item(kPoison[random.below(3)]);
+          p.b[static_cast<std::size_t>(column * depth + k)] =
+              Case<n, kStorage>::item(kPoison[random.below(3)]);
         }
       }
       CHECK(same_bits(p.template multiply<A>(p.panel(false, false), true, accumulated), want));

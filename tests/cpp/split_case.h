@@ -1,5 +1,4 @@
-// Forward attention of float16 and float32 by kernels of tiles, in parts of bfloat16, beside a textbook in double and the
-// baseline's products of float32.
+// A problem in float16 or float32 for kernels of tiles, in parts of bfloat16; a textbook in double.
 #pragma once
 
 #include <cmath>
@@ -160,36 +159,6 @@ struct SplitCase {
     return e;
   }
 };
-
-/// Any number of threads, the same bits; errors beside those of float32's products.
-void check(SplitCase& c, const char* what) {
-  c.run();
-  const Floats out = c.out.items, lse = c.lse;
-  for (const int threads : {2, 3}) {
-    c.run(threads);
-    CHECK(std::memcmp(c.out.items.data(), out.data(), out.size() * sizeof(float)) == 0);
-    CHECK(std::memcmp(c.lse.data(), lse.data(), lse.size() * sizeof(float)) == 0);
-  }
-  const SplitCase::Error ours = c.error();
-  c.run_baseline();
-  const SplitCase::Error theirs = c.error();
-  std::printf("%s %s: norm %.3g / %.3g, largest %.3g / %.3g, lse %.3g / %.3g\n", name(c.split.dtype), what,
-              ours.norm, theirs.norm, ours.largest, theirs.largest, ours.lse, theirs.lse);
-}
-
-void check_split(const Split& split) {
-  for (const Shape& shape :
-       {Shape{1, 1, 1, 9, 1, 1, 1}, Shape{2, 4, 2, 17, 70, 24, 17}, Shape{1, 2, 2, 3, 50, 33, 40},
-        Shape{1, 2, 1, 100, 131, 80, 33}, Shape{1, 1, 1, 97, 300, 64, 128}, Shape{1, 1, 1, 20, 2300, 32, 16},
-        Shape{1, 2, 2, 40, 0, 8, 8}}) {
-    SplitCase c(shape, split);
-    check(c, "plain");
-  }
-  for (const float size : {30.0F, 1e4F}) {
-    SplitCase c({1, 1, 1, 97, 300, 64, 32}, split, size);
-    check(c, "large scores");
-  }
-}
 
 }  // namespace
 }  // namespace attncore

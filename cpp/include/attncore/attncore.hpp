@@ -30,7 +30,7 @@ enum class DType : std::uint8_t { f32, f64, f16, bf16, boolean, i32, i64, i8, f8
 
 enum class Device : std::uint8_t { cpu, cuda };
 
-/// Of products of float32, by torch's names.  highest: float32's own.  high: the operands in two bfloat16 parts.  medium: one
+/// Of products of float32, by torch's names.  highest: as exact as float32's own.  high: the operands in two bfloat16 parts.  medium: one
 /// product of operands and weights that are rounded to bfloat16, summed in float32.  A lower one is leave to be faster: where
 /// that is not to be had, results are those of a higher one.
 enum class Precision : std::uint8_t { highest, high, medium };

@@ -4,7 +4,8 @@
 
 namespace attncore {
 namespace {
-constexpr Kernels kThreeParts = exact_for_few<Part<3>>("tiles of f32 in three bf16 parts, fma f32 for few rows");
+constexpr Kernels kThreeParts =
+    exact_for_few<Part<3>>("tiles of f32 in three bf16 parts, fma f32 for few rows");
 }
 
 extern constinit const IsaTable amx_f32 = {"amx_f32", amx_supported, nullptr,      &avx512_f32, &avx512_f64,

@@ -31,6 +31,7 @@ constexpr Kernels forward_kernels(const char* name) noexcept {
       .row_block = Isa::kRows,
       .key_block = Isa::kColumns * kWidth<Isa, T>,
       .key_tile = Isa::template kKeyTile<T>,
+      .most_rows = 96,
       .gang_rows = kDirectRows,
       .sizes = Scratch<Isa, T, Item>::sizes,
       .reads_in_place = reads_in_place<Isa, T>,

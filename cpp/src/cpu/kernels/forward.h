@@ -104,7 +104,8 @@ class ForwardKernel {
     if constexpr (kSplit<Item>) {
       queries_ = {reinterpret_cast<const Item*>(scratch_.queries.data), scratch_.queries.stride};
       if (!task.loaded)
-        load_part_rows<Isa, kParts<Item>>(call.query, call.dim, row_at_, scratch_.queries, rows_, scratch_.harmed);
+        load_part_rows<Isa, kParts<Item>>(call.query, call.dim, row_at_, scratch_.queries, rows_,
+                                          scratch_.harmed);
     } else if constexpr (kInPairs<T, Item>) {
       queries_ = {reinterpret_cast<const Item*>(scratch_.queries.data), scratch_.queries.stride};
       if (!task.loaded) load_pair_rows<Isa>(call.query, call.dim, row_at_, scratch_.queries, rows_);
@@ -174,9 +175,12 @@ class ForwardKernel {
 
  private:
   static constexpr auto how_kept() noexcept {
-    if constexpr (kSplit<Item>) return PartWeights<Isa, kParts<Item>>{};
-    else if constexpr (kInPairs<T, Item>) return PairWeights<Isa>{};
-    else return PlainWeights<Isa, T>{};
+    if constexpr (kSplit<Item>)
+      return PartWeights<Isa, kParts<Item>>{};
+    else if constexpr (kInPairs<T, Item>)
+      return PairWeights<Isa>{};
+    else
+      return PlainWeights<Isa, T>{};
   }
   using Weights = decltype(how_kept());
 

@@ -15,8 +15,9 @@ ATTN_INLINE float dot(const std::byte* a, Index a_stride, const std::byte* b, In
                       Index dims) noexcept {
   Vec<Isa, float> sum{};
   for (Index dim = 0; dim < dims; dim += kWidth<Isa, float>) {
-    sum = load_dims<Isa, kStorage>(a, a_stride, dim, dims) * load_dims<Isa, kStorage>(b, b_stride, dim, dims) +
-          sum;
+    sum =
+        load_dims<Isa, kStorage>(a, a_stride, dim, dims) * load_dims<Isa, kStorage>(b, b_stride, dim, dims) +
+        sum;
   }
   return horizontal_sum<Isa, float>(sum);
 }
@@ -24,7 +25,8 @@ ATTN_INLINE float dot(const std::byte* a, Index a_stride, const std::byte* b, In
 /// Writes the scores of harmed queries or keys.
 template <class Isa, int n>
 void score_harmed(const Call& call, const TaskRows& row_at, const KeySource& source, Range keys, Index rows,
-                  const KeyTile<Isa, float, Part<n>>& tile, const Scratch<Isa, float, Part<n>>& scratch) noexcept {
+                  const KeyTile<Isa, float, Part<n>>& tile,
+                  const Scratch<Isa, float, Part<n>>& scratch) noexcept {
   KeyBits any = 0;
   for (Index i = 0; i < tile.kWords; ++i) any |= tile.poisoned_keys[i];
   with_part_storage(source.storage, [&]<DType kStorage>() {
@@ -96,8 +98,9 @@ void add_harmed(const Matrix<float>& output, const Scratch<Isa, float, Part<n>>&
                                           tile.values.columns);
       });
     } else {
-      gemm_of_visible<Isa, float>(Matrix<float>{output.row(row), output.stride}, own, as_const(tile.values), 1,
-                                  depth_of<float, Part<n>>(keys.size()), Accumulated<float>{scratch.keep + row});
+      gemm_of_visible<Isa, float>(Matrix<float>{output.row(row), output.stride}, own, as_const(tile.values),
+                                  1, depth_of<float, Part<n>>(keys.size()),
+                                  Accumulated<float>{scratch.keep + row});
     }
   }
 }

@@ -96,6 +96,7 @@ inline constexpr int kReadPatterns = 6;
 struct Kernels {
   const char* name;
   Index row_block, key_block, key_tile;  // rows of a register block, keys of a strip, keys of a tile
+  Index most_rows;                       // of a task, but where keys are split
   Index gang_rows;                       // of forward_gang, at most
 
   Sizes (*sizes)(const Call&, Index rows) noexcept;
@@ -135,9 +136,9 @@ struct IsaTable {
   bool (*supported)() noexcept;
   bool (
       *preferred)() noexcept;  // whether it is faster than those after it; where not, it must be asked for; null: to be tried
-  const Kernels *f32, *f64;               // of all but what follows
-  const Kernels *bf16, *f16;              // forward of queries, keys and values in this dtype
-  const Kernels *highest, *high, *medium; // forward of those in float32, by Precision
+  const Kernels *f32, *f64;                // of all but what follows
+  const Kernels *bf16, *f16;               // forward of queries, keys and values in this dtype
+  const Kernels *highest, *high, *medium;  // forward of those in float32, by Precision
 
   [[nodiscard]] const Kernels& kernels(DType compute) const noexcept {
     return compute == DType::f64 ? *f64 : *f32;
@@ -149,7 +150,9 @@ struct IsaTable {
     if (dtype == DType::bf16) return *bf16;
     if (dtype == DType::f16) return *f16;
     if (dtype != DType::f32) return kernels(dtype);
-    return call.precision == Precision::medium ? *medium : call.precision == Precision::high ? *high : *highest;
+    return call.precision == Precision::medium ? *medium
+           : call.precision == Precision::high ? *high
+                                               : *highest;
   }
 };
 

@@ -31,9 +31,9 @@ template <class Isa, class T, class Item>
 struct KeyTile {
   static constexpr Index kKeys = Isa::template kKeyTile<T>, kWords = kSplit<Item> ? kKeys / kKeyBits : 1;
 
-  Panel<Item> keys;        // (dim, keys): Kᵀ
-  Panel<Item> values;      // (keys, value_dim)
-  KeyBits* poison;         // 0, or 1 if values hold Inf or NaN; of parts a bit for each key whose value is harmed
+  Panel<Item> keys;    // (dim, keys): Kᵀ
+  Panel<Item> values;  // (keys, value_dim)
+  KeyBits* poison;     // 0, or 1 if values hold Inf or NaN; of parts a bit for each key whose value is harmed
   KeyBits* poisoned_keys;  // the same of keys, where there are parts
 
   static ATTN_INLINE KeyTile in(std::byte* memory, const Call& call, Index count) noexcept {
@@ -127,10 +127,10 @@ struct RowState {
 /// What a task works in: its scratch, carved up.
 template <class Isa, class T, class Item = T>
 struct Scratch {
-  Matrix<T> queries;      // (rows, dim)
-  Matrix<T> scores;       // (rows, key tile)
+  Matrix<T> queries;                     // (rows, dim)
+  Matrix<T> scores;                      // (rows, key tile)
   Matrix<const WeightOf<Item>> weights;  // over the scores
-  T* keep;                // (rows)
+  T* keep;                               // (rows)
   std::uint32_t* harmed;  // (rows), of queries in parts: whether a split would harm it (parts.h)
   std::byte* panel;       // one key tile, where panels are not shared
 

@@ -78,8 +78,7 @@ template <class Isa, bool kTall, bool kWide, bool kLoadA, bool kLoadB>
 ATTN_INLINE void multiply_step(const TileBlock& block, Index a, Index b, TileBuffers& buffers) noexcept {
   using Unit = TileUnit<Isa>;
   const auto load_a = [&]<int kTile>(Index row, Bf16Pair* room) {
-    if constexpr (kLoadA)
-      load_tile<Isa, kTile>(tile_of<Isa>(block.a, block.rows, block.depth, row, a, room));
+    if constexpr (kLoadA) load_tile<Isa, kTile>(tile_of<Isa>(block.a, block.rows, block.depth, row, a, room));
   };
   const Bf16Pair* const columns = block.b.at + b * block.b.stride;
   load_a.template operator()<4>(block.row, buffers.a[0]);
