@@ -27,7 +27,7 @@ void check(SplitCase& c) {
   if (c.split.precision == Precision::high) {
     CHECK(ours.norm < 6e-5 && ours.lse < 1e-5);
   } else {
-    CHECK(ours.norm <= 1.03 * theirs.norm && ours.largest <= 1.2 * theirs.largest + 1e-7);
+    CHECK(ours.norm <= 1.1 * theirs.norm && ours.largest <= 1.2 * theirs.largest + 1e-7);
     CHECK(ours.lse <= 1.5 * theirs.lse + 6e-8);
   }
 }
@@ -73,6 +73,7 @@ void check_like_baseline(SplitCase& c) {
 void harmed(const Split& split) {
   const Shape shape{1, 1, 1, 70, 150, 40, 36};
   const Index from = 30, key = shape.keys - shape.queries + from;  // which rows from 30 on see
+  const Index next = key + 8;  // past what the rows before 32 see, in their key tile
   SplitCase c(shape, split);
   c.problem.score.causal = true;
   c.run();
@@ -81,13 +82,13 @@ void harmed(const Split& split) {
   if (split.dtype == DType::f16) poison.resize(3);
   for (const float x : poison) {
     const Floats k = c.k.items, v = c.v.items, q = c.q.items;
-    c.v.items[static_cast<std::size_t>(key * shape.value_dim + 5)] = x;
+    for (const Index at : {key, next}) c.v.items[static_cast<std::size_t>(at * shape.value_dim + 5)] = x;
     c.store();
     c.run();
     CHECK(same_bits(c.out.items, out, 0, from * shape.value_dim) && c.lse == lse);
     check_like_baseline(c);
 
-    c.k.items[static_cast<std::size_t>(key * shape.dim + 7)] = x;
+    for (const Index at : {key, next}) c.k.items[static_cast<std::size_t>(at * shape.dim + 7)] = x;
     c.store();
     c.run();
     CHECK(same_bits(c.out.items, out, 0, from * shape.value_dim) && same_bits(c.lse, lse, 0, from));

@@ -88,6 +88,16 @@ bool reads_in_place(const Call& call, const Sequence& sequence) noexcept {
   return sequence.queries * call.group <= kDirectRows;
 }
 
+/// How softmax keeps weights, for products of items.
+template <class Isa, class T, class Item>
+struct KeptAs {
+  using Weights = std::conditional_t<kInPairs<T, Item>, PairWeights<Isa>, PlainWeights<Isa, T>>;
+};
+template <class Isa, int n>
+struct KeptAs<Isa, float, Part<n>> {
+  using Weights = PartWeights<Isa, n>;
+};
+
 template <class Isa, class T, class Item>
 class ForwardKernel {
  public:
@@ -174,15 +184,7 @@ class ForwardKernel {
   }
 
  private:
-  static constexpr auto how_kept() noexcept {
-    if constexpr (kSplit<Item>)
-      return PartWeights<Isa, kParts<Item>>{};
-    else if constexpr (kInPairs<T, Item>)
-      return PairWeights<Isa>{};
-    else
-      return PlainWeights<Isa, T>{};
-  }
-  using Weights = decltype(how_kept());
+  using Weights = typename KeptAs<Isa, T, Item>::Weights;
 
   void load_queries() noexcept {
     if (!direct_ || !takes_pairs<Isa, T>(keys_.storage)) {

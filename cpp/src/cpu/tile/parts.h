@@ -189,13 +189,17 @@ bool pack_parts_transposed(Panel<Part<n>> panel, const KeySource& source, Index 
     const Index stride = strip_registers<Isa, Part<n>>(panel.columns, strip) * kKeys;
     Part<n>* out = panel.data + strip * panel.depth + (column - strip);
     const Index keys = min(kKeys, panel.columns - column);
+    const std::byte* in[kKeys];
+    for (Index key = 0; key < kKeys; ++key) in[key] = source.token(first + column + min(key, keys - 1));
     for (Index dim = 0; dim < dims; dim += kRunItems) {
       U32<Isa> block[n][kKeys];
       for (Index key = 0; key < kKeys; ++key) {
-        const std::byte* const token = source.token(first + column + min(key, keys - 1));
         const Index given = key < keys ? dims : 0;
-        const auto low = load_dims<Isa, kStorage>(token, source.dim_stride, dim, given);
-        const auto high = load_dims<Isa, kStorage>(token, source.dim_stride, dim + kKeys, given);
+        const auto get = [&](Index from) {
+          __builtin_prefetch(in[key] + from * source.dim_stride + kKeys * source.token_stride);
+          return load_dims<Isa, kStorage>(in[key], source.dim_stride, from, given);
+        };
+        const auto low = get(dim), high = get(dim + kTileDepth);
         harmed |= harmed_lanes<Isa>(low) | harmed_lanes<Isa>(high);
         U32<Isa> parts[n];
         split_in_order<Isa, n>(low, high, parts);
@@ -222,12 +226,13 @@ bool pack_parts(Panel<Part<n>> panel, const KeySource& source, Index first, Inde
       Part<n>* const out = panel.data + strip * panel.depth + (run * n * kTileDepth + pair) * stride;
       const std::byte* const even = source.token(first + min(key, keys - 1));
       const std::byte* const odd = source.token(first + min(key + 1, keys - 1));
-      __builtin_prefetch(even + strip * source.dim_stride + kPrefetchTokens * source.token_stride);
-      __builtin_prefetch(odd + strip * source.dim_stride + kPrefetchTokens * source.token_stride);
       for (Index j = 0; j < stride; j += kLanes) {
-        const auto dims_of = [&](Index k) { return k < keys ? panel.columns : 0; };
-        const auto a = load_dims<Isa, kStorage>(even, source.dim_stride, strip + j, dims_of(key));
-        const auto b = load_dims<Isa, kStorage>(odd, source.dim_stride, strip + j, dims_of(key + 1));
+        const auto get = [&](const std::byte* token, bool given) {
+          const Index from = strip + j;
+          __builtin_prefetch(token + from * source.dim_stride + kPrefetchTokens * source.token_stride);
+          return load_dims<Isa, kStorage>(token, source.dim_stride, from, given ? panel.columns : 0);
+        };
+        const auto a = get(even, key < keys), b = get(odd, key + 1 < keys);
         harmed |= harmed_lanes<Isa>(a) | harmed_lanes<Isa>(b);
         U32<Isa> parts[n];
         split<Isa, n>(a, b, parts);
