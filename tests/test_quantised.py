@@ -149,7 +149,7 @@ def compare_with_wider(
     few = query.shape[1] // key.shape[1] * query.shape[2] <= 8
     isa = attncore.isa()
     in_pairs = isa in ("avx512_bf16", *TILES) and query.itemsize == 2
-    in_parts = not few and (isa == "amx_f32" or (isa == "amx" and query.dtype == key.dtype))
+    in_parts = not few and (isa == "amx_f32" or (isa == "amx" and stored == query.dtype.name))
     if ("bfloat16" in stored and (few or in_pairs)) or in_parts:
         arrays = query, key, value
         compare_results(*got, reference(*arrays, **options), plain(*arrays, **options))
