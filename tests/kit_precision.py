@@ -8,7 +8,8 @@ import attncore
 from kit import Inputs, assert_same_bits
 from reference import Array
 
-ROUNDING = ("avx512_bf16",)  # the ISAs whose "medium" is bfloat16's
+TILES = ("amx", "amx_f32")  # the ISAs whose "high" is two bfloat16 parts'
+ROUNDING = ("avx512_bf16", *TILES)  # the ISAs whose "medium" is bfloat16's
 FEW = 8  # query rows a KV head, up to which it is float32's
 MEDIUM: dict[str, Any] = {"precision": "medium"}
 

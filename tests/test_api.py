@@ -262,6 +262,20 @@ def test_threads() -> None:
         attncore.set_num_threads(before)
 
 
+def test_the_reason_for_an_isa() -> None:
+    """It comes back with the ISA that it is the reason for."""
+
+    def reason() -> object:
+        return attncore.show_config(mode="dicts")["isa_reason"]
+
+    before, why = attncore.isa(), reason()
+    assert why
+    for isa in attncore.available_isas():
+        with attncore.use_isa(isa):
+            assert reason() == (why if isa == before else "asked for")
+    assert reason() == why
+
+
 def test_build_information(capsys: pytest.CaptureFixture[str]) -> None:
     attncore.show_config()
     text = capsys.readouterr().out
@@ -269,5 +283,6 @@ def test_build_information(capsys: pytest.CaptureFixture[str]) -> None:
     assert shown["version"] == attncore.__version__
     assert attncore.__version__ in text
     assert attncore.isa() in text
+    assert str(shown["isa_reason"]) in text
     assert (Path(attncore.get_include()) / "attncore" / "attncore.hpp").is_file()
     assert any(Path(attncore.get_cmake_dir()).glob("attncore*onfig.cmake"))

@@ -86,7 +86,8 @@ def built(isa: str) -> None:
         pytest.skip(f"not built: {isa}")
 
 
-ISAS = ["amx", "avx512_bf16", "avx512", "avx2"]
+TILES = ["amx", "amx_f32"]
+ISAS = [*TILES, "avx512_bf16", "avx512", "avx2"]
 
 
 @needs("nm")
@@ -128,11 +129,12 @@ def test_only_amx_has_tiles() -> None:
     """They are configured and released in the same functions, and multiplied."""
     built("amx")
     code = dump("objdump", "--disassemble", "--no-show-raw-insn")
-    functions = re.split(r"\n\n[0-9a-f]+ <", code.pop("amx"))
-    assert sum("tdpbf16ps" in function for function in functions) > 0
-    pairs = [f for f in functions if "ldtilecfg" in f or "tilerelease" in f]
-    assert pairs
-    assert all(f.count("ldtilecfg") == f.count("tilerelease") for f in pairs)
+    for isa in TILES:
+        functions = re.split(r"\n\n[0-9a-f]+ <", code.pop(isa))
+        assert sum("tdpbf16ps" in function for function in functions) > 0
+        pairs = [f for f in functions if "ldtilecfg" in f or "tilerelease" in f]
+        assert pairs
+        assert all(f.count("ldtilecfg") == f.count("tilerelease") for f in pairs)
     assert [member for member, text in code.items() if re.search(r"\btmm\d|%tmm", text)] == []
 
 

@@ -1,4 +1,4 @@
-"""What is particular to avx512_bf16 and amx: bfloat16 two by two, weights rounded to bfloat16."""
+"""What is particular to avx512_bf16, amx and amx_f32: bfloat16 two by two, weights rounded to bfloat16."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kit import assert_same_bits, dtype_of
 from reference import Array
 
 
-@pytest.fixture(autouse=True, params=["avx512_bf16", "amx"])
+@pytest.fixture(autouse=True, params=["avx512_bf16", "amx", "amx_f32"])
 def pairs(request: pytest.FixtureRequest) -> Iterator[None]:
     if request.param not in attncore.available_isas():
         pytest.skip(f"a CPU without {request.param}")
@@ -49,7 +49,8 @@ def test_lse_is_as_exact_as_elsewhere(queries: int, keys: int, rng: np.random.Ge
 def test_other_dtypes_take_the_kernels_of_avx512(rng: np.random.Generator) -> None:
     """Bit by bit, and so does bfloat16 where not all three arrays are."""
     q, k, v = (draw(rng, 1, 2, 20, 33).astype(np.float32) for _ in range(3))
-    for arrays in ((q, k, v), (q, k.astype(dtype_of("bfloat16")), v), (q.astype("f2"), k, v)):
+    mixed = (q, k.astype(dtype_of("bfloat16")), v), (q.astype("f2"), k, v)
+    for arrays in mixed if attncore.isa() == "amx_f32" else (*mixed, (q, k, v)):
         out = attncore.attention(*arrays)
         with attncore.use_isa("avx512"):
             expected = attncore.attention(*arrays)

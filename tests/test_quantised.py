@@ -11,6 +11,7 @@ import pytest
 import attncore
 from kit import DTYPE_NAMES, assert_same_bits, compare_results, dtype_of, inputs
 from kit_paged import Paged, into_pages
+from kit_precision import TILES
 from reference import Array, plain, reference
 from test_paged import OPTIONS, options_for
 
@@ -143,12 +144,13 @@ def compare_with_wider(
     got: tuple[Array, Array], query: Array, key: Array, value: Array, stored: str, **options: Any
 ) -> None:
     """Attention to the same numbers in float32 has the bits, and then the rounding, of the result.  But where few rows
-    read bfloat16 keys, two at a time, sums have another order, and avx512_bf16 and amx round weights."""
+    read bfloat16 keys, two at a time, sums have another order, and so they have in pairs and tiles of bfloat16."""
     assert got[0].dtype == query.dtype
     few = query.shape[1] // key.shape[1] * query.shape[2] <= 8
-    if "bfloat16" in stored and (
-        few or (attncore.isa() in ("avx512_bf16", "amx") and query.itemsize == 2)
-    ):
+    isa = attncore.isa()
+    in_pairs = isa in ("avx512_bf16", *TILES) and query.itemsize == 2
+    in_parts = not few and (isa == "amx_f32" or (isa == "amx" and stored == query.dtype.name))
+    if ("bfloat16" in stored and (few or in_pairs)) or in_parts:
         arrays = query, key, value
         compare_results(*got, reference(*arrays, **options), plain(*arrays, **options))
         return

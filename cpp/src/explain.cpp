@@ -52,7 +52,7 @@ std::string text(const Explanation& e, const Plan& plan) {
   const auto line = [](const char* title, const std::string& what) {
     return "\n  " + std::string(title) + std::string(12 - std::char_traits<char>::length(title), ' ') + what;
   };
-  return "attncore plan" + line("isa", e.isa + ", kernel " + e.kernel) +
+  return "attncore plan" + line("isa", e.isa + ", " + isa_reason()) + line("kernel", e.kernel) +
          line("threads", std::to_string(e.threads)) +
          line("tiles", "at most " + std::to_string(e.query_tile) + " query rows × " +
                            std::to_string(e.key_tile) + " keys") +
@@ -119,6 +119,7 @@ const char* version() noexcept { return ATTNCORE_VERSION; }
 std::vector<std::pair<std::string, std::string>> config() {
   return {{"version", version()},
           {"isa", isa()},
+          {"isa_reason", isa_reason()},
           {"available_isas", joined(available_isas(), " ")},
           {"cpu", cpu_name()},
           {"cpu_features", cpu_features()},

@@ -17,7 +17,6 @@ constexpr Index kPartKeys = 1024;  // keys of a part, at least
 constexpr Index kMostParts = 32;
 
 // Sizes that bits do not depend on.
-constexpr Index kTileRows = 96;                // rows of a tile, at most
 constexpr Index kScratchBytes = 200 << 10;     // of a tile: its queries, scores and output stay in L2
 constexpr Index kBlockKeys = 512;              // keys of a super-block, unless they are few
 constexpr Index kBlockBytes = Index{8} << 20;  // of a super-block, at most
@@ -118,7 +117,7 @@ class Planner {
   static Index tile_rows(const Call& call, const Kernels& kernels) {
     const Sizes sizes = kernels.sizes(call, kernels.row_block);
     const Index blocks = max(1, kScratchBytes / (sizes.scratch + sizes.state));
-    return min(kTileRows / kernels.row_block, blocks) * kernels.row_block;
+    return min(kernels.most_rows / kernels.row_block, blocks) * kernels.row_block;
   }
 
   /// Keys of a super-block.

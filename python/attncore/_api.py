@@ -119,7 +119,8 @@ def attention(
         precision: Of products of float32, by torch's names: "highest" is float32's own; "medium"
             allows to round queries, keys, values and weights to bfloat16, for speed, where the
             instruction set multiplies that (out has 2 to 3 digits then); "high" allows two
-            bfloat16 parts each (today it is float32's own on all).  `explain` says what is taken.
+            bfloat16 parts each (amx: out has 4 to 5 digits; elsewhere it is float32's own).
+            `explain` says what is taken.
             Of other dtypes, and for up to 8 query rows a KV head, it changes nothing.
         num_threads: For this call.
 

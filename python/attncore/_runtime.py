@@ -15,7 +15,7 @@ def version() -> str:
 
 
 def isa() -> str:
-    """The instruction set that kernels use now.
+    """The instruction set that kernels use now; `show_config` says why ("isa_reason").
 
     Example:
         >>> import attncore

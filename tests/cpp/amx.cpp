@@ -5,11 +5,11 @@
 #include <csignal>
 
 #include "cpu/dispatch.h"
-#include "tile_case.h"
+#include "split_checks.h"
 
 namespace attncore {
 
-extern const IsaTable amx, avx512_bf16;
+extern const IsaTable amx, amx_f32, avx512_bf16;
 
 namespace {
 
@@ -124,8 +124,14 @@ int main() {
   action.sa_flags = SA_SIGINFO;
   if (emulated) sigaction(SIGILL, &action, nullptr);
   check_forward(*amx.bf16);
+  check_split({amx.f16, DType::f16});
+  check_split({amx.high, DType::f32, Precision::high});
+  check_split({amx_f32.highest, DType::f32});
   CHECK(emulated == (trapped > 0));
-  CHECK(!amx.preferred());
+  for (const IsaTable* const table : {&amx, &amx_f32}) {
+    CHECK(table->preferred == nullptr);  // it is tried
+    CHECK(table->supported() == !emulated);
+  }
   std::printf("%ld instructions by the model\n", trapped.load());
   return finish();
 }

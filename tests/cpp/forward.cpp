@@ -160,7 +160,7 @@ void hidden() {
 }
 
 /// Operands that bfloat16 holds: medium differs by the rounding of weights alone, 2⁻⁹ of each and of their sum, and lse not at
-/// all.  High is float32's own, and so is medium for few rows.
+/// all.  High is float32's own but by tiles, which give weights 16 bits; so is medium for few rows.
 void precisions() {
   for (const Shape& shape : {Shape{2, 4, 2, 37, 301, 25, 17}, Shape{1, 8, 2, 2, 1500, 64, 8}}) {
     Case c(shape);
@@ -171,10 +171,12 @@ void precisions() {
     const std::vector<float> highest = c.out;
     c.problem.precision = Precision::high;
     forward(c.problem);
-    CHECK(c.out == highest);
+    const bool few = shape.queries * shape.heads / shape.kv_heads <= 8, tiles = isa().find("amx") == 0;
+    if (few || !tiles) CHECK(c.out == highest);
+    CHECK(row_error(c, 0, 0, 0) < 1e-4);
     c.problem.precision = Precision::medium;
     forward(c.problem);
-    if (isa() != "avx512_bf16" || shape.queries * shape.heads / shape.kv_heads <= 8) CHECK(c.out == highest);
+    if (few || !(tiles || isa() == "avx512_bf16")) CHECK(c.out == highest);
     const double spread = 2, each = std::exp2(-9);
     for (Index batch = 0; batch < shape.batch; ++batch) {
       for (Index query = 0; query < shape.queries; ++query) {

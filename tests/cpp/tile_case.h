@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "backend.h"
+#include "cpu/dispatch.h"
 #include "random.h"
 #include "tile_model.h"
 

@@ -44,6 +44,7 @@ float added(float a, float b) { return flushed(double(a) + double(b)); }
 /// The registers of a thread.
 struct TileRegisters {
   bool configured = false;
+  bool broken = false;  // multiplies the first of each pair only
   std::uint32_t row[8][kTileRows][16];
 
   void configure() {
@@ -78,7 +79,7 @@ struct TileRegisters {
         for (Index j = 0; j < kTileColumns; ++j) {
           const Bf16Pair y = row[b][k][j];
           first[j] = fused(first_half(x), first_half(y), first[j]);
-          second[j] = fused(second_half(x), second_half(y), second[j]);
+          if (!broken) second[j] = fused(second_half(x), second_half(y), second[j]);
         }
       }
       std::memcpy(sums, row[sum][i], sizeof sums);

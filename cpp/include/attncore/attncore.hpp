@@ -30,7 +30,7 @@ enum class DType : std::uint8_t { f32, f64, f16, bf16, boolean, i32, i64, i8, f8
 
 enum class Device : std::uint8_t { cpu, cuda };
 
-/// Of products of float32, by torch's names.  highest: float32's own.  high: the operands in two bfloat16 parts.  medium: one
+/// Of products of float32, by torch's names.  highest: as exact as float32's own.  high: the operands in two bfloat16 parts.  medium: one
 /// product of operands and weights that are rounded to bfloat16, summed in float32.  A lower one is leave to be faster: where
 /// that is not to be had, results are those of a higher one.
 enum class Precision : std::uint8_t { highest, high, medium };
@@ -239,7 +239,8 @@ struct Explanation {
 [[nodiscard]] Explanation explain(const Problem& problem, const Options& options = {});
 
 /// The instruction set that kernels use: the best that the machine has, or the one named by the environment
-/// variable ATTNCORE_ISA or by use_isa(), which holds for the process.
+/// variable ATTNCORE_ISA or by use_isa(), which holds for the process.  Where there are matrix tiles (amx), the first call that
+/// needs to know tries them, in a millisecond or two; config() says what it found.
 [[nodiscard]] std::string isa();
 [[nodiscard]] std::vector<std::string> available_isas();  ///< best first
 void use_isa(const std::string& name);

@@ -1,10 +1,10 @@
 #include "dispatch.h"
 
-#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 
 #include "../text.h"
+#include "choice.h"
 
 namespace attncore {
 
@@ -22,6 +22,13 @@ constexpr const IsaTable* kTables[] = {
 };
 
 std::atomic<const IsaTable*> chosen{nullptr};
+std::atomic<const Choice*> unasked{nullptr};  // the choice, where it was not the user's
+
+const Choice& best_choice() {
+  static const Choice choice = choose(available_tables());
+  unasked = &choice;
+  return choice;
+}
 
 }  // namespace
 
@@ -44,22 +51,19 @@ const IsaTable& table_named(const std::string& name) {
                               joined(available_isas(), ", "));
 }
 
-namespace {
-
-const IsaTable& best_table() {
-  const auto& tables = available_tables();
-  return **std::find_if(tables.begin(), tables.end(), [](const IsaTable* t) { return t->preferred(); });
-}
-
-}  // namespace
-
 const IsaTable& current_table() {
   if (const IsaTable* table = chosen.load(std::memory_order_relaxed)) return *table;
   const char* const forced = std::getenv("ATTNCORE_ISA");
-  const IsaTable& table = forced != nullptr && *forced != '\0' ? table_named(forced) : best_table();
+  const IsaTable& table = forced != nullptr && *forced != '\0' ? table_named(forced) : *best_choice().table;
   const IsaTable* unset = nullptr;
   chosen.compare_exchange_strong(unset, &table);
   return *chosen.load();
+}
+
+std::string isa_reason() {
+  const IsaTable& table = current_table();
+  const Choice* const choice = unasked;
+  return choice != nullptr && choice->table == &table ? choice->reason : "asked for";
 }
 
 std::string isa() { return current_table().name; }

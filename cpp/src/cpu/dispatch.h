@@ -14,7 +14,10 @@ namespace attncore {
 /// Throws std::invalid_argument, naming what is available.
 [[nodiscard]] const IsaTable& table_named(const std::string& name);
 
-/// The one in use: use_isa(), else ATTNCORE_ISA, else the best.
+/// The one in use: use_isa(), else ATTNCORE_ISA, else the best, by choose().
 [[nodiscard]] const IsaTable& current_table();
+
+/// Why it is the one in use, in words.
+[[nodiscard]] std::string isa_reason();
 
 }  // namespace attncore

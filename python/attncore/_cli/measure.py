@@ -49,12 +49,12 @@ def ours(inputs: Inputs, isa: str, threads: int, precision: Precision = "highest
     """attncore on an ISA; it allocates its output, as the peers do."""
     query, key, value = inputs.query, inputs.key, inputs.value
     options = {**inputs.options, "num_threads": threads, "precision": precision}
-    medium = query.dtype == np.float32 and precision == "medium"
+    lower = {"high": "float16", "medium": "bfloat16"} if query.dtype == np.float32 else {}
     return Contender(
         our_name(isa, precision),
         lambda: attncore.attention(query, key, value, **options),
         isa=isa,
-        accuracy="bfloat16" if medium else None,
+        accuracy=lower.get(precision),
     )
 
 

@@ -35,6 +35,7 @@ bool preferred() noexcept { return supported_with_pairs() && __builtin_cpu_is("a
 
 /// But for bfloat16 and what is rounded to it, avx512's own kernels.
 extern constinit const IsaTable avx512_bf16 = {
-    "avx512_bf16", supported_with_pairs, preferred, &avx512_f32, &avx512_f64, &kPairs, &kRounded};
+    "avx512_bf16", supported_with_pairs, preferred,   &avx512_f32, &avx512_f64,
+    &kPairs,       &avx512_f32,          &avx512_f32, &avx512_f32, &kRounded};
 
 }  // namespace attncore

@@ -19,7 +19,9 @@ struct MultiplyPairs<Avx512> {
 };
 
 namespace {
-bool supported_with_pairs() noexcept { return supported() && __builtin_cpu_supports("avx512bf16") != 0; }
+[[maybe_unused]] bool supported_with_pairs() noexcept {
+  return supported() && __builtin_cpu_supports("avx512bf16") != 0;
+}
 }  // namespace
 
 extern const Kernels avx512_f32, avx512_f64;  // what they take but for bfloat16

@@ -1,5 +1,5 @@
-// An ISA is a header with its tag and what it specialises, and a file with its table.  (avx512_bf16 and amx are files with
-// tables: their tag is avx512's.)
+// An ISA is a header with its tag and what it specialises, and a file with its table.  (avx512_bf16, amx and amx_f32 are files
+// with tables: their tag is avx512's.)
 #pragma once
 
 #include "../kernels/backward.h"
@@ -31,6 +31,7 @@ constexpr Kernels forward_kernels(const char* name) noexcept {
       .row_block = Isa::kRows,
       .key_block = Isa::kColumns * kWidth<Isa, T>,
       .key_tile = Isa::template kKeyTile<T>,
+      .most_rows = 96,
       .gang_rows = kDirectRows,
       .sizes = Scratch<Isa, T, Item>::sizes,
       .reads_in_place = reads_in_place<Isa, T>,
@@ -65,11 +66,11 @@ inline constexpr Kernels kF32 = make_kernels<Isa, float>("fma f32");
 template <class Isa>
 inline constexpr Kernels kF64 = make_kernels<Isa, double>("fma f64");
 
-/// bfloat16, and what is rounded to it, take float32's kernels.
+/// Whatever is not float64 takes float32's kernels.
 template <class Isa>
 constexpr IsaTable make_table(const char* name, bool (*supported)() noexcept, const Kernels& f32 = kF32<Isa>,
                               const Kernels& f64 = kF64<Isa>) noexcept {
-  return {name, supported, supported, &f32, &f64, &f32, &f32};
+  return {name, supported, supported, &f32, &f64, &f32, &f32, &f32, &f32, &f32};
 }
 
 }  // namespace attncore

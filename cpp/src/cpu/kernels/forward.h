@@ -5,6 +5,7 @@
 #include "../tile/coins.h"
 #include "decode_outputs.h"
 #include "decode_scores.h"
+#include "harmed.h"
 #include "rows.h"
 
 namespace attncore {
@@ -88,6 +89,16 @@ bool reads_in_place(const Call& call, const Sequence& sequence) noexcept {
   return sequence.queries * call.group <= kDirectRows;
 }
 
+/// How softmax keeps weights, for products of items.
+template <class Isa, class T, class Item>
+struct KeptAs {
+  using Weights = std::conditional_t<kInPairs<T, Item>, PairWeights<Isa>, PlainWeights<Isa, T>>;
+};
+template <class Isa, int n>
+struct KeptAs<Isa, float, Part<n>> {
+  using Weights = PartWeights<Isa, n>;
+};
+
 template <class Isa, class T, class Item>
 class ForwardKernel {
  public:
@@ -101,7 +112,12 @@ class ForwardKernel {
         keys_(key_source(call, call.key, task.sequence, task.kv_head)),
         values_(key_source(call, call.value, task.sequence, task.kv_head)),
         direct_(reads_in_place<Isa, T>(call, task.sequence)) {
-    if constexpr (kInPairs<T, Item>) {
+    if constexpr (kSplit<Item>) {
+      queries_ = {reinterpret_cast<const Item*>(scratch_.queries.data), scratch_.queries.stride};
+      if (!task.loaded)
+        load_part_rows<Isa, kParts<Item>>(call.query, call.dim, row_at_, scratch_.queries, rows_,
+                                          scratch_.harmed);
+    } else if constexpr (kInPairs<T, Item>) {
       queries_ = {reinterpret_cast<const Item*>(scratch_.queries.data), scratch_.queries.stride};
       if (!task.loaded) load_pair_rows<Isa>(call.query, call.dim, row_at_, scratch_.queries, rows_);
     } else {
@@ -115,12 +131,14 @@ class ForwardKernel {
     const Range seen = intersect(task_.keys, ScoreSteps::visible(call_, row_at_.block()));
     for (Index first = seen.begin - seen.begin % key_tile; first < seen.end; first += key_tile) {
       if (!begin_tile({first, min(first + key_tile, seen.end)})) continue;
-      if (direct_) {
+      if constexpr (!kSplit<Item>) {  // few rows are not split
         ForwardKernel* const self = this;
-        run_direct_tile(&self, 1, scratch_.panel);
-      } else {
-        run_packed_tile();
+        if (direct_) {
+          run_direct_tile(&self, 1, scratch_.panel);
+          continue;
+        }
       }
+      run_packed_tile();
     }
     if (task_.last) finish_rows<Isa, T>(call_, row_at_, state_.whole(rows_), rows_);
   }
@@ -148,7 +166,7 @@ class ForwardKernel {
       for (Index row = 0; row < members[i]->rows_; ++row) {
         queries.add(members[i]->queries_.row(row));
         scores.add(members[i]->scratch_.scores.row(row));
-        weights.add(members[i]->weights().row(row));
+        weights.add(members[i]->scratch_.weights.row(row));
         outputs.add(members[i]->state_.recent.output.row(row));
       }
     }
@@ -164,7 +182,7 @@ class ForwardKernel {
   }
 
  private:
-  using Weights = std::conditional_t<kInPairs<T, Item>, PairWeights<Isa>, PlainWeights<Isa, T>>;
+  using Weights = typename KeptAs<Isa, T, Item>::Weights;
 
   void load_queries() noexcept {
     if (!direct_ || !takes_pairs<Isa, T>(keys_.storage)) {
@@ -192,15 +210,19 @@ class ForwardKernel {
     const Range keys = tile_;
     const Index panel_bytes = KeyTile<Isa, T, Item>::bytes(call_);
     const auto tile = key_tile_of<Isa, T, Item>(call_, task_, keys, panel_bytes, scratch_.panel);
-    const bool poison = *tile.poison != 0;
+    const bool poison = tile.is_poisoned();
     gemm<Isa, T>(scratch_.scores, queries_, as_const(tile.keys), rows_, keys.size(), tile.keys.depth,
                  scaled());
+    if constexpr (kSplit<Item>) score_harmed<Isa>(call_, row_at_, keys_, keys, rows_, tile, scratch_);
     weigh(poison);
     const auto values = as_const(tile.values);
     const Matrix<T> output = state_.recent.output;
     const Index depth = depth_of<T, Item>(keys.size());
-    if (poison) return gemm_of_visible<Isa, T>(output, weights(), values, rows_, depth, accumulated());
-    gemm<Isa, T>(output, weights(), values, rows_, call_.value_dim, depth, accumulated());
+    if constexpr (kSplit<Item>) {
+      if (poison) return add_harmed<Isa>(output, scratch_, tile, values_, keys, rows_);
+    }
+    if (poison) return gemm_of_visible<Isa, T>(output, scratch_.weights, values, rows_, depth, accumulated());
+    gemm<Isa, T>(output, scratch_.weights, values, rows_, call_.value_dim, depth, accumulated());
   }
 
   /// S → P: scales, softcap, biases and masks where they have work, then the online softmax; `mark`: hidden pairs become −0.
@@ -226,10 +248,6 @@ class ForwardKernel {
 
   [[nodiscard]] Scaled<T> scaled() const noexcept { return {static_cast<T>(call_.scale)}; }
   [[nodiscard]] Accumulated<T> accumulated() const noexcept { return {scratch_.keep}; }
-  [[nodiscard]] Matrix<const Item> weights() const noexcept {
-    return {reinterpret_cast<const Item*>(scratch_.scores.data), scratch_.scores.stride};
-  }
-
   const Call& call_;
   const Task& task_;
   const TaskRows row_at_;

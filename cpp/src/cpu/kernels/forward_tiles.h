@@ -1,4 +1,4 @@
-// Forward attention of bfloat16 on a matrix unit: forward.h with products of tiles.
+// Forward attention on a matrix unit: forward.h with products of tiles.
 #pragma once
 
 #include "../tile/tiles.h"
@@ -6,41 +6,51 @@
 
 namespace attncore {
 
-/// The unit is configured once a task; few rows, which read keys in place, do without it.
-template <class Isa>
+/// What forward calls for few rows, which read keys in place and do without the unit: products of items without it.
+template <class Isa, class Item>
+struct UnsplitRows {
+  static constexpr auto forward = forward_task<Isa, float, Item>;
+  static constexpr auto forward_gang = attncore::forward_gang<Isa, float, Item>;
+};
+
+/// The unit is configured once a task.
+template <class Isa, class Item, class Few>
 void forward_in_tiles(const Call& call, const Task& task, std::byte* scratch) noexcept {
-  if (reads_in_place<Isa, float>(call, task.sequence)) {
-    return forward_task<Isa, float, Bf16Pair>(call, task, scratch);
-  }
+  if (reads_in_place<Isa, float>(call, task.sequence)) return Few::forward(call, task, scratch);
   TileUnit<Isa>::configure();
-  forward_task<Isa, float, Bf16Pair>(call, task, scratch);
+  forward_task<Isa, float, Item>(call, task, scratch);
   TileUnit<Isa>::release();
 }
 
-/// The peak of a core, as probe.h's multiply_adds: `rounds` rounds of 2 × 2 products, read from the first cache.
-template <class Isa>
+/// The peak of a core, as probe.h's multiply_adds: `rounds` rounds of 2 × 2 products of items, read from the first cache.
+template <class Isa, class Item>
 double multiply_tile_rounds(Index rounds) noexcept {
   constexpr Bf16Pair kFactor = 0x3f7f3f7f;  // 255/256 twice: zeros would cost less power than data does
-  constexpr Index kSteps = 8, kDepth = kSteps * kTileDepth;
+  constexpr Index kSteps = kSplit<Item> ? 2 : 8, kDepth = kSteps * kParts<Item> * kTileDepth;
   alignas(64) Bf16Pair a[2 * kTileRows * kDepth], b[kDepth * 2 * kTileColumns];
   for (Bf16Pair& pair : a) pair = kFactor;
   for (Bf16Pair& pair : b) pair = kFactor;
+  const TileBlock block{{a, kDepth}, {b, 2 * kTileColumns}, 2 * kTileRows, kDepth, 0};
   TileBuffers buffers;
   TileUnit<Isa>::configure();
-  for (Index round = 0; round < rounds; round += kSteps) {
-    multiply_tiles<Isa, 2, 2>({a, kDepth}, {b, 2 * kTileColumns}, 2 * kTileRows, kDepth, 0, buffers);
-  }
+  for (Index round = 0; round < rounds; round += kSteps) multiply_tiles<Isa, Item, 2, 2>(block, buffers);
   TileUnit<Isa>::release();
-  constexpr Index kRound = 4 * kTileRows * kTileDepth * kTileColumns;  // pairs
+  constexpr Index kRound = 4 * kTileRows * kTileDepth * kTileColumns;  // pairs, whatever their parts
   return 2.0 * 2.0 * kRound * static_cast<double>(round_up(rounds, kSteps));
 }
 
-/// What forward calls, for an ISA with a matrix unit; the rest is forward_kernels'.
-template <class Isa>
-constexpr Kernels tile_kernels(Kernels kernels) noexcept {
+/// What forward calls, for an ISA with a matrix unit; the rest is `kernels`, those of pairs.  Tasks are of so few rows that the
+/// first cache holds their scores, which the unit stores: into the second it takes twice as long (measured on Sapphire Rapids).
+template <class Isa, class Item, class Few = UnsplitRows<Isa, Item>>
+constexpr Kernels tile_kernels(const char* name, Kernels kernels) noexcept {
+  kernels.name = name;
   kernels.row_block = kTileRows;
-  kernels.forward = forward_in_tiles<Isa>;
-  kernels.multiply_adds = multiply_tile_rounds<Isa>;
+  kernels.most_rows = 2 * kTileRows;
+  kernels.sizes = Scratch<Isa, float, Item>::sizes;
+  kernels.pack = pack_key_tile<Isa, float, Item>;
+  kernels.forward = forward_in_tiles<Isa, Item, Few>;
+  kernels.forward_gang = Few::forward_gang;
+  kernels.multiply_adds = multiply_tile_rounds<Isa, Item>;
   return kernels;
 }
 

@@ -98,6 +98,7 @@ inline constexpr int kReadPatterns = 6;
 struct Kernels {
   const char* name;
   Index row_block, key_block, key_tile;  // rows of a register block, keys of a strip, keys of a tile
+  Index most_rows;                       // of a task, but where keys are split
   Index gang_rows;                       // of forward_gang, at most
 
   Sizes (*sizes)(const Call&, Index rows) noexcept;
@@ -135,19 +136,25 @@ struct Kernels {
 struct IsaTable {
   const char* name;
   bool (*supported)() noexcept;
-  bool (*preferred)() noexcept;  // whether it is faster than those after it; where not, it must be asked for
-  const Kernels *f32, *f64;
-  const Kernels* bf16;    // forward of queries, keys and values in bfloat16
-  const Kernels* medium;  // forward of float32 by Precision::medium
+  bool (
+      *preferred)() noexcept;  // whether it is faster than those after it; where not, it must be asked for; null: to be tried
+  const Kernels *f32, *f64;                // of all but what follows
+  const Kernels *bf16, *f16;               // forward of queries, keys and values in this dtype
+  const Kernels *highest, *high, *medium;  // forward of those in float32, by Precision
 
   [[nodiscard]] const Kernels& kernels(DType compute) const noexcept {
     return compute == DType::f64 ? *f64 : *f32;
   }
   /// Of a forward call.
   [[nodiscard]] const Kernels& forward_kernels(const Call& call) const noexcept {
-    if (call.precision == Precision::medium) return *medium;
-    const auto is_bf16 = [](const Tensor& t) { return t.dtype == DType::bf16; };
-    return is_bf16(call.query) && is_bf16(call.key) && is_bf16(call.value) ? *bf16 : kernels(call.compute());
+    const DType dtype = call.query.dtype;
+    if (call.key.dtype != dtype || call.value.dtype != dtype) return kernels(call.compute());
+    if (dtype == DType::bf16) return *bf16;
+    if (dtype == DType::f16) return *f16;
+    if (dtype != DType::f32) return kernels(dtype);
+    return call.precision == Precision::medium ? *medium
+           : call.precision == Precision::high ? *high
+                                               : *highest;
   }
 };
 

@@ -36,7 +36,26 @@ void load_pair_rows(const Tensor& t, Index dims, const TaskRows& row_at, Matrix<
   });
 }
 
-/// The same rows where they lie, if they lie so; else in `room`, loaded if asked.
+/// Rows in parts; `harmed`: those that a split would harm.
+template <class Isa, int n>
+void load_part_rows(const Tensor& t, Index dims, const TaskRows& row_at, Matrix<float> room, Index rows,
+                    std::uint32_t* harmed) noexcept {
+  with_part_storage(t.dtype, [&]<DType kStorage>() {
+    for (Index row = 0; row < rows; ++row) {
+      const std::byte* const in = at(t, row_at(row));
+      auto* out = reinterpret_cast<Bf16Pair*>(room.row(row));
+      for (Index dim = 0; dim < dims; dim += kRunItems) {
+        U32<Isa> parts[n];
+        split_in_order<Isa, n>(load_dims<Isa, kStorage>(in, t.stride[3], dim, dims),
+                               load_dims<Isa, kStorage>(in, t.stride[3], dim + kTileDepth, dims), parts);
+        for (int part = 0; part < n; ++part, out += kTileDepth) store(static_cast<void*>(out), parts[part]);
+      }
+      harmed[row] = is_harmed<Isa, kStorage>(in, t.stride[3], dims) ? 1 : 0;
+    }
+  });
+}
+
+/// load_rows' rows where they lie, if they lie so; else in `room`, loaded if asked.
 template <class Isa, class T>
 ATTN_INLINE Matrix<const T> rows_of(const Tensor& t, Index dims, const TaskRows& row_at, Matrix<T> room,
                                     Index rows, bool load) noexcept {

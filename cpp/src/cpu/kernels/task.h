@@ -2,19 +2,20 @@
 #pragma once
 
 #include "../../score/steps.h"
-#include "../tile/pairs.h"
+#include "../tile/parts.h"
 #include "../tile/score_math.h"
 #include "kernels.h"
 
 namespace attncore {
 
-/// Item: what products multiply, T itself or Bf16Pair.
+/// Item: what products multiply, T itself, Bf16Pair or a Part of one.
 template <class T, class Item>
 inline constexpr bool kInPairs = !std::is_same_v<T, Item>;
 
 /// The depth of a product over so many dims or keys.
 template <class T, class Item>
 ATTN_INLINE Index depth_of(Index count) noexcept {
+  if constexpr (kSplit<Item>) return parts_depth<kParts<Item>>(count);
   return kInPairs<T, Item> ? ceil_div(count, 2) : count;
 }
 
@@ -28,26 +29,49 @@ ATTN_INLINE Index panel_depth(Index count) noexcept {
 /// The panels of one key tile, in Sizes::panel bytes.
 template <class Isa, class T, class Item>
 struct KeyTile {
-  Panel<Item> keys;       // (dim, keys): Kᵀ
-  Panel<Item> values;     // (keys, value_dim)
-  std::uint32_t* poison;  // 0, or 1 if values hold Inf or NaN
+  static constexpr Index kKeys = Isa::template kKeyTile<T>, kWords = kSplit<Item> ? kKeys / kKeyBits : 1;
+
+  Panel<Item> keys;    // (dim, keys): Kᵀ
+  Panel<Item> values;  // (keys, value_dim)
+  KeyBits* poison;     // 0, or 1 if values hold Inf or NaN; of parts a bit for each key whose value is harmed
+  KeyBits* poisoned_keys;  // the same of keys, where there are parts
 
   static ATTN_INLINE KeyTile in(std::byte* memory, const Call& call, Index count) noexcept {
     const Index dims = panel_depth<Isa, T, Item>(call.dim), depth = panel_depth<Isa, T, Item>(count);
     Item* const keys = reinterpret_cast<Item*>(memory);
     Item* const values = keys + panel_items<Isa, Item>(count, dims);
-    Item* const end = values + panel_items<Isa, Item>(call.value_dim, depth);
-    return {{keys, count, dims}, {values, call.value_dim, depth}, reinterpret_cast<std::uint32_t*>(end)};
+    auto* const end = reinterpret_cast<KeyBits*>(values + panel_items<Isa, Item>(call.value_dim, depth));
+    return {{keys, count, dims}, {values, call.value_dim, depth}, end, end + kWords};
   }
   static ATTN_INLINE Index bytes(const Call& call) noexcept {
-    constexpr Index kKeys = Isa::template kKeyTile<T>;
     const Index keys = panel_items<Isa, Item>(kKeys, panel_depth<Isa, T, Item>(call.dim));
     const Index values = panel_items<Isa, Item>(call.value_dim, panel_depth<Isa, T, Item>(kKeys));
     // Few rows are not rounded, and may copy a tile's keys or values here.
     const Index copies = call.precision == Precision::medium ? kKeys * max(call.dim, call.value_dim) : 0;
-    return round_up(max(keys + values + 1, copies) * Index{sizeof(Item)}, 64);
+    const Index words = kSplit<Item> ? 2 * kWords : 1;
+    return round_up(max(keys + values + words, copies) * Index{sizeof(Item)}, 64);
+  }
+  [[nodiscard]] ATTN_INLINE bool is_poisoned() const noexcept {
+    KeyBits any = 0;
+    for (Index i = 0; i < kWords; ++i) any |= poison[i];
+    return any != 0;
   }
 };
+
+/// The panels of parts; which keys and values are harmed is looked up where some are.
+template <class Isa, int n>
+void pack_split_tile(const KeyTile<Isa, float, Part<n>>& tile, const KeySource& k, const KeySource& v,
+                     Range keys, Index dim) noexcept {
+  __builtin_memset(tile.poison, 0, 2 * tile.kWords * sizeof(KeyBits));
+  with_part_storage(k.storage, [&]<DType kStorage>() {
+    if (!pack_parts_transposed<Isa, kStorage>(tile.keys, k, keys.begin, dim)) {
+      find_harmed<Isa, kStorage>(k, keys.begin, keys.size(), dim, tile.poisoned_keys);
+    }
+    if (!pack_parts<Isa, kStorage>(tile.values, v, keys.begin, keys.size())) {
+      find_harmed<Isa, kStorage>(v, keys.begin, keys.size(), tile.values.columns, tile.poison);
+    }
+  });
+}
 
 template <class Isa, class T, class Item>
 void pack_key_tile(const Call& call, const Sequence& sequence, Index kv_head, Range keys,
@@ -55,7 +79,9 @@ void pack_key_tile(const Call& call, const Sequence& sequence, Index kv_head, Ra
   const auto tile = KeyTile<Isa, T, Item>::in(memory, call, keys.size());
   const KeySource k = key_source(call, call.key, sequence, kv_head);
   const KeySource v = key_source(call, call.value, sequence, kv_head);
-  if constexpr (kInPairs<T, Item>) {
+  if constexpr (kSplit<Item>) {
+    pack_split_tile<Isa>(tile, k, v, keys, call.dim);
+  } else if constexpr (kInPairs<T, Item>) {
     with_pair_storage(k.storage, [&]<DType kStorage>() {
       pack_pairs_transposed<Isa, kStorage>(tile.keys, k, keys.begin, call.dim);
       *tile.poison = pack_pairs<Isa, kStorage>(tile.values, v, keys.begin, keys.size()) ? 0 : 1;
@@ -101,26 +127,43 @@ struct RowState {
 /// What a task works in: its scratch, carved up.
 template <class Isa, class T, class Item = T>
 struct Scratch {
-  Matrix<T> queries;  // (rows, dim)
-  Matrix<T> scores;   // (rows, key tile)
-  T* keep;            // (rows)
-  std::byte* panel;   // one key tile, where panels are not shared
+  Matrix<T> queries;                     // (rows, dim)
+  Matrix<T> scores;                      // (rows, key tile)
+  Matrix<const WeightOf<Item>> weights;  // over the scores
+  T* keep;                               // (rows)
+  std::uint32_t* harmed;  // (rows), of queries in parts: whether a split would harm it (parts.h)
+  std::byte* panel;       // one key tile, where panels are not shared
 
   static ATTN_INLINE Index padded(Index items) noexcept { return OnlineSoftmax<Isa, T>::padded(items); }
+  static ATTN_INLINE Index query_stride(Index dim) noexcept {
+    return kSplit<Item> ? depth_of<T, Item>(dim) + kTileDepth : padded(dim);
+  }
+  static constexpr Index weights_before() noexcept {  // the scores
+    if constexpr (kSplit<Item>) return PartWeights<Isa, kParts<Item>>::kBefore;
+    return 0;
+  }
   // A register more than the tile: rows at distances of a power of two would share a few cache sets.
-  static ATTN_INLINE Index score_stride() noexcept { return Isa::template kKeyTile<T> + kWidth<Isa, T>; }
+  static ATTN_INLINE Index score_stride() noexcept {
+    return weights_before() + Isa::template kKeyTile<T> + kWidth<Isa, T>;
+  }
 
   static ATTN_INLINE Sizes sizes(const Call& call, Index rows) noexcept {
     const Index panel = KeyTile<Isa, T, Item>::bytes(call);
-    const Index items = rows * (padded(call.dim) + score_stride()) + padded(rows);
+    const Index items =
+        rows * (query_stride(call.dim) + score_stride()) + (kSplit<Item> ? 2 : 1) * padded(rows);
     return {round_up(items * Index{sizeof(T)}, 64), RowState<Isa, T>::bytes(call, rows), panel};
   }
 
   static ATTN_INLINE Scratch in(std::byte* memory, const Call& call, Index rows) noexcept {
     T* const queries = reinterpret_cast<T*>(memory);
-    T* const scores = queries + rows * padded(call.dim);
+    T* const scores = queries + rows * query_stride(call.dim);
     T* const keep = scores + rows * score_stride();
-    return {{queries, padded(call.dim)}, {scores, score_stride()}, keep, memory + sizes(call, rows).scratch};
+    return {{queries, query_stride(call.dim)},
+            {scores + weights_before(), score_stride()},
+            {reinterpret_cast<const WeightOf<Item>*>(scores), score_stride()},
+            keep,
+            reinterpret_cast<std::uint32_t*>(keep + padded(rows)),
+            memory + sizes(call, rows).scratch};
   }
 };
 

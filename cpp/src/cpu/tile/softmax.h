@@ -88,9 +88,10 @@ struct OnlineSoftmax {
       if (mark) weight = score == -infinity() ? -V{} : weight;
       return weight;
     };
+    const V hidden = mark ? -V{} : V{};
     for (Index i = 0; i < end; i += 2 * n) {
       const V first = weigh(i);
-      Weights::keep(scores, i, first, i + n < columns ? weigh(i + n) : V{}, total);
+      Weights::keep(scores, i, first, i + n < columns ? weigh(i + n) : hidden, total);
     }
     if (coins != nullptr) total = exact;
     sum[row] = sum[row] * keep[row] + horizontal_sum<Isa, T>(total);

@@ -1,0 +1,111 @@
+// Which ISA is taken where nobody asks for one: what is to be tried is taken if it is right and clearly faster.  The model of a
+// matrix unit (tile_model.h) is right and slow, and wrong where it is broken; the baseline is fast beside one that does its work
+// several times.
+#include "cpu/choice.h"
+
+#include <string>
+
+#include "cpu/dispatch.h"
+#include "cpu/isa/isa.h"
+#include "tile_model.h"
+
+namespace {
+
+using namespace attncore;
+
+constexpr Kernels kPairs = forward_kernels<Modelled, float, Bf16Pair>("pairs");
+constexpr Kernels kModel = tile_kernels<Modelled, Bf16Pair>("model", kPairs);
+
+const Kernels& plain() { return *table_named("baseline").f32; }
+
+/// The baseline's, but their work done several times: of tasks that begin with nothing, so that they end with the same.
+Kernels repeated() {
+  Kernels kernels = plain();
+  kernels.forward = [](const Call& call, const Task& task, std::byte* scratch) noexcept {
+    CHECK(task.first && task.last);
+    for (int i = 0; i < 4; ++i) plain().forward(call, task, scratch);
+  };
+  return kernels;
+}
+
+bool yes() noexcept { return true; }
+bool no() noexcept { return false; }
+IsaTable with(const char* name, bool (*preferred)() noexcept, const Kernels& f32, const Kernels& bf16) {
+  return {name, yes, preferred, &f32, table_named("baseline").f64, &bf16, &f32, &f32, &f32, &f32};
+}
+
+bool contains(const std::string& text, const char* part) { return text.find(part) != std::string::npos; }
+
+void trials() {
+  const Kernels slow = repeated();
+  for (const DType dtype : {DType::bf16, DType::f16, DType::f32}) {
+    const Trial fast = try_kernels(plain(), slow, dtype);
+    CHECK(fast.right && fast.speedup > 1.2);
+    const Trial tardy = try_kernels(slow, plain(), dtype);
+    CHECK(tardy.right && tardy.speedup > 0 && tardy.speedup < 1);
+  }
+  const Trial model = try_kernels(kModel, plain(), DType::bf16);
+  CHECK(model.right && model.speedup > 0 && model.speedup < 1);
+  tiles.broken = true;
+  const Trial broken = try_kernels(kModel, slow, DType::bf16);
+  tiles.broken = false;
+  CHECK(!broken.right && broken.speedup == 0);
+  Kernels nothing = plain();  // fast, and wrong: what is in out stays there
+  nothing.forward = [](const Call&, const Task&, std::byte*) noexcept {};
+  CHECK(!try_kernels(nothing, slow, DType::f32).right);
+}
+
+void choices() {
+  const Kernels slow = repeated(), fast = plain();
+  const IsaTable last = with("last", yes, slow, slow);
+  const IsaTable rapid = with("rapid", nullptr, slow, fast), both = with("both", nullptr, fast, fast);
+  const IsaTable model = with("model", nullptr, slow, kModel), unwanted = with("unwanted", no, slow, slow);
+
+  const Choice one = choose({&rapid, &unwanted, &last});
+  CHECK(one.table == &rapid);
+  CHECK(contains(one.reason, "rapid was tried against last: bfloat16 ") && contains(one.reason, "as fast"));
+  CHECK(!contains(one.reason, "float32"));  // which it does not change
+
+  const Choice next = choose({&both, &rapid, &last});
+  CHECK(next.table == &both);
+  CHECK(contains(next.reason, "; both was tried against rapid: float16 ") &&
+        contains(next.reason, ", float32 "));
+
+  const Choice stays = choose({&rapid, &model, &last});
+  CHECK(stays.table == &last);  // what builds on the model is not tried
+  CHECK(contains(stays.reason, "model was tried against last: bfloat16 0.") &&
+        !contains(stays.reason, "rapid"));
+
+  tiles.broken = true;
+  const Choice broken = choose({&model, &last});
+  tiles.broken = false;
+  CHECK(broken.table == &last);
+  CHECK(contains(broken.reason, "bfloat16 gives wrong results"));
+
+  const IsaTable first = with("first", yes, slow, slow);
+  CHECK(choose({&rapid, &first, &last}).table == &rapid);
+  CHECK(choose({&first, &rapid, &last}).table == &first);  // nothing after the best is tried
+  CHECK(choose({&unwanted, &last}).table == &last);
+}
+
+/// This machine's own; asking changes it and the reason.
+void own() {
+  const Choice choice = choose(available_tables());
+  CHECK(choice.table->preferred == nullptr || choice.table->preferred());
+  const std::string before = isa(), reason = isa_reason();
+  CHECK(!reason.empty());
+  use_isa("baseline");
+  CHECK(isa() == "baseline");
+  CHECK(before == "baseline" ? isa_reason() == reason : isa_reason() == "asked for");
+  use_isa(before);
+  CHECK(isa_reason() == reason);
+}
+
+}  // namespace
+
+int main() {
+  trials();
+  choices();
+  own();
+  return finish();
+}
