@@ -1,0 +1,83 @@
+"""Contract: a mask that heads share is looked at by one of them, with the bits of a mask for each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import attncore
+from kit import DTYPES, assert_same_bits, check, inputs
+from reference import Array
+
+ROWS, KEYS = 211, 397  # several row tiles and key tiles, the last ones not whole
+
+
+def in_blocks(rng: np.random.Generator, batch: int) -> Array:
+    """Tiles of all kinds: hidden, visible, mixed; rows and columns cross tiles' borders."""
+    rows, keys = np.arange(ROWS)[:, None] // 37, np.arange(KEYS) // 128
+    kind = rng.integers(0, 3, (batch, 1, 6, 4))[:, :, rows, keys]
+    random = rng.random((batch, 1, ROWS, KEYS)) < 0.5
+    return np.asarray((kind == 1) | ((kind == 2) & random))
+
+
+def for_each_head(mask: Array, batch: int, heads: int) -> Array:
+    """The same mask with an own copy a head, of which nothing is shared."""
+    return np.ascontiguousarray(np.broadcast_to(mask, (batch, heads, ROWS, KEYS)))
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "alone": {},
+    "causal": {"causal": True},
+    "window": {"window": (150, 20)},
+    "lengths": {"query_lengths": [ROWS, 120, 1], "key_lengths": [0, KEYS, 130]},
+    "lengths and causal": {"query_lengths": [37, ROWS, 96], "key_lengths": [300] * 3, "causal": True},
+    "bias and sinks": {"bias": np.float32([[0.5], [-1]] * 3), "sinks": np.float32([1] * 6)},
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kv_heads", [1, 2, 6])
+@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("own", [False, True], ids=["one for all entries", "one for each"])
+def test_bits(isa: str, dtype: Any, kv_heads: int, name: str, own: bool, rng: Any) -> None:
+    batch, heads = 3, 6
+    made = inputs(rng, ROWS, KEYS, batch=batch, heads=heads, kv_heads=kv_heads, dtype=dtype)
+    options = dict(OPTIONS[name])
+    if "bias" in options:
+        options["bias"] = options["bias"].reshape(heads, 1, 1).astype(np.float32)
+    shared = in_blocks(rng, batch if own else 1)
+    separate = for_each_head(shared, batch, heads)
+    for threads in (1, 2):
+        ours = attncore.attention(
+            *made, mask=shared, return_lse=True, num_threads=threads, **options
+        )
+        theirs = attncore.attention(*made, mask=separate, return_lse=True, **options)
+        for one, other, what in zip(ours, theirs, ("out", "lse"), strict=True):
+            assert_same_bits(one, other, what)
+
+
+def test_against_the_reference(isa: str, rng: Any) -> None:
+    made = inputs(rng, ROWS, KEYS, batch=3, heads=6, kv_heads=3)
+    check(*made, mask=in_blocks(rng, 3), causal=True)
+
+
+def test_packed_sequences(isa: str, rng: Any) -> None:
+    heads, lengths = 4, [(ROWS, KEYS), (40, 140), (150, 1)]
+    starts = np.cumsum([(0, 0), *lengths], axis=0)
+    query = rng.standard_normal((starts[-1, 0], heads, 16), np.float32)
+    key, value = rng.standard_normal((2, starts[-1, 1], heads, 16), np.float32)
+    shared = in_blocks(rng, 3)
+    outs = [
+        attncore.attention_varlen(query, key, value, starts[:, 0], starts[:, 1], mask=mask)
+        for mask in (shared, for_each_head(shared, 3, heads))
+    ]
+    assert_same_bits(*outs)
+
+
+def test_a_mask_that_changes_between_calls_is_looked_at_again(isa: str, rng: Any) -> None:
+    made = inputs(rng, ROWS, KEYS, heads=2)
+    workspace_of_before = in_blocks(rng, 1)
+    attncore.attention(*made, mask=workspace_of_before)
+    check(*made, mask=~workspace_of_before)
