@@ -206,3 +206,21 @@ def test_bias_and_slopes_of_tokens_that_do_not_exist(isa: str, dtype: Any, rng: 
     dirty = run(q, k, v, bias=bias, **options)
     assert_same_bits(dirty[0], clean[0])
     assert_same_bits(dirty[1], clean[1], "lse")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("queries", [1, 4, 40])
+def test_beside_subnormal_values(isa: str, dtype: Any, queries: int, rng: Any) -> None:
+    """Which some products take for 0."""
+    q, k, v = inputs(rng, queries, 70, heads=2, dim=40)
+    q, k = q.astype(dtype), k.astype(dtype)
+    least = np.finfo(np.float32).tiny if np.dtype(dtype).itemsize > 2 else 2.0**-126
+    v = (v * (least / 4 if np.dtype(dtype).name != "float16" else 2.0**-16)).astype(dtype)
+    assert (v != 0).mean() > 0.9
+    mask = rng.random((queries, 70)) < 0.8
+    mask[:, [3, 64]] = False
+    clean = run(q, k, v, mask=mask)
+    k2, v2, _ = poisoned(k, v, [3, 64], np.nan)
+    dirty = run(q, k2, v2, mask=mask)
+    assert_same_bits(dirty[0], clean[0])
+    assert_same_bits(dirty[1], clean[1], "lse")

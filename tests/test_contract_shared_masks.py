@@ -32,7 +32,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "causal": {"causal": True},
     "window": {"window": (150, 20)},
     "lengths": {"query_lengths": [ROWS, 120, 1], "key_lengths": [0, KEYS, 130]},
-    "lengths and causal": {"query_lengths": [37, ROWS, 96], "key_lengths": [300] * 3, "causal": True},
+    "lengths and causal": {
+        "query_lengths": [37, ROWS, 96],
+        "key_lengths": [300] * 3,
+        "causal": True,
+    },
     "bias and sinks": {"bias": np.float32([[0.5], [-1]] * 3), "sinks": np.float32([1] * 6)},
 }
 

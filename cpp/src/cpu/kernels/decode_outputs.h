@@ -81,34 +81,27 @@ ATTN_INLINE bool add_strip(T* const* c, const FewRows<const Item, kRows>& a, Tok
   return true;
 }
 
-/// Of key k, whether weights stand alone or two by two.
-template <class T>
-ATTN_INLINE T weight_of(const T* weights, Index k) noexcept {
-  return weights[k];
-}
-template <class T>
-ATTN_INLINE T weight_of(const Bf16Pair* weights, Index k) noexcept {
-  const Bf16Pair pair = weights[k / 2];
-  return bit_cast<T>(k % 2 == 0 ? pair << 16 : pair & 0xffff0000U);
-}
-
 /// A register of columns, without the terms of hidden pairs (gemm_of_visible).
 template <class Isa, class T, class Item, DType kStorage, class Finish>
 void add_visible(T* const* c, const Item* const* a, const TokenWalk& b, Index keys, Index column, Index rows,
                  Index last, Finish finish) noexcept {
   using V = Vec<Isa, T>;
-  constexpr Index kItem = sizeof(typename Storage<kStorage>::Item), kKeysEach = kInPairs<T, Item> ? 2 : 1;
+  constexpr Index kItem = sizeof(typename Storage<kStorage>::Item);
+  const Index offset = item_offset<kStorage>(column, kItem);
   for (Index row = 0; row < rows; ++row) {
     V sum{};
     TokenWalk walk = b;
-    for (Index first = 0; first < keys; first += kKeysEach) {
-      const std::byte* token[kKeysEach];
-      for (Index i = 0; i < kKeysEach; ++i) token[i] = walk.next() + item_offset<kStorage>(column, kItem);
-      for (Index i = min(kKeysEach, keys - first) - 1; i >= 0; --i) {  // the second of a pair comes first
-        const T weight = weight_of<T>(a[row], first + i);
-        if (is_hidden_mark(weight)) continue;
-        sum = broadcast<V>(weight) * load_items<Isa, T, kStorage>(token[i], kItem, last) + sum;
+    for (Index k = 0; k < depth_of<T, Item>(keys); ++k) {
+      const std::byte* const in = walk.next() + offset;
+      Vec<Isa, Item> items;
+      if constexpr (kInPairs<T, Item>) {
+        Vec<Isa, Item> beyond;
+        pair_up<Isa>(load_pairs<Isa, kStorage>(in, kItem, last),
+                     load_pairs<Isa, kStorage>(walk.next() + offset, kItem, last), items, beyond);
+      } else {
+        items = load_items<Isa, T, kStorage>(in, kItem, last);
       }
+      sum = VisibleTerm<Isa, Item>::add(a[row][k], items, sum);
     }
     T* const out = c[row] + column;
     store(out, finish(out, sum, row));

@@ -129,14 +129,18 @@ bool pack_pairs(Panel<Bf16Pair> panel, const KeySource& source, Index first, Ind
   return horizontal_sum<Isa, float>(bit_cast<Vec<Isa, float>>(poison)) == 0;
 }
 
-/// The halves of a pair of weights that are seen; `values` are of two keys.  The second comes first, as in VDPBF16PS: the same bits.
+/// Ones in the halves of a pair of weights that don't mark hidden pairs (is_hidden_mark).
+ATTN_INLINE Bf16Pair seen_halves(Bf16Pair weights) noexcept {
+  constexpr Bf16Pair kFirst = 0xffff, kSecond = kFirst << 16, kMark = 0x8000;
+  return ((weights & kFirst) == kMark ? 0 : kFirst) | ((weights & kSecond) == kMark << 16 ? 0 : kSecond);
+}
+
+/// Hidden values, of two keys, become 0, which leaves the sum as it is; the rest has the bits of any other product.
 template <class Isa>
 struct VisibleTerm<Isa, Bf16Pair> {
   static ATTN_INLINE Vec<Isa, float> add(Bf16Pair weights, U32<Isa> values, Vec<Isa, float> sum) noexcept {
-    const auto first = bit_cast<float>(weights << 16), second = bit_cast<float>(weights & 0xffff0000U);
-    if (!is_hidden_mark(second)) sum += second * second_of<Isa>(values);
-    if (!is_hidden_mark(first)) sum += first * first_of<Isa>(values);
-    return sum;
+    const U32<Isa> pairs = U32<Isa>{} + weights;
+    return MultiplyPairs<Isa>::add(pairs, values & seen_halves(weights), sum);
   }
 };
 

@@ -190,13 +190,8 @@ void gemm(Matrix<T> c, Matrix<const Item> a, Panel<const Values> b, Index rows, 
 /// Of 16 pairs of values, row k of `b`, those that a row sees with weights[k]; the rest is 0.
 template <class Isa>
 ATTN_INLINE void copy_visible(const Bf16Pair* weights, PairTile b, Bf16Pair* room) noexcept {
-  constexpr Bf16Pair kFirst = 0xffff, kSecond = kFirst << 16;
-  constexpr Bf16Pair kMark = 0x8000;  // −0
   for (Index k = 0; k < kTileDepth; ++k) {
-    const Bf16Pair pair = weights[k];
-    const Bf16Pair seen =
-        ((pair & kFirst) == kMark ? 0 : kFirst) | ((pair & kSecond) == kMark << 16 ? 0 : kSecond);
-    store(room + k * kTileColumns, load<U32<Isa>>(b.at + k * b.stride) & seen);
+    store(room + k * kTileColumns, load<U32<Isa>>(b.at + k * b.stride) & seen_halves(weights[k]));
   }
 }
 
