@@ -4,9 +4,8 @@
 #include <attncore/cache.hpp>
 #include <memory>
 
-#include "arguments.h"
 #include "bind.h"
-#include "run.h"
+#include "call.h"
 
 namespace attncore::python {
 namespace {
@@ -26,26 +25,16 @@ void append(Cache& cache, const py::object& key, const py::object& value, const 
   run_without_gil(options, [&] { cache.append(tokens, chosen.tensor, options); });
 }
 
-/// `options`: as those of Arguments.
+/// `options`: those of Arguments.
 template <class Cache>
 py::object attend(const Cache& cache, const py::object& query, const py::object& entries,
-                  const py::object& out_or_none, const py::object& return_lse_or_not,
-                  const py::args& options) {
-  Arguments arguments(query, py::handle(), py::handle(), options);
+                  const py::object& out_or_none, const py::object& return_lse, const py::dict& options) {
+  Arguments arguments("attend", query, py::handle(), py::handle(), options);
   Problem& problem = arguments.problem;
   problem.value.shape[3] = cache.settings().value_dim;
   const IntArgument chosen("entries", entries, 1);
-  const bool return_lse = boolean("return_lse", return_lse_or_not);
-  py::array out = out_or_none.is_none() ? arguments.allocate_out() : require_array("out", out_or_none);
-  problem.out = arguments.out_tensor(out);
-  py::array lse;
-  if (return_lse) {
-    lse = arguments.allocate_rows(arguments.compute_dtype(), problem.query.shape[2], std::nullopt);
-    problem.lse = arguments.rows_tensor("lse", lse, false);
-  }
-  run_without_gil(arguments.options, [&] { cache.attend(problem, chosen.tensor, arguments.options); });
-  if (return_lse) return py::make_tuple(out, lse);
-  return out;
+  return results(arguments, out_or_none, return_lse,
+                 [&] { cache.attend(problem, chosen.tensor, arguments.options); });
 }
 
 template <class Cache>

@@ -3,8 +3,8 @@
 
 #include <attncore/cache.hpp>
 
-#include "arguments.h"
 #include "bind.h"
+#include "call.h"
 #include "run.h"
 #include "storage.h"
 
@@ -46,8 +46,8 @@ struct Pools {
 py::object attention_paged(py::handle query, const std::array<py::object, 4>& objects,
                            const py::object& table, const py::object& page_layout,
                            const py::object& cu_query_lengths, const py::object& out_or_none,
-                           const py::object& return_lse_or_not, const py::args& options) {
-  Arguments arguments(query, py::handle(), py::handle(), options);
+                           const py::object& return_lse, const py::dict& options) {
+  Arguments arguments("attention_paged", query, py::handle(), py::handle(), options);
   Problem& problem = arguments.problem;
   const auto [key, value, key_scale, value_scale] = Pools(objects, page_layout, false).pools;
   problem.key = key;
@@ -63,17 +63,7 @@ py::object attention_paged(py::handle query, const std::array<py::object, 4>& ob
     }
     problem.packing.query_tokens = arguments.ints("cu_query_lengths", cu_query_lengths, 1);
   }
-  const bool return_lse = boolean("return_lse", return_lse_or_not);
-  py::array out = out_or_none.is_none() ? arguments.allocate_out() : require_array("out", out_or_none);
-  problem.out = arguments.out_tensor(out);
-  py::array lse;
-  if (return_lse) {
-    lse = arguments.allocate_rows(arguments.compute_dtype(), problem.query.shape[2], std::nullopt);
-    problem.lse = arguments.rows_tensor("lse", lse, false);
-  }
-  run_without_gil(arguments.options, [&] { forward(problem, arguments.options); });
-  if (return_lse) return py::make_tuple(out, lse);
-  return out;
+  return call_forward(arguments, out_or_none, return_lse);
 }
 
 /// `tokens`: (key, value or None).

@@ -20,12 +20,12 @@ Tensor cumulative(Arguments& arguments, const char* argument, const py::object& 
 }
 
 /// Their layout is "bshd": with three axes (token, head, dim).
-Arguments packed(py::handle query, py::handle key, py::handle value, const py::object& query_tokens,
-                 const py::object& key_tokens, const py::args& options) {
+Arguments packed(const char* function, py::handle query, py::handle key, py::handle value,
+                 const py::object& query_tokens, const py::object& key_tokens, const py::dict& options) {
   require_packed("query", query);
   require_packed("key", key);
   require_packed("value", value);
-  Arguments arguments(query, key, value, options);
+  Arguments arguments(function, query, key, value, options);
   arguments.problem.packing = {cumulative(arguments, "cu_query_lengths", query_tokens),
                                cumulative(arguments, "cu_key_lengths", key_tokens)};
   return arguments;
@@ -33,16 +33,17 @@ Arguments packed(py::handle query, py::handle key, py::handle value, const py::o
 
 py::object attention(py::handle query, py::handle key, py::handle value, const py::object& query_tokens,
                      const py::object& key_tokens, const py::object& out_or_none,
-                     const py::object& return_lse, const py::args& options) {
-  Arguments arguments = packed(query, key, value, query_tokens, key_tokens, options);
+                     const py::object& return_lse, const py::dict& options) {
+  Arguments arguments = packed("attention_varlen", query, key, value, query_tokens, key_tokens, options);
   return call_forward(arguments, out_or_none, return_lse);
 }
 
 void backward(py::handle query, py::handle key, py::handle value, const py::object& query_tokens,
               const py::object& key_tokens, const py::object& out, const py::object& lse,
               const py::object& d_out, const py::object& d_lse, const py::tuple& results,
-              const py::args& options) {
-  Arguments arguments = packed(query, key, value, query_tokens, key_tokens, options);
+              const py::dict& options) {
+  Arguments arguments =
+      packed("attention_varlen_backward", query, key, value, query_tokens, key_tokens, options);
   call_backward(arguments, out, lse, d_out, d_lse, results);
 }
 

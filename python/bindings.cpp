@@ -8,15 +8,15 @@ namespace attncore::python {
 namespace {
 
 py::object attention(py::handle query, py::handle key, py::handle value, const py::object& out_or_none,
-                     const py::object& return_lse, const py::args& options) {
-  Arguments arguments(query, key, value, options);
+                     const py::object& return_lse, const py::dict& options) {
+  Arguments arguments("attention", query, key, value, options);
   return call_forward(arguments, out_or_none, return_lse);
 }
 
 /// rows: int64 indices in 0 … queries − 1, or None for all.
 py::object weights(py::handle query, py::handle key, const py::object& rows, std::optional<Index> top_k,
-                   const py::args& options) {
-  Arguments arguments(query, key, py::handle(), options);
+                   const py::dict& options) {
+  Arguments arguments("attention_weights", query, key, py::handle(), options);
   const Problem& p = arguments.problem;
   Weights w;
   Index count = p.query.shape[2];
@@ -41,8 +41,8 @@ py::object weights(py::handle query, py::handle key, const py::object& rows, std
   return probabilities;
 }
 
-py::dict explain_call(py::handle query, py::handle key, py::handle value, const py::args& options) {
-  Arguments arguments(query, key, value, options);
+py::dict explain_call(py::handle query, py::handle key, py::handle value, const py::dict& options) {
+  Arguments arguments("explain", query, key, value, options);
   const py::array out = arguments.allocate_out();
   arguments.problem.out = arguments.out_tensor(out);
   Explanation e;

@@ -7,20 +7,27 @@
 
 namespace attncore::python {
 
-/// out, or (out, lse).
-inline py::object call_forward(Arguments& arguments, const py::object& out_or_none,
-                               const py::object& return_lse_or_not) {
-  const bool return_lse = boolean("return_lse", return_lse_or_not);
+/// out, or (out, lse), which `run` writes.
+template <class Run>
+py::object results(Arguments& arguments, const py::object& out_or_none, const py::object& return_lse,
+                   Run run) {
+  Problem& problem = arguments.problem;
+  const bool with_lse = boolean("return_lse", return_lse);
   py::array out = out_or_none.is_none() ? arguments.allocate_out() : require_array("out", out_or_none);
-  arguments.problem.out = arguments.out_tensor(out);
-  py::array lse;
-  if (return_lse) {
-    lse = arguments.allocate_rows(arguments.compute_dtype(), arguments.problem.query.shape[2], std::nullopt);
-    arguments.problem.lse = arguments.rows_tensor("lse", lse, false);
+  problem.out = arguments.out_tensor(out);
+  if (!with_lse) {
+    run_without_gil(arguments.options, run);
+    return out;
   }
-  run_without_gil(arguments.options, [&] { forward(arguments.problem, arguments.options); });
-  if (return_lse) return py::make_tuple(out, lse);
-  return out;
+  py::array lse = arguments.allocate_rows(arguments.compute_dtype(), problem.query.shape[2], std::nullopt);
+  problem.lse = arguments.rows_tensor("lse", lse, false);
+  run_without_gil(arguments.options, run);
+  return py::make_tuple(out, lse);
+}
+
+inline py::object call_forward(Arguments& arguments, const py::object& out_or_none,
+                               const py::object& return_lse) {
+  return results(arguments, out_or_none, return_lse, [&] { forward(arguments.problem, arguments.options); });
 }
 
 /// An array of query's rank and layout.

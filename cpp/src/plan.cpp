@@ -39,6 +39,7 @@ class Planner {
 
   Plan make() {
     measure();
+    plan_.sections.reserve(static_cast<std::size_t>(call_.batch * call_.kv_heads));
     if (call_.pages.given()) {
       for (const PrefixGroup& group :
            prefix_groups(call_.pages, longest_first(call_), most_members(),
@@ -166,14 +167,14 @@ class Planner {
     return {seen.begin - seen.begin % section.part_keys, seen.end};
   }
 
-  void add_split(Section section, Range rows) {
+  void add_split(const Section& whole, Range rows) {
+    Section& section = plan_.sections.emplace_back(whole);
     section.rows = rows;
     section.tiles = 1;
     section.shared = false;
     section.keys = visible(section);
     section.parts = max(1, ceil_div(section.keys.size(), section.part_keys));
     if (section.parts > 1) keep_state(section, section.parts);
-    plan_.sections.push_back(section);
   }
 
   void add_shared(Section section) {
@@ -209,6 +210,7 @@ class Planner {
   /// its use.
   void order() {
     std::vector<Batch> runs;
+    runs.reserve(plan_.sections.size() + plan_.gangs.size());
     std::sort(plan_.gangs.begin(), plan_.gangs.end(), [](const Gang& a, const Gang& b) {
       return a.sections[0] != b.sections[0] ? a.sections[0] < b.sections[0] : a.part < b.part;
     });

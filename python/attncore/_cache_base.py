@@ -20,7 +20,6 @@ from attncore._types import (
     Precision,
     RelativeBias,
     Rotary,
-    ScoreOptions,
     Window,
 )
 
@@ -45,11 +44,6 @@ class AttendOptions(TypedDict, total=False):
     tree_parents: Ints | None
     precision: Precision
     num_threads: int | None
-
-
-# In the order of _core; what a cache sets itself is None there.
-_DEFAULTS: dict[str, Any] = dict.fromkeys(ScoreOptions.__annotations__)
-_DEFAULTS |= {"layout": "bhsd", "causal": True, "precision": "highest"}
 
 
 class CacheMemory(NamedTuple):
@@ -182,7 +176,7 @@ class Cache:
         for name in options:
             if name not in AttendOptions.__annotations__:
                 raise TypeError(f"attend() got an unexpected keyword argument {name!r}")
-        return self._core.attend(query, entries, out, return_lse, *(_DEFAULTS | options).values())
+        return self._core.attend(query, entries, out, return_lse, {"causal": True, **options})
 
     def truncate(self, lengths: int | Ints, *, entries: int | Ints | None = None) -> None:
         """Forgets tokens from `lengths` on: what speculative decoding rejects.

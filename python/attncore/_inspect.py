@@ -52,13 +52,13 @@ def attention_weights(
         >>> indices.ravel().tolist()
         [0, 1, 2, 3]
     """
-    ordered = _ordered("attention_weights", options)
+    _require_known("attention_weights", options)
     if top_k is not None and (isinstance(top_k, bool) or not hasattr(top_k, "__index__")):
         raise TypeError(f"top_k: must be an int, is {type(top_k).__name__}")
     if top_k is not None and not -(2**62) < top_k < 2**62:
         raise ValueError(f"top_k: is {top_k}, which is out of range")
     indices = None if rows is None else _row_indices(rows, query, options.get("layout", "bhsd"))
-    return _core.attention_weights(query, key, indices, top_k, *ordered)
+    return _core.attention_weights(query, key, indices, top_k, options)
 
 
 def _row_indices(rows: int | Ints, query: Array, layout: Layout) -> npt.NDArray[np.int64]:
@@ -94,13 +94,11 @@ def explain(query: Array, key: Array, value: Array, **options: Unpack[ScoreOptio
         >>> attncore.explain(x, x, x, num_threads=1).threads
         1
     """
-    return Plan(**_core.explain(query, key, value, *_ordered("explain", options)))
+    _require_known("explain", options)
+    return Plan(**_core.explain(query, key, value, options))
 
 
-def _ordered(function: str, options: ScoreOptions) -> list[Any]:
-    """The options as the core takes them, with their defaults."""
+def _require_known(function: str, options: ScoreOptions) -> None:
     for name in options:
         if name not in ScoreOptions.__annotations__:
             raise TypeError(f"{function}() got an unexpected keyword argument '{name}'")
-    defaults = {"layout": "bhsd", "causal": False, "precision": "highest"}
-    return [options.get(name, defaults.get(name)) for name in ScoreOptions.__annotations__]

@@ -9,9 +9,38 @@ import numpy as np
 import numpy.typing as npt
 
 from attncore import _core
+from attncore._spelled_out import spells_out
 from attncore._types import Array, Ints, Layout, Precision, RelativeBias, Table, Window
 
 
+def _attention_paged(
+    query: Array,
+    key_pages: Array,
+    value_pages: Array,
+    block_table: Table,
+    key_lengths: int | Ints,
+    *,
+    key_scale: Array | None = None,
+    value_scale: Array | None = None,
+    cu_query_lengths: Ints | None = None,
+    page_layout: Layout = "bshd",
+    out: Array | None = None,
+    return_lse: bool = False,
+    **options: Any,
+) -> Any:
+    options["key_lengths"] = key_lengths
+    if cu_query_lengths is not None:
+        layout = options.get("layout", "bhsd")
+        if layout != "bhsd":
+            raise ValueError(f"layout: is {layout!r}, packed queries are (token, head, dim)")
+        options["layout"] = "bshd"
+    pools = (key_pages, value_pages, key_scale, value_scale)
+    return _core.attention_paged(
+        query, pools, block_table, page_layout, cu_query_lengths, out, return_lse, options
+    )
+
+
+@spells_out(_attention_paged)
 def attention_paged(
     query: Array,
     key_pages: Array,
@@ -112,39 +141,6 @@ def attention_paged(
         >>> bool((attncore.attention(query[1:], key, value) == out[1:]).all())
         True
     """
-    if cu_query_lengths is not None:
-        if layout != "bhsd":
-            raise ValueError(f"layout: is {layout!r}, packed queries are (token, head, dim)")
-        layout = "bshd"
-    return _core.attention_paged(
-        query,
-        (key_pages, value_pages, key_scale, value_scale),
-        block_table,
-        page_layout,
-        cu_query_lengths,
-        out,
-        return_lse,
-        layout,
-        causal,
-        window,
-        query_offset,
-        mask,
-        bias,
-        alibi,
-        relative_bias,
-        softcap,
-        sinks,
-        scale,
-        query_segments,
-        key_segments,
-        query_lengths,
-        key_lengths,
-        tree_parents,
-        precision,
-        num_threads,
-        dropout_p,
-        seed,
-    )
 
 
 def append_paged(
