@@ -55,6 +55,7 @@ ATTN_INLINE Matrix<const T> rows_of(const Tensor& t, Index dims, const TaskRows&
 template <class Isa, class T>
 void finish_rows(const Call& call, const TaskRows& row_at, const OnlineSoftmax<Isa, T>& softmax,
                  Index rows) noexcept {
+  constexpr Index n = kWidth<Isa, T>;
   const Tensor& sinks = call.score.sinks;
   if (sinks.given()) {
     for (Index row = 0; row < rows; ++row) {
@@ -66,12 +67,14 @@ void finish_rows(const Call& call, const TaskRows& row_at, const OnlineSoftmax<I
       for (Index row = 0; row < rows; ++row) {
         const T factor = softmax.sum[row] == 0 ? T{0} : 1 / softmax.sum[row];  // nothing visible: 0
         std::byte* const out = at(call.out, row_at(row));
-        for (Index dim = 0; dim < call.value_dim; dim += kWidth<Isa, T>) {
+        const auto write = [&](Index dim, Index count) {
           // Whether −0 met a tile of hidden keys, and became 0, depends on the row's neighbours: + 0 hides it.
           const auto items = load<Vec<Isa, T>>(softmax.output.row(row) + dim) * factor + T{0};
-          store_items<Isa, T, kStorage>(out + dim * stride, stride, min(kWidth<Isa, T>, call.value_dim - dim),
-                                        items);
-        }
+          store_items<Isa, T, kStorage>(out + dim * stride, stride, count, items);
+        };
+        Index dim = 0;
+        for (; dim + n <= call.value_dim; dim += n) write(dim, n);
+        if (dim < call.value_dim) write(dim, call.value_dim - dim);
       }
     });
   });
