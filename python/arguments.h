@@ -9,11 +9,11 @@ namespace attncore::python {
 /// Python's arguments as a Problem; converted arrays live as long as this.
 class Arguments {
  public:
-  /// `options` are those of attncore.attention by their names, of `function`.  Without a value (nullptr), for
+  /// `keywords`: the options of attncore.attention, by name, as `function` got them.  Without a value (nullptr), for
   /// attention_weights; without all three, for the multi-head layer.
   Arguments(const char* function, py::handle query, py::handle key, py::handle value,
-            const py::dict& options) {
-    const Keywords given(function, options);
+            const py::dict& keywords) {
+    const Keywords given(function, keywords);
     if (const auto layout = given[Keyword::layout]) bshd_ = is_bshd(layout);
     if (query.ptr() != nullptr) {
       problem.query = operand("query", query);
