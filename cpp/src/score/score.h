@@ -51,7 +51,9 @@ struct Block {
 /// Rows are ordered (query, head of the group): the heads that share a KV head stand beside each other.
 ATTN_FN Block block_of(const Call& call, const Sequence& sequence, Index kv_head, Range rows) noexcept {
   const Index head = kv_head * call.group;
-  return {sequence, {head, head + call.group}, {rows.begin / call.group, ceil_div(rows.end, call.group)}};
+  const Range queries =
+      call.group == 1 ? rows : Range{rows.begin / call.group, ceil_div(rows.end, call.group)};
+  return {sequence, {head, head + call.group}, queries};
 }
 
 enum class Touch : std::uint8_t { nothing, elements, hides_all };
