@@ -2,46 +2,26 @@
 #pragma once
 
 #include "convert.h"
+#include "keywords.h"
 
 namespace attncore::python {
 
 /// Python's arguments as a Problem; converted arrays live as long as this.
 class Arguments {
  public:
-  /// `options` are those of attncore.attention, from layout to num_threads, in the order in which they are
-  /// read here. Without a value (nullptr), for attention_weights; without all three, for the multi-head layer.
-  Arguments(py::handle query, py::handle key, py::handle value, const py::args& options) {
-    std::size_t at = 0;
-    const auto next = [&] { return options[at++]; };
-    const py::object layout = next();
-    bshd_ = is_bshd(layout);
+  /// `keywords`: the options of attncore.attention, by name, as `function` got them.  Without a value (nullptr), for
+  /// attention_weights; without all three, for the multi-head layer.
+  Arguments(const char* function, py::handle query, py::handle key, py::handle value,
+            const py::dict& keywords) {
+    const Keywords given(function, keywords);
+    if (const auto layout = given[Keyword::layout]) bshd_ = is_bshd(layout);
     if (query.ptr() != nullptr) {
       problem.query = operand("query", query);
       dtype_ = py::reinterpret_borrow<py::array>(query).dtype();
     }
     if (key.ptr() != nullptr) problem.key = operand("key", key);
     if (value.ptr() != nullptr) problem.value = operand("value", value);
-    Score& score = problem.score;
-    score.causal = boolean("causal", next());
-    read_window(next());
-    score.query_offset = ints("query_offset", next(), 1);
-    score.mask = scores("mask", next(), "bool");
-    read_biases(next());
-    score.alibi = by_head("alibi", next(), 2);
-    read_relative_bias(next());
-    score.softcap = number("softcap", next());
-    score.sinks = by_head("sinks", next(), 1);
-    score.scale = number("scale", next());
-    score.query_segments = ints("query_segments", next(), 2);
-    score.key_segments = ints("key_segments", next(), 2);
-    score.query_lengths = ints("query_lengths", next(), 1);
-    score.key_lengths = ints("key_lengths", next(), 1);
-    score.tree_parents = ints("tree_parents", next(), 2);
-    problem.precision = precision(next());
-    this->options.num_threads = thread_count(next());
-    if (at == options.size()) return;  // weights and plans know no dropout
-    problem.dropout.probability = number("dropout_p", next()).value_or(0);
-    problem.dropout.seed = seed(next());
+    read(given);
   }
 
   /// An array for a result: axes that the inputs lack, it lacks too.
@@ -81,6 +61,7 @@ class Arguments {
   }
 
   [[nodiscard]] py::ssize_t rank() const { return rank_; }
+  [[nodiscard]] bool bshd() const { return bshd_; }
 
   static constexpr Axes kTableAxes{-1, 0, -1, 1};  // of the relative bias's table
 
@@ -103,6 +84,30 @@ class Arguments {
   }
 
  private:
+  void read(const Keywords& given) {
+    Score& score = problem.score;
+    if (const auto x = given[Keyword::causal]) score.causal = boolean("causal", x);
+    if (const auto x = given[Keyword::window]) read_window(x);
+    if (const auto x = given[Keyword::query_offset]) score.query_offset = ints("query_offset", x, 1);
+    if (const auto x = given[Keyword::mask]) score.mask = scores("mask", x, "bool");
+    if (const auto x = given[Keyword::bias]) read_biases(x);
+    if (const auto x = given[Keyword::alibi]) score.alibi = by_head("alibi", x, 2);
+    if (const auto x = given[Keyword::relative_bias]) read_relative_bias(x);
+    if (const auto x = given[Keyword::softcap]) score.softcap = number("softcap", x);
+    if (const auto x = given[Keyword::sinks]) score.sinks = by_head("sinks", x, 1);
+    if (const auto x = given[Keyword::scale]) score.scale = number("scale", x);
+    if (const auto x = given[Keyword::query_segments]) score.query_segments = ints("query_segments", x, 2);
+    if (const auto x = given[Keyword::key_segments]) score.key_segments = ints("key_segments", x, 2);
+    if (const auto x = given[Keyword::query_lengths]) score.query_lengths = ints("query_lengths", x, 1);
+    if (const auto x = given[Keyword::key_lengths]) score.key_lengths = ints("key_lengths", x, 1);
+    if (const auto x = given[Keyword::tree_parents]) score.tree_parents = ints("tree_parents", x, 2);
+    if (const auto x = given[Keyword::precision]) problem.precision = precision(x);
+    if (const auto x = given[Keyword::num_threads]) options.num_threads = thread_count(x);
+    if (const auto x = given[Keyword::dropout_p])
+      problem.dropout.probability = number("dropout_p", x).value_or(0);
+    if (const auto x = given[Keyword::seed]) problem.dropout.seed = seed(x);
+  }
+
   Tensor operand(const char* argument, py::handle object) {
     const py::array array = require_array(argument, object);
     if (array.ndim() < 2 || array.ndim() > 4) {

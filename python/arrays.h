@@ -92,7 +92,8 @@ inline py::array require_array(const char* argument, py::handle object) {
   if (!py::isinstance<py::array>(object)) {
     reject_type(argument, "must be a NumPy array, is " + type_name(object));
   }
-  if (type_name(object) != "numpy.ndarray" && py::hasattr(object, "_sharedmask")) {
+  const bool plain = Py_TYPE(object.ptr()) == py::detail::npy_api::get().PyArray_Type_;
+  if (!plain && py::hasattr(object, "_sharedmask")) {
     reject_type(argument, "is a masked array, must be a plain one (options mask and key_lengths hide keys)");
   }
   return py::reinterpret_borrow<py::array>(object);

@@ -7,8 +7,8 @@ namespace {
 
 void backward_call(py::handle query, py::handle key, py::handle value, const py::object& out,
                    const py::object& lse, const py::object& d_out, const py::object& d_lse,
-                   const py::tuple& results, const py::args& options) {
-  Arguments arguments(query, key, value, options);
+                   const py::tuple& results, const py::dict& options) {
+  Arguments arguments("attention_backward", query, key, value, options);
   call_backward(arguments, out, lse, d_out, d_lse, results);
 }
 

@@ -25,15 +25,15 @@ void append(Cache& cache, const py::object& key, const py::object& value, const 
   run_without_gil(options, [&] { cache.append(tokens, chosen.tensor, options); });
 }
 
-/// `options`: as those of Arguments.
+/// `options`: those of Arguments.
 template <class Cache>
 py::object attend(const Cache& cache, const py::object& query, const py::object& entries,
-                  const py::object& out_or_none, const py::object& return_lse, const py::args& options) {
-  Arguments arguments(query, py::handle(), py::handle(), options);
+                  const py::object& out_or_none, const py::object& return_lse, const py::dict& options) {
+  Arguments arguments("attend", query, py::handle(), py::handle(), options);
   arguments.problem.value.shape[3] = cache.settings().value_dim;
   const IntArgument chosen("entries", entries, 1);
-  return call_forward(arguments, out_or_none, return_lse,
-                      [&] { cache.attend(arguments.problem, chosen.tensor, arguments.options); });
+  return results(arguments, out_or_none, return_lse,
+                 [&] { cache.attend(arguments.problem, chosen.tensor, arguments.options); });
 }
 
 template <class Cache>

@@ -34,7 +34,7 @@ class MultiHeadLayer {
 
   py::object forward(const py::object& x, const py::object& context, const py::object& value_context,
                      const py::object& positions, const py::object& key_positions, bool keep,
-                     const std::optional<bool>& weights_by_head, const py::args& options) {
+                     const std::optional<bool>& weights_by_head, const py::dict& options) {
     std::shared_ptr<Call> call = take();
     if (!call) call = std::make_shared<Call>();
     call->read(*this, {x, context, value_context, positions, key_positions}, options);
@@ -54,7 +54,7 @@ class MultiHeadLayer {
   }
 
   /// The options of the call that backward goes through.
-  py::tuple kept_options() { return kept()->options; }
+  py::dict kept_options() { return kept()->options; }
 
   /// The gradients by x, context and value_context, None for what was not given or is not wanted, and how many of them
   /// were given.  `options`: arrays for (d_biases, d_alibi, d_sinks, d_relative_bias), each may be None.
@@ -91,7 +91,7 @@ class MultiHeadLayer {
   /// A call's arguments, which live as long as what backward needs of them.
   struct Call {
     py::array x = no_array(), context = no_array(), value_context = no_array();
-    py::tuple options;
+    py::dict options;
     std::unique_ptr<Arguments> arguments;
     MultiHeadAttention::Inputs inputs;
     MultiHeadAttention::Activations activations;
@@ -99,9 +99,10 @@ class MultiHeadLayer {
     static py::array no_array() { return py::reinterpret_steal<py::array>(py::handle()); }
 
     void read(const MultiHeadLayer& layer, const std::array<py::object, 5>& given,
-              const py::args& all_options) {
+              const py::dict& all_options) {
       options = all_options;
-      arguments = std::make_unique<Arguments>(py::handle(), py::handle(), py::handle(), options);
+      arguments = std::make_unique<Arguments>("MultiHeadAttention", py::handle(), py::handle(), py::handle(),
+                                              options);
       x = require_array("x", given[0]);
       if (x.ndim() != 2 && x.ndim() != 3) {
         reject_value("x", "has " + std::to_string(x.ndim()) + " dimensions, must have 2 or 3");

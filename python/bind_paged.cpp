@@ -44,9 +44,10 @@ struct Pools {
 
 /// The arguments of attention_paged.
 struct PagedArguments : Arguments {
-  PagedArguments(py::handle query, const std::array<py::object, 4>& objects, const py::object& table,
-                 const py::object& page_layout, const py::object& cu_query_lengths, const py::args& options)
-      : Arguments(query, py::handle(), py::handle(), options), block_table(table) {
+  PagedArguments(const char* function, py::handle query, const std::array<py::object, 4>& objects,
+                 const py::object& table, const py::object& page_layout, const py::object& cu_query_lengths,
+                 const py::dict& options)
+      : Arguments(function, query, py::handle(), py::handle(), options), block_table(table) {
     const auto [key, value, key_scale, value_scale] = Pools(objects, page_layout, false).pools;
     problem.key = key;
     problem.value = value;
@@ -67,15 +68,15 @@ struct PagedArguments : Arguments {
 py::object attention_paged(py::handle query, const std::array<py::object, 4>& objects,
                            const py::object& table, const py::object& page_layout,
                            const py::object& cu_query_lengths, const py::object& out_or_none,
-                           const py::object& return_lse, const py::args& options) {
-  PagedArguments arguments(query, objects, table, page_layout, cu_query_lengths, options);
+                           const py::object& return_lse, const py::dict& options) {
+  PagedArguments arguments("attention_paged", query, objects, table, page_layout, cu_query_lengths, options);
   return call_forward(arguments, out_or_none, return_lse);
 }
 
 py::dict explain_paged(py::handle query, const std::array<py::object, 4>& objects, const py::object& table,
                        const py::object& page_layout, const py::object& cu_query_lengths,
-                       const py::args& options) {
-  PagedArguments arguments(query, objects, table, page_layout, cu_query_lengths, options);
+                       const py::dict& options) {
+  PagedArguments arguments("explain_paged", query, objects, table, page_layout, cu_query_lengths, options);
   return call_explain(arguments);
 }
 

@@ -13,14 +13,14 @@ namespace attncore::python {
 class State {
  public:
   /// `options` are those of attncore.attention, as Arguments has them.
-  State(py::handle query, const py::dtype& dtype, const py::object& value_dim, const py::args& options)
-      : State(Arguments(query, py::handle(), py::handle(), options), dtype, value_dim, options[0]) {}
+  State(py::handle query, const py::dtype& dtype, const py::object& value_dim, const py::dict& options)
+      : State(Arguments("AttentionState", query, py::handle(), py::handle(), options), dtype, value_dim) {}
 
   /// `arrays`: key, value, key_scale, value_scale, the last two may be None.  `mapped`: arrays of bytes, each a file's
   /// mapping.
   void update(const std::array<py::object, 4>& arrays, const py::object& first_key, const py::list& mapped,
-              const py::args& options) {
-    Arguments arguments(py::handle(), py::handle(), py::handle(), options);
+              const py::dict& options) {
+    Arguments arguments("update", py::handle(), py::handle(), py::handle(), options);
     const Score& score = arguments.problem.score;
     AttentionState::Piece piece{.key = stored_tokens("key", arrays[0]),
                                 .value = stored_tokens("value", arrays[1]),
@@ -85,12 +85,11 @@ class State {
   [[nodiscard]] py::ssize_t rank() const { return rank_; }
 
  private:
-  State(const Arguments& arguments, const py::dtype& dtype, const py::object& value_dim,
-        const py::object& layout)
+  State(const Arguments& arguments, const py::dtype& dtype, const py::object& value_dim)
       : state_(arguments.problem.query, settings(arguments, dtype, value_dim)),
         dtype_(dtype),
         rank_(arguments.rank()),
-        bshd_(is_bshd(layout)) {}
+        bshd_(arguments.bshd()) {}
 
   static AttentionStateSettings settings(const Arguments& arguments, const py::dtype& dtype,
                                          const py::object& value_dim) {
@@ -161,7 +160,7 @@ class State {
 
 void bind_state(py::module_& m) {
   py::class_<State>(m, "AttentionState")
-      .def(py::init<py::handle, const py::dtype&, const py::object&, const py::args&>())
+      .def(py::init<py::handle, const py::dtype&, const py::object&, const py::dict&>())
       .def("update", &State::update)
       .def("merge", &State::merge)
       .def("result", &State::result)

@@ -8,21 +8,21 @@ namespace attncore::python {
 namespace {
 
 py::object attention(py::handle query, py::handle key, py::handle value, const py::object& out_or_none,
-                     const py::object& return_lse, const py::args& options) {
-  Arguments arguments(query, key, value, options);
+                     const py::object& return_lse, const py::dict& options) {
+  Arguments arguments("attention", query, key, value, options);
   return call_forward(arguments, out_or_none, return_lse);
 }
 
 py::object weights(py::handle query, py::handle key, const py::object& rows, std::optional<Index> top_k,
-                   const py::args& options) {
-  Arguments arguments(query, key, py::handle(), options);
+                   const py::dict& options) {
+  Arguments arguments("attention_weights", query, key, py::handle(), options);
   const Problem& p = arguments.problem;
   return call_weights(arguments, {p.query.shape[0], p.query.shape[2], p.key.shape[2]}, arguments.rank(), rows,
                       top_k);
 }
 
-py::dict explain_attention(py::handle query, py::handle key, py::handle value, const py::args& options) {
-  Arguments arguments(query, key, value, options);
+py::dict explain_attention(py::handle query, py::handle key, py::handle value, const py::dict& options) {
+  Arguments arguments("explain", query, key, value, options);
   return call_explain(arguments);
 }
 

@@ -7,27 +7,27 @@
 
 namespace attncore::python {
 
-/// out, or (out, lse), which run() writes.
+/// out, or (out, lse), which `run` writes.
 template <class Run>
-py::object call_forward(Arguments& arguments, const py::object& out_or_none,
-                        const py::object& return_lse_or_not, Run run) {
-  const bool return_lse = boolean("return_lse", return_lse_or_not);
+py::object results(Arguments& arguments, const py::object& out_or_none, const py::object& return_lse,
+                   Run run) {
+  Problem& problem = arguments.problem;
+  const bool with_lse = boolean("return_lse", return_lse);
   py::array out = out_or_none.is_none() ? arguments.allocate_out() : require_array("out", out_or_none);
-  arguments.problem.out = arguments.out_tensor(out);
-  py::array lse;
-  if (return_lse) {
-    lse = arguments.allocate_rows();
-    arguments.problem.lse = arguments.rows_tensor("lse", lse);
+  problem.out = arguments.out_tensor(out);
+  if (!with_lse) {
+    run_without_gil(arguments.options, run);
+    return out;
   }
+  py::array lse = arguments.allocate_rows();
+  problem.lse = arguments.rows_tensor("lse", lse);
   run_without_gil(arguments.options, run);
-  if (return_lse) return py::make_tuple(out, lse);
-  return out;
+  return py::make_tuple(out, lse);
 }
 
 inline py::object call_forward(Arguments& arguments, const py::object& out_or_none,
-                               const py::object& return_lse_or_not) {
-  return call_forward(arguments, out_or_none, return_lse_or_not,
-                      [&] { forward(arguments.problem, arguments.options); });
+                               const py::object& return_lse) {
+  return results(arguments, out_or_none, return_lse, [&] { forward(arguments.problem, arguments.options); });
 }
 
 /// The probabilities of a batch (batch, queries, keys), in arrays of `rank` axes.  `rows`: int64 indices in 0 … queries − 1,

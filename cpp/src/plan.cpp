@@ -33,22 +33,18 @@ class Planner {
         machine_(machine),
         most_tile_rows_(tile_rows(call, kernels)),
         block_keys_(block_keys(call, kernels)),
-        most_parts_(parts(call, kernels)) {
-    plan_.kernels = &kernels;
-  }
+        most_parts_(parts(call, kernels)) {}
 
   Plan make() {
     measure();
+    plan_.sections.reserve(static_cast<std::size_t>(call_.batch * call_.kv_heads));
     if (call_.pages.given()) {
       for (const PrefixGroup& group :
            prefix_groups(call_.pages, longest_first(call_), most_members(),
-                         [this](const Sequence& s) { return shared_part_keys(s); })) {
+                         [this](const Sequence& s) { return shared_part_keys(s); }))
         add_group(group);
-      }
     } else {
-      for (const Sequence& sequence : longest_first(call_)) {
-        for (Index kv_head = 0; kv_head < call_.kv_heads; ++kv_head) add_sequence(sequence, kv_head);
-      }
+      for (const Sequence& sequence : longest_first(call_)) add_sequence(sequence);
     }
     order();
     size();
@@ -69,6 +65,18 @@ class Planner {
     const Index rows = sequence.queries * call_.group;
     const bool one_tile = rows > 0 && rows <= min(kSplitRows, most_tile_rows_);
     return one_tile && call_.score.left == kUnbounded ? part_keys(sequence) : 0;
+  }
+
+  /// The KV heads' sections are those of the first.
+  void add_sequence(const Sequence& sequence) {
+    const std::size_t begin = plan_.sections.size();
+    add_sequence(sequence, 0);
+    const auto copies = (plan_.sections.size() - begin) * static_cast<std::size_t>(call_.kv_heads - 1);
+    for (std::size_t i = 0; i < copies; ++i) {
+      Section& section = plan_.sections.emplace_back(plan_.sections[begin + i]);
+      ++section.kv_head;
+      if (section.state_slot >= 0) keep_state(section);
+    }
   }
 
   void add_sequence(const Sequence& sequence, Index kv_head) {
@@ -166,14 +174,14 @@ class Planner {
     return {seen.begin - seen.begin % section.part_keys, seen.end};
   }
 
-  void add_split(Section section, Range rows) {
+  void add_split(const Section& whole, Range rows) {
+    Section& section = plan_.sections.emplace_back(whole);
     section.rows = rows;
     section.tiles = 1;
     section.shared = false;
     section.keys = visible(section);
     section.parts = max(1, ceil_div(section.keys.size(), section.part_keys));
-    if (section.parts > 1) keep_state(section, section.parts);
-    plan_.sections.push_back(section);
+    if (section.parts > 1) keep_state(section);
   }
 
   void add_shared(Section section) {
@@ -192,23 +200,24 @@ class Planner {
         for (Index tile = 0; tile < section.tiles; ++tile) add_split(section, section.tile(tile));
         continue;
       }
-      if (section.keys.size() > section.part_keys) keep_state(section, section.tiles);
+      if (section.keys.size() > section.part_keys) keep_state(section);
       plan_.sections.push_back(section);
     }
   }
 
-  void keep_state(Section& section, Index states) {
+  void keep_state(Section& section) {
     section.state_slot = plan_.states++;
     section.first_tile = plan_.state_tiles;
     plan_.state_tiles += section.tiles;
-    plan_.state_bytes = max(
-        plan_.state_bytes, states * kernels_.sizes(call_, min(section.tile_rows, section.rows.size())).state);
+    const Index bytes = kernels_.sizes(call_, min(section.tile_rows, section.rows.size())).state;
+    plan_.state_bytes = max(plan_.state_bytes, section.states() * bytes);
   }
 
   /// Batches in the order of their sections; each batch of packing moves before the one that comes ahead of
   /// its use.
   void order() {
     std::vector<Batch> runs;
+    runs.reserve(plan_.sections.size() + plan_.gangs.size());
     std::sort(plan_.gangs.begin(), plan_.gangs.end(), [](const Gang& a, const Gang& b) {
       return a.sections[0] != b.sections[0] ? a.sections[0] < b.sections[0] : a.part < b.part;
     });
@@ -216,15 +225,12 @@ class Planner {
     for (std::size_t i = 0; i < plan_.sections.size(); ++i) {
       const Section& section = plan_.sections[i];
       const auto number = static_cast<Index>(i);
-      for (; gang < plan_.gangs.size() && plan_.gangs[gang].sections[0] == number; ++gang) {
+      for (; gang < plan_.gangs.size() && plan_.gangs[gang].sections[0] == number; ++gang)
         runs.push_back({.section = number, .gang = static_cast<Index>(gang)});
-      }
-      Batch batch{.section = static_cast<Index>(i)};
-      if (!section.shared) {
-        runs.push_back(batch);
-        continue;
-      }
-      for (Index key = section.keys.begin; key < section.keys.end; key += section.part_keys) {
+      Batch batch{.section = number};
+      if (!section.shared) runs.push_back(batch);
+      for (Index key = section.keys.begin; section.shared && key < section.keys.end;
+           key += section.part_keys) {
         batch.keys = {key, min(key + section.part_keys, section.keys.end)};
         batch.block = plan_.blocks++;
         runs.push_back(batch);
@@ -283,7 +289,7 @@ class Planner {
   const Machine& machine_;
   const Index most_tile_rows_, block_keys_, most_parts_;
   Index most_states_ = 1;  // of a group's sequences and a KV head
-  Plan plan_;
+  Plan plan_{.kernels = &kernels_};
 };
 
 }  // namespace

@@ -36,6 +36,8 @@ struct Section {
   Index state_slot = -1;  // number among the sections whose state waits (in slot number % state_slots), or −1
   Index first_tile = 0;   // among the row tiles of all sections with state: their progress is counted
 
+  /// Of its state: row tiles, or parts.
+  [[nodiscard]] Index states() const noexcept { return shared ? tiles : parts; }
   [[nodiscard]] Range tile(Index i) const noexcept {
     return {rows.begin + i * tile_rows, min(rows.begin + (i + 1) * tile_rows, rows.end)};
   }

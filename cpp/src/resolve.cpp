@@ -228,13 +228,12 @@ Coins coins_of(const Dropout& dropout) {
 Call resolve(const Problem& problem, Use use) {
   const bool with_value = use != Use::weights;
   require_known(problem, use);
-  Call call;
-  call.query = problem.query;
-  call.key = problem.key;
-  call.key_scale = problem.key_scale;
-  if (with_value) call.value = problem.value;
-  if (with_value) call.value_scale = problem.value_scale;
-  call.score = problem.score;
+  Call call{.query = problem.query,
+            .key = problem.key,
+            .value = with_value ? problem.value : Tensor{},
+            .key_scale = problem.key_scale,
+            .value_scale = with_value ? problem.value_scale : Tensor{},
+            .score = problem.score};
   require_operands(call, problem, use);
   require_scalars(call);
   resolve_sequences(call, problem);

@@ -135,15 +135,17 @@ void resolve_sequences(Call& call, const Problem& problem) {
   }
   const bool paged = table.given();
   if (paged) require_table(call, table, score.key_lengths);
+  const Index slots = paged ? table.shape[3] * call.key.shape[2] : call.key.shape[2];
+  if (!score.query_lengths.given() && !score.key_lengths.given() && !offset.given() &&
+      !packing.query_tokens.given() && !packing.key_tokens.given()) {
+    call.queries = call.query.shape[2];
+    call.keys = slots;
+    return;
+  }
   const std::vector<Place> queries =
       places_of("cu_query_lengths", packing.query_tokens, call.batch, call.query.shape[2], call.queries);
   const std::vector<Place> keys =
-      places_of("cu_key_lengths", packing.key_tokens, call.batch,
-                paged ? table.shape[3] * call.key.shape[2] : call.key.shape[2], call.keys);
-  if (!score.query_lengths.given() && !score.key_lengths.given() && !offset.given() &&
-      !packing.query_tokens.given() && !packing.key_tokens.given()) {
-    return;
-  }
+      places_of("cu_key_lengths", packing.key_tokens, call.batch, slots, call.keys);
   call.sequences.reserve(static_cast<std::size_t>(call.batch));
   for (Index entry = 0; entry < call.batch; ++entry) {
     Sequence s{.batch = entry,

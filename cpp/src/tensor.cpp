@@ -75,6 +75,21 @@ std::string shape_text(const Shape& shape) {
 
 namespace {
 
+/// From the first byte to past the last, of a tensor that is not empty.
+struct Reach {
+  std::uintptr_t begin = 0, end = 0;
+
+  explicit Reach(const Tensor& t) noexcept
+      : begin(reinterpret_cast<std::uintptr_t>(t.data)),
+        end(begin + static_cast<std::uintptr_t>(item_size(t.dtype))) {
+    for (std::size_t axis = 0; axis < 4; ++axis) {
+      const Index extent = axis == 3 && t.dtype == DType::i4 ? (t.shape[axis] + 1) / 2 : t.shape[axis];
+      const Index last = t.stride[axis] * (extent - 1);
+      (last < 0 ? begin : end) += static_cast<std::uintptr_t>(last);
+    }
+  }
+};
+
 struct Axis {
   Index stride, extent;
 };
@@ -83,7 +98,7 @@ struct Axis {
 /// first.
 struct Runs {
   std::uintptr_t start = 0;
-  Index run = 0, reach = 0;  // reach: from the first byte to past the last
+  Index run = 0;
   std::array<Axis, 4> axes{};
   std::size_t count = 0;
   bool overlaps_itself = false;
@@ -99,7 +114,7 @@ struct Runs {
       for (; place > 0 && next.stride < axes[place - 1].stride; --place) axes[place] = axes[place - 1];
       axes[place] = next;
     }
-    reach = run;
+    Index reach = run;  // from the first byte to past the last, of the axes so far
     std::size_t kept = 0;
     for (std::size_t i = 0; i < count; ++i) {
       overlaps_itself |= axes[i].stride < reach;
@@ -118,9 +133,9 @@ struct Runs {
 
 bool may_overlap(const Tensor& a, const Tensor& b) noexcept {
   if (is_empty(a) || is_empty(b)) return false;
+  const Reach of_a(a), of_b(b);
+  if (of_a.end <= of_b.begin || of_b.end <= of_a.begin) return false;
   const Runs x(a), y(b);
-  const auto end = [](const Runs& r) { return r.start + static_cast<std::uintptr_t>(r.reach); };
-  if (end(x) <= y.start || end(y) <= x.start) return false;
   // Interleaved views (q, k, v and out in one buffer): every run starts at `start` modulo the strides' common
   // divisor.
   Index divisor = 0;

@@ -29,13 +29,19 @@ Work work_of(const Call& call) {
 }
 
 double visible_pairs(const Call& call, const Sequence& sequence) {
+  const auto seen_by = [&](Index query) {
+    return ScoreSteps::visible(call, {sequence, {0, 1}, {query, query + 1}});
+  };
+  // What is visible moves one way: if the first and the last query see the same keys, all do.
+  const Range first = seen_by(0), last = seen_by(sequence.queries - 1);
+  if (first.begin == last.begin && first.end == last.end) {
+    return static_cast<double>(sequence.queries) * static_cast<double>(first.size());
+  }
   const Index band = max(1, ceil_div(sequence.queries, 64));
   double pairs = 0;
   for (Index query = 0; query < sequence.queries; query += band) {
     const Index count = min(band, sequence.queries - query);
-    const Index middle = query + count / 2;
-    const Range seen = ScoreSteps::visible(call, {sequence, {0, 1}, {middle, middle + 1}});
-    pairs += static_cast<double>(count) * static_cast<double>(seen.size());
+    pairs += static_cast<double>(count) * static_cast<double>(seen_by(query + count / 2).size());
   }
   return pairs;
 }

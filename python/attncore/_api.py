@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from attncore import _core
+from attncore._spelled_out import spells_out
 from attncore._types import (
     Array,
     Floats,
@@ -22,6 +23,18 @@ from attncore._types import (
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+
+def _attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    *,
+    out: Array | None = None,
+    return_lse: bool = False,
+    **options: Any,
+) -> Any:
+    return _core.attention(query, key, value, out, return_lse, options)
 
 
 @overload
@@ -48,7 +61,8 @@ def attention(
     return_lse: Literal[True],
     **options: Unpack[ScoreOptions],
 ) -> tuple[Array, Floats]: ...
-def attention(
+@spells_out(_attention)
+def attention(  # type: ignore[empty-body]
     query: Array,
     key: Array,
     value: Array,
@@ -142,30 +156,3 @@ def attention(
         >>> out.shape, lse.shape
         ((1, 8, 5, 64), (1, 8, 5))
     """
-    return _core.attention(
-        query,
-        key,
-        value,
-        out,
-        return_lse,
-        layout,
-        causal,
-        window,
-        query_offset,
-        mask,
-        bias,
-        alibi,
-        relative_bias,
-        softcap,
-        sinks,
-        scale,
-        query_segments,
-        key_segments,
-        query_lengths,
-        key_lengths,
-        tree_parents,
-        precision,
-        num_threads,
-        dropout_p,
-        seed,
-    )

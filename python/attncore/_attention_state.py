@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from attncore import _checkpoint, _core
-from attncore._inspect import _ordered
 from attncore._pieces import kept, mapping, shown
 from attncore._types import (
     Array,
@@ -105,8 +104,7 @@ class AttentionState:
             "precision": precision,
         }
         self._dtype: np.dtype[Any] = np.dtype(dtype)
-        ordered = _ordered("AttentionState", options)
-        self._core = _core.AttentionState(query, self._dtype, value_dim, *ordered)
+        self._core = _core.AttentionState(query, self._dtype, value_dim, options)
         self._options = kept(options)
 
     def update(
@@ -168,7 +166,7 @@ class AttentionState:
         }
         mapped = [m for m in map(mapping, (key, value)) if m is not None]
         arrays = (key, value, key_scale, value_scale)
-        self._core.update(arrays, first_key, mapped, *_ordered("update", options))
+        self._core.update(arrays, first_key, mapped, options)
 
     def merge(self, other: AttentionState, *, num_threads: int | None = None) -> None:
         """Adds what another state has seen; it stays as it is.

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from attncore import _core
-from attncore._inspect import _ordered, _row_indices
+from attncore._inspect import _require_known, _row_indices
 from attncore._types import Array, Gradients, Ints, ScoreOptions
 
 if TYPE_CHECKING:
@@ -76,9 +76,10 @@ def attention_backward(
     """
     given = _given(query, key, value, options)
     targets = _targets(given, _wanted(wanted, given), into)
-    ordered = _ordered("attention_backward", options)
+    _require_known("attention_backward", options)
+    given_options = {**options, "dropout_p": dropout_p, "seed": seed}
     _core.attention_backward(
-        query, key, value, out, lse, d_out, d_lse, _in_order(targets), *ordered, dropout_p, seed
+        query, key, value, out, lse, d_out, d_lse, _in_order(targets), given_options
     )
     return targets
 

@@ -11,15 +11,10 @@ import numpy.typing as npt
 
 from attncore import _cache_file
 from attncore._cache_settings import float_dtype
-from attncore._types import Array, AttendOptions, Floats, Ints, Layout, Rotary, ScoreOptions
+from attncore._types import Array, AttendOptions, Floats, Ints, Layout, Rotary
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-
-# In the order of _core; what a cache sets itself is None there.
-_DEFAULTS: dict[str, Any] = dict.fromkeys(ScoreOptions.__annotations__)
-_DEFAULTS |= {"layout": "bhsd", "causal": True, "precision": "highest"}
 
 
 class CacheMemory(NamedTuple):
@@ -153,7 +148,7 @@ class Cache:
         for name in options:
             if name not in AttendOptions.__annotations__:
                 raise TypeError(f"attend() got an unexpected keyword argument {name!r}")
-        return self._core.attend(query, entries, out, return_lse, *(_DEFAULTS | options).values())
+        return self._core.attend(query, entries, out, return_lse, {"causal": True, **options})
 
     def truncate(self, lengths: int | Ints, *, entries: int | Ints | None = None) -> None:
         """Forgets tokens from `lengths` on: what speculative decoding rejects.

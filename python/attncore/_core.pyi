@@ -1,5 +1,6 @@
 """The C++ core; `attncore` documents it."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,16 +12,16 @@ def attention(
     value: npt.NDArray[Any],
     out: npt.NDArray[Any] | None,
     return_lse: bool,
+    options: Mapping[str, Any],
     /,
-    *options: Any,
 ) -> Any: ...
 def attention_weights(
     query: npt.NDArray[Any],
     key: npt.NDArray[Any],
     rows: npt.NDArray[np.int64] | None,
     top_k: int | None,
+    options: Mapping[str, Any],
     /,
-    *options: Any,
 ) -> Any: ...
 def attention_backward(
     query: npt.NDArray[Any],
@@ -31,8 +32,8 @@ def attention_backward(
     d_out: npt.NDArray[Any],
     d_lse: npt.NDArray[Any] | None,
     results: tuple[Any, ...],
+    options: Mapping[str, Any],
     /,
-    *options: Any,
 ) -> None: ...
 def attention_paged(
     query: npt.NDArray[Any],
@@ -42,8 +43,8 @@ def attention_paged(
     cu_query_lengths: Any,
     out: npt.NDArray[Any] | None,
     return_lse: bool,
+    options: Mapping[str, Any],
     /,
-    *options: Any,
 ) -> Any: ...
 def attention_varlen(
     query: npt.NDArray[Any],
@@ -53,8 +54,8 @@ def attention_varlen(
     cu_key_lengths: Any,
     out: npt.NDArray[Any] | None,
     return_lse: bool,
+    options: Mapping[str, Any],
     /,
-    *options: Any,
 ) -> Any: ...
 def attention_varlen_backward(
     query: npt.NDArray[Any],
@@ -67,8 +68,8 @@ def attention_varlen_backward(
     d_out: npt.NDArray[Any],
     d_lse: npt.NDArray[Any] | None,
     results: tuple[Any, ...],
+    options: Mapping[str, Any],
     /,
-    *options: Any,
 ) -> None: ...
 def append_paged(
     tokens: tuple[Any, ...],
@@ -89,7 +90,11 @@ def dropout_mask(
     /,
 ) -> None: ...
 def explain(
-    query: npt.NDArray[Any], key: npt.NDArray[Any], value: npt.NDArray[Any], /, *options: Any
+    query: npt.NDArray[Any],
+    key: npt.NDArray[Any],
+    value: npt.NDArray[Any],
+    options: Mapping[str, Any],
+    /,
 ) -> dict[str, Any]: ...
 def attention_weights_varlen(
     query: npt.NDArray[Any],
@@ -99,8 +104,8 @@ def attention_weights_varlen(
     longest: tuple[int, int],
     rows: npt.NDArray[np.int64] | None,
     top_k: int | None,
+    options: Mapping[str, Any],
     /,
-    *options: Any,
 ) -> Any: ...
 def explain_varlen(
     query: npt.NDArray[Any],
@@ -108,8 +113,8 @@ def explain_varlen(
     value: npt.NDArray[Any],
     cu_query_lengths: Any,
     cu_key_lengths: Any,
+    options: Mapping[str, Any],
     /,
-    *options: Any,
 ) -> dict[str, Any]: ...
 def explain_paged(
     query: npt.NDArray[Any],
@@ -117,8 +122,8 @@ def explain_paged(
     block_table: Any,
     page_layout: str,
     cu_query_lengths: Any,
+    options: Mapping[str, Any],
     /,
-    *options: Any,
 ) -> dict[str, Any]: ...
 def linear(
     x: npt.NDArray[Any],
@@ -174,10 +179,10 @@ class MultiHeadAttention:
         key_positions: Any,
         keep: bool,
         weights_by_head: bool | None,
+        options: Mapping[str, Any],
         /,
-        *options: Any,
     ) -> Any: ...
-    def kept_options(self) -> tuple[Any, ...]: ...
+    def kept_options(self) -> dict[str, Any]: ...
     def backward(
         self,
         d_y: npt.NDArray[Any],
@@ -195,16 +200,16 @@ class AttentionState:
         query: npt.NDArray[Any],
         dtype: np.dtype[Any],
         value_dim: int | None,
+        options: Mapping[str, Any],
         /,
-        *options: Any,
     ) -> None: ...
     def update(
         self,
         arrays: tuple[Any, ...],
         first_key: Any,
         mapped: list[npt.NDArray[np.uint8]],
+        options: Mapping[str, Any],
         /,
-        *options: Any,
     ) -> None: ...
     def merge(self, other: AttentionState, num_threads: int | None, /) -> None: ...
     def result(self, num_threads: int | None, /) -> tuple[Any, Any]: ...
@@ -231,8 +236,8 @@ class _Cache:
         entries: Any,
         out: npt.NDArray[Any] | None,
         return_lse: bool,
+        options: Mapping[str, Any],
         /,
-        *options: Any,
     ) -> Any: ...
     def truncate(self, lengths: Any, entries: Any, /) -> None: ...
     def gather(

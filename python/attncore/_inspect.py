@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -52,10 +53,10 @@ def attention_weights(
         >>> indices.ravel().tolist()
         [0, 1, 2, 3]
     """
-    ordered = _ordered("attention_weights", options)
+    _require_known("attention_weights", options)
     require_top_k(top_k)
     indices = None if rows is None else _row_indices(rows, query, options.get("layout", "bhsd"))
-    return _core.attention_weights(query, key, indices, top_k, *ordered)
+    return _core.attention_weights(query, key, indices, top_k, options)
 
 
 def require_top_k(top_k: int | None) -> None:
@@ -103,13 +104,11 @@ def explain(query: Array, key: Array, value: Array, **options: Unpack[ScoreOptio
         >>> attncore.explain(x, x, x, num_threads=1).threads
         1
     """
-    return Plan(**_core.explain(query, key, value, *_ordered("explain", options)))
+    _require_known("explain", options)
+    return Plan(**_core.explain(query, key, value, options))
 
 
-def _ordered(function: str, options: ScoreOptions) -> list[Any]:
-    """The options as the core takes them, with their defaults."""
+def _require_known(function: str, options: Iterable[str]) -> None:
     for name in options:
         if name not in ScoreOptions.__annotations__:
             raise TypeError(f"{function}() got an unexpected keyword argument '{name}'")
-    defaults = {"layout": "bhsd", "causal": False, "precision": "highest"}
-    return [options.get(name, defaults.get(name)) for name in ScoreOptions.__annotations__]

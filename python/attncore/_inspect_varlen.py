@@ -58,7 +58,7 @@ def attention_weights_varlen(
         >>> last.shape, last[0, 0, 0].tolist()
         ((2, 2, 1, 5), [0.25, 0.25, 0.25, 0.25, 0.0])
     """
-    ordered = _packed("attention_weights_varlen", options)
+    packed = _packed("attention_weights_varlen", options)
     require_top_k(top_k)
     queries, keys = (
         _sequence_lengths(*pair) for pair in ((query, cu_query_lengths), (key, cu_key_lengths))
@@ -66,7 +66,7 @@ def attention_weights_varlen(
     longest = int(queries.max(initial=0)), int(keys.max(initial=0))
     indices = None if rows is None else _rows_of_sequences(rows, queries)
     return _core.attention_weights_varlen(
-        query, key, cu_query_lengths, cu_key_lengths, longest, indices, top_k, *ordered
+        query, key, cu_query_lengths, cu_key_lengths, longest, indices, top_k, packed
     )
 
 
@@ -114,6 +114,6 @@ def explain_varlen(
         >>> attncore.explain_varlen(x, x, x, [0, 100, 300], [0, 100, 300], num_threads=1).threads
         1
     """
-    ordered = _packed("explain_varlen", options)
-    arrays = (query, key, value, cu_query_lengths, cu_key_lengths)
-    return Plan(**_core.explain_varlen(*arrays, *ordered))
+    packed = _packed("explain_varlen", options)
+    plan = _core.explain_varlen(query, key, value, cu_query_lengths, cu_key_lengths, packed)
+    return Plan(**plan)

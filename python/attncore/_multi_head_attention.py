@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from attncore import _core
 from attncore._backward import _given_options, _targets
-from attncore._inspect import _ordered
+from attncore._inspect import _require_known
 from attncore._state import Layer
 from attncore._types import (
     Array,
@@ -188,7 +188,7 @@ class MultiHeadAttention(Layer):
                     f"need_weights: is {need_weights!r}, must be a bool, 'average' or 'heads'"
                 )
             by_head = need_weights == "heads"
-        ordered = _ordered("MultiHeadAttention", options)
+        _require_known("MultiHeadAttention", options)
         return self._core.forward(
             x,
             context,
@@ -197,9 +197,7 @@ class MultiHeadAttention(Layer):
             key_positions,
             self.training,
             by_head,
-            *ordered,
-            dropout_p,
-            seed,
+            {**options, "dropout_p": dropout_p, "seed": seed},
         )
 
     def backward(
@@ -237,9 +235,7 @@ class MultiHeadAttention(Layer):
             >>> d.x.shape, d.context.shape
             ((1, 3, 16), (1, 9, 16))
         """
-        values = self._core.kept_options()
-        options = dict(zip(ScoreOptions.__annotations__, values, strict=False))
-        given = _given_options(cast("ScoreOptions", options))
+        given = _given_options(cast("ScoreOptions", self._core.kept_options()))
         inputs = CrossValueGradients._fields
         if isinstance(wanted, str) or not isinstance(wanted, Collection):
             raise TypeError(f"wanted: must be a collection of names, is {type(wanted).__name__}")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from attncore import _core
-from attncore._inspect import _ordered
+from attncore._inspect import _require_known
+from attncore._spelled_out import spells_out
 from attncore._types import (
     Array,
     Ints,
@@ -18,7 +19,6 @@ from attncore._types import (
     Plan,
     Precision,
     RelativeBias,
-    ScoreOptions,
     Table,
     Window,
 )
@@ -27,6 +27,31 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
+def _attention_paged(
+    query: Array,
+    key_pages: Array,
+    value_pages: Array,
+    block_table: Table,
+    key_lengths: int | Ints,
+    *,
+    key_scale: Array | None = None,
+    value_scale: Array | None = None,
+    cu_query_lengths: Ints | None = None,
+    page_layout: Layout = "bshd",
+    out: Array | None = None,
+    return_lse: bool = False,
+    **options: Any,
+) -> Any:
+    options["key_lengths"] = key_lengths
+    if cu_query_lengths is not None:
+        options["layout"] = _packed_layout(options)
+    pools = (key_pages, value_pages, key_scale, value_scale)
+    return _core.attention_paged(
+        query, pools, block_table, page_layout, cu_query_lengths, out, return_lse, options
+    )
+
+
+@spells_out(_attention_paged)
 def attention_paged(
     query: Array,
     key_pages: Array,
@@ -127,35 +152,6 @@ def attention_paged(
         >>> bool((attncore.attention(query[1:], key, value) == out[1:]).all())
         True
     """
-    return _core.attention_paged(
-        query,
-        (key_pages, value_pages, key_scale, value_scale),
-        block_table,
-        page_layout,
-        cu_query_lengths,
-        out,
-        return_lse,
-        _query_layout(layout, cu_query_lengths),
-        causal,
-        window,
-        query_offset,
-        mask,
-        bias,
-        alibi,
-        relative_bias,
-        softcap,
-        sinks,
-        scale,
-        query_segments,
-        key_segments,
-        query_lengths,
-        key_lengths,
-        tree_parents,
-        precision,
-        num_threads,
-        dropout_p,
-        seed,
-    )
 
 
 def explain_paged(
@@ -183,23 +179,18 @@ def explain_paged(
         >>> attncore.explain_paged(query, pages, pages, table, [40, 19], num_threads=1).threads
         1
     """
-    layout = _query_layout(options.get("layout", "bhsd"), cu_query_lengths)
-    given: ScoreOptions = {**options, "layout": layout, "key_lengths": key_lengths}
-    plan = _core.explain_paged(
-        query,
-        (key_pages, value_pages, key_scale, value_scale),
-        block_table,
-        page_layout,
-        cu_query_lengths,
-        *_ordered("explain_paged", given),
-    )
+    _require_known("explain_paged", options)
+    given: dict[str, Any] = {**options, "key_lengths": key_lengths}
+    if cu_query_lengths is not None:
+        given["layout"] = _packed_layout(options)
+    pools = (key_pages, value_pages, key_scale, value_scale)
+    plan = _core.explain_paged(query, pools, block_table, page_layout, cu_query_lengths, given)
     return Plan(**plan)
 
 
-def _query_layout(layout: Layout, cu_query_lengths: Ints | None) -> Layout:
+def _packed_layout(options: Mapping[str, Any]) -> Layout:
     """Packed queries are those of one batch entry in "bshd"."""
-    if cu_query_lengths is None:
-        return layout
+    layout = options.get("layout", "bhsd")
     if layout != "bhsd":
         raise ValueError(f"layout: is {layout!r}, packed queries are (token, head, dim)")
     return "bshd"

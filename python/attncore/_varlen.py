@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 from attncore import _core
 from attncore._backward import _given, _in_order, _targets, _wanted
-from attncore._inspect import _ordered
+from attncore._inspect import _require_known
 from attncore._types import Array, Floats, Gradients, Ints, PackedOptions, ScoreOptions
 
 if TYPE_CHECKING:
@@ -117,9 +117,7 @@ def attention_varlen(
         cu_key_lengths,
         out,
         return_lse,
-        *_packed("attention_varlen", options),
-        dropout_p,
-        seed,
+        _packed("attention_varlen", options, dropout_p=dropout_p, seed=seed),
     )
 
 
@@ -184,7 +182,7 @@ def attention_varlen_backward(
         >>> d.query.shape, d.key.shape, d.bias is None
         ((9, 2, 16), (9, 2, 16), True)
     """
-    ordered = _packed("attention_varlen_backward", options)
+    packed = _packed("attention_varlen_backward", options, dropout_p=dropout_p, seed=seed)
     given = _given(query, key, value, cast("ScoreOptions", options))
     targets = _targets(given, _wanted(wanted, given), into)
     _core.attention_varlen_backward(
@@ -198,15 +196,14 @@ def attention_varlen_backward(
         d_out,
         d_lse,
         _in_order(targets),
-        *ordered,
-        dropout_p,
-        seed,
+        packed,
     )
     return targets
 
 
-def _packed(function: str, options: PackedOptions) -> list[Any]:
+def _packed(function: str, options: PackedOptions, **dropout: float) -> dict[str, Any]:
     """The options as the core takes them; (token, head, dim) is "bshd" of one batch entry."""
     if "layout" in options:
         raise TypeError(f"{function}() got an unexpected keyword argument 'layout'")
-    return _ordered(function, {**options, "layout": "bshd"})
+    _require_known(function, options)
+    return {**options, "layout": "bshd", **dropout}

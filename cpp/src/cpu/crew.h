@@ -19,14 +19,11 @@ class Crew {
   /// Options::cancelled threw, or Cancelled if it said so.
   template <class Run>
   void run(Index tasks, Run run) {
-    std::atomic<Index> next{0}, done{0};
-    parallel(threads_, [&](int thread) {
-      for (Index task = next++; task < tasks && !poll(thread); task = next++) {
-        run(task, thread);
-        ++done;
-      }
-      if (thread == 0 && options_.cancelled) wait(thread, [&] { return done == tasks; });  // and go on asking
-    });
+    if (threads_ == 1) {
+      for (Index task = 0; task < tasks && !poll(0); ++task) run(task, 0);
+    } else {
+      share(tasks, run);
+    }
     if (error_) std::rethrow_exception(error_);
     if (stopped_) throw Cancelled();
   }
@@ -65,6 +62,18 @@ class Crew {
   }
 
  private:
+  template <class Run>
+  void share(Index tasks, Run run) {
+    std::atomic<Index> next{0}, done{0};
+    parallel(threads_, [&](int thread) {
+      for (Index task = next++; task < tasks && !poll(thread); task = next++) {
+        run(task, thread);
+        ++done;
+      }
+      if (thread == 0 && options_.cancelled) wait(thread, [&] { return done == tasks; });  // and go on asking
+    });
+  }
+
   static void pause() noexcept {
 #ifdef __x86_64__
     __builtin_ia32_pause();

@@ -180,6 +180,13 @@ ATTN_INLINE void store_as(void* p, Vec<Isa, T> v) noexcept {
   }
 }
 
+/// run(stride between items): items beside each other, nearly all, have a constant.
+template <DType kStorage, class Run>
+ATTN_INLINE decltype(auto) with_stride(Index stride, Run run) noexcept {
+  constexpr std::integral_constant<Index, sizeof(typename Storage<kStorage>::Item)> kBeside;
+  return stride == kBeside ? run(kBeside) : run(stride);
+}
+
 /// Items p[0], p[stride], … (n of them, in bytes; n ≤ the width) as a register; the rest is 0.  Never reads
 /// past them.
 template <class Isa, class T, DType kStorage>

@@ -73,7 +73,9 @@ struct Block {
 /// Rows are ordered (query, head of the group): the heads that share a KV head stand beside each other.
 ATTN_FN Block block_of(const Call& call, const Sequence& sequence, Index kv_head, Range rows) noexcept {
   const Index head = kv_head * call.group;
-  return {sequence, {head, head + call.group}, {rows.begin / call.group, ceil_div(rows.end, call.group)}};
+  const Range queries =
+      call.group == 1 ? rows : Range{rows.begin / call.group, ceil_div(rows.end, call.group)};
+  return {sequence, {head, head + call.group}, queries};
 }
 
 /// Fetches what `apply` will read of an array over (batch, head, query, key) for one row of a tile.

@@ -74,25 +74,36 @@ ATTN_INLINE Matrix<const T> rows_of(const Tensor& t, Index dims, const TaskRows&
 template <class Isa, class T>
 void finish_rows(const Call& call, const TaskRows& row_at, const OnlineSoftmax<Isa, T>& softmax,
                  Index rows) noexcept {
+  constexpr Index n = kWidth<Isa, T>;
   const Tensor& sinks = call.score.sinks;
-  for (Index row = 0; row < rows; ++row) {
-    const Row r = row_at(row);
-    if (sinks.given()) softmax.add_sink(row, load_scalar<Isa, T>(at(sinks, 0, r.head), sinks.dtype));
-    const T factor = softmax.sum[row] == 0 ? T{0} : 1 / softmax.sum[row];  // nothing visible: 0
-    std::byte* const out = at(call.out, r);
-    const Index stride = call.out.stride[3];
-    with_storage<T>(call.out.dtype, [&]<DType kStorage>() {
-      for (Index dim = 0; dim < call.value_dim; dim += kWidth<Isa, T>) {
-        // Whether −0 met a tile of hidden keys, and became 0, depends on the row's neighbours: + 0 hides it.
-        const auto items = load<Vec<Isa, T>>(softmax.output.row(row) + dim) * factor + T{0};
-        store_items<Isa, T, kStorage>(out + dim * stride, stride, min(kWidth<Isa, T>, call.value_dim - dim),
-                                      items);
+  if (sinks.given()) {
+    for (Index row = 0; row < rows; ++row) {
+      softmax.add_sink(row, load_scalar<Isa, T>(at(sinks, 0, row_at(row).head), sinks.dtype));
+    }
+  }
+  with_storage<T>(call.out.dtype, [&]<DType kStorage>() {
+    with_stride<kStorage>(call.out.stride[3], [&](auto stride) {
+      for (Index row = 0; row < rows; ++row) {
+        const T factor = softmax.sum[row] == 0 ? T{0} : 1 / softmax.sum[row];  // nothing visible: 0
+        std::byte* const out = at(call.out, row_at(row));
+        const auto write = [&](Index dim, Index count) {
+          // Whether −0 met a tile of hidden keys, and became 0, depends on the row's neighbours: + 0 hides it.
+          const auto items = load<Vec<Isa, T>>(softmax.output.row(row) + dim) * factor + T{0};
+          store_items<Isa, T, kStorage>(out + dim * stride, stride, count, items);
+        };
+        Index dim = 0;
+        for (; dim + n <= call.value_dim; dim += n) write(dim, n);
+        if (dim < call.value_dim) write(dim, call.value_dim - dim);
       }
     });
+  });
+  if (!call.sum.given() && !call.lse.given()) return;
+  for (Index row = 0; row < rows; ++row) {
+    const Row r = row_at(row);
     if (call.sum.given()) {
       __builtin_memcpy(at(call.lse, r), softmax.maximum + row, sizeof(T));
       __builtin_memcpy(at(call.sum, r), softmax.exact_sum + row, sizeof(T));
-    } else if (call.lse.given()) {
+    } else {
       const T lse = softmax.log_sum_exp(row);
       __builtin_memcpy(at(call.lse, r), &lse, sizeof lse);
     }

@@ -55,18 +55,19 @@ ATTN_INLINE void pack_squares(Panel<Item> panel, const KeySource& source, Index 
 template <class Isa, class T, DType kStorage>
 void pack_transposed(Panel<T> panel, const KeySource& source, Index first) noexcept {
   constexpr Index n = kWidth<Isa, T>;
-  pack_squares<Isa>(panel, source, first, [&](const std::byte* token, Index dim, bool given) {
-    const std::byte* const p = token + item_offset<kStorage>(dim, source.dim_stride);
-    __builtin_prefetch(p + n * source.token_stride);  // of the next square down: tokens may lie far apart
-    return load_items<Isa, T, kStorage>(p, source.dim_stride, given ? min(n, panel.depth - dim) : 0);
+  with_stride<kStorage>(source.dim_stride, [&](auto stride) {
+    pack_squares<Isa>(panel, source, first, [&](const std::byte* token, Index dim, bool given) {
+      const std::byte* const p = token + item_offset<kStorage>(dim, stride);
+      __builtin_prefetch(p + n * source.token_stride);  // of the next square down: tokens may lie far apart
+      return load_items<Isa, T, kStorage>(p, stride, given ? min(n, panel.depth - dim) : 0);
+    });
   });
 }
 
 constexpr Index kPrefetchTokens = 16;
 
-/// Packs keys first … first + depth − 1 of V.  Returns whether all items are finite.
-template <class Isa, class T, DType kStorage>
-bool pack_rows(Panel<T> panel, const KeySource& source, Index first) noexcept {
+template <class Isa, class T, DType kStorage, class Stride>
+bool pack_rows(Panel<T> panel, const KeySource& source, Index first, Stride stride) noexcept {
   constexpr Index n = kWidth<Isa, T>;
   using Bits = typename Register<typename IntOf<T>::unsigned_type, kWidth<Isa, T>>::type;
   Bits poison{};  // the bits of 0 · item: ± 0, or those of NaN
@@ -74,18 +75,26 @@ bool pack_rows(Panel<T> panel, const KeySource& source, Index first) noexcept {
     const Index registers = strip_registers<Isa, T>(panel.columns, strip);
     T* out = panel.data + strip * panel.depth;
     for (Index key = 0; key < panel.depth; ++key) {
-      const std::byte* const in = source.token(first + key) + item_offset<kStorage>(strip, source.dim_stride);
+      const std::byte* const in = source.token(first + key) + item_offset<kStorage>(strip, stride);
       for (Index j = 0; j < registers; ++j, out += n) {
-        const std::byte* const p = in + item_offset<kStorage>(j * n, source.dim_stride);
+        const std::byte* const p = in + item_offset<kStorage>(j * n, stride);
         __builtin_prefetch(p + kPrefetchTokens * source.token_stride);
         const Index dims = min(n, panel.columns - strip - j * n);
-        const auto items = load_items<Isa, T, kStorage>(p, source.dim_stride, dims);
+        const auto items = load_items<Isa, T, kStorage>(p, stride, dims);
         poison |= bit_cast<Bits>(items * T{0});
         store(out, items);
       }
     }
   }
   return horizontal_sum<Isa, T>(bit_cast<Vec<Isa, T>>(poison)) == 0;
+}
+
+/// Packs keys first … first + depth − 1 of V.  Returns whether all items are finite.
+template <class Isa, class T, DType kStorage>
+bool pack_rows(Panel<T> panel, const KeySource& source, Index first) noexcept {
+  return with_stride<kStorage>(source.dim_stride, [&](auto stride) {
+    return pack_rows<Isa, T, kStorage>(panel, source, first, stride);
+  });
 }
 
 /// The same for the source's own storage dtype.

@@ -151,7 +151,7 @@ struct OnlineSoftmax {
     if (!AnyAbove<Isa, T>::of(highest, before + kMaximumLag))
       return 1;  // nearly always, after the first tile
     maximum[row] = horizontal_max<Isa, T>(highest);
-    return exp_of(before - maximum[row]);
+    return before == -infinity() ? T{0} : exp_of(before - maximum[row]);
   }
 
   static ATTN_INLINE constexpr T infinity() noexcept { return static_cast<T>(__builtin_inf()); }
