@@ -262,8 +262,7 @@ class Planner {
 
   void size() {
     Index most_rows = 0;
-    for (const Section& section : plan_.sections)
-      most_rows = max(most_rows, min(section.tile_rows, section.rows.size()));
+    for (const Section& s : plan_.sections) most_rows = max(most_rows, min(s.tile_rows, s.rows.size()));
     plan_.task = kernels_.sizes(call_, most_rows);
     if (!plan_.gangs.empty()) {  // each of a gang's tasks has its own
       const Index of_gang = kernels_.gang_rows * kernels_.sizes(call_, 1).scratch;
@@ -278,10 +277,10 @@ class Planner {
                                          [](const Section& section) { return !section.shared; });
     plan_.thread_bytes = plan_.task.state + plan_.task.scratch + (packs_alone ? plan_.task.panel : 0);
     const Index counters = 2 * plan_.blocks + plan_.states + plan_.state_tiles + 1;
+    const Index notes = MaskNotes(call_, plan_.sections, kernels_.key_tile).bytes();
     plan_.workspace_bytes = plan_.threads * plan_.thread_bytes + plan_.block_slots * plan_.block_bytes +
-                            plan_.state_slots * plan_.state_bytes +
-                            round_up(counters * Index{sizeof(std::int32_t)}, 64) +
-                            MaskNotes(call_, plan_.sections, kernels_.key_tile).bytes();
+                            plan_.state_slots * plan_.state_bytes + notes +
+                            round_up(counters * Index{sizeof(std::int32_t)}, 64);
   }
 
   const Call& call_;
