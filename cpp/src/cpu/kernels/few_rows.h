@@ -63,7 +63,7 @@ class Tokens {
   Tokens(const KeySource& source, Range keys, Index reach, Index dims, std::byte* room) noexcept
       : source_(source) {
     with_key_storage<T>(source.storage, [&]<DType kStorage>() {
-      constexpr Index kItem = sizeof(typename Storage<kStorage>::Item), kFetchedBytes = 4096, kMostAhead = 64;
+      constexpr Index kItem = sizeof(typename Storage<kStorage>::Item), kFetchedBytes = 8192, kMostAhead = 64;
       const Index bytes = max(Index{1}, item_offset<kStorage>(dims, kItem));
       const Index distance = max(Index{1}, min(kMostAhead, kFetchedBytes / bytes));
       const Index end = max(keys.end, reach);
