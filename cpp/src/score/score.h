@@ -51,6 +51,9 @@ struct TouchNotes {
   /// another notes the same.
   template <class Look>
   ATTN_FN Touch find(Index key, Look look) const noexcept {
+#ifdef __CUDA_ARCH__
+    return look();
+#else
     if (by_tile == nullptr) return look();
     std::uint8_t* const note = by_tile + key / key_tile;
     const std::uint8_t known = __atomic_load_n(note, __ATOMIC_RELAXED);
@@ -58,6 +61,7 @@ struct TouchNotes {
     const Touch touch = look();
     __atomic_store_n(note, static_cast<std::uint8_t>(static_cast<int>(touch) + 1), __ATOMIC_RELAXED);
     return touch;
+#endif
   }
 };
 
