@@ -2,6 +2,8 @@
 
 PYTHON ?= python3
 VENV := .venv
+# Processes that share the Python tests.
+WORKERS ?= 2
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/.stamps
 # What an installed package is made from: when any of it changes, it is installed again.
@@ -42,7 +44,7 @@ demo: $(STAMPS)/demo $(STAMPS)/attncore
 test: test-cpp test-python
 
 test-python: $(STAMPS)/test $(STAMPS)/attncore
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 test-cpp: $(STAMPS)/test
 	cmake --workflow --preset release
