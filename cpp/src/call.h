@@ -52,18 +52,6 @@ struct KeySource {
     if (pages == nullptr) return data + i * token_stride;
     return data + pages[i / page_size] * page_stride + i % page_size * token_stride;
   }
-
-  /// visit(i, token first + i) for 0 ≤ i < count, without a division each.
-  template <class Visit>
-  ATTN_FN void each_token(Index first, Index count, Visit visit) const noexcept {
-    Index slot = pages == nullptr ? first : first % page_size;
-    const std::int32_t* page = pages == nullptr ? nullptr : pages + first / page_size;
-    for (Index i = 0; i < count; slot = 0, page += pages != nullptr) {
-      const Index end = page == nullptr ? count : min(count, i + page_size - slot);
-      const std::byte* at = data + slot * token_stride + (page == nullptr ? 0 : *page * page_stride);
-      for (; i < end; ++i, at += token_stride) visit(i, at);
-    }
-  }
 };
 
 /// A relative bias by distance: entry (head, d) is the table's at the bucket of key − position = d, −farthest ≤ d ≤

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from attncore import _cache_file
 from attncore._cache_settings import float_dtype
+from attncore._inspect import _require_known
 from attncore._types import Array, AttendOptions, Floats, Ints, Layout, Rotary
 
 if TYPE_CHECKING:
@@ -145,9 +146,7 @@ class Cache:
             >>> cache.attend(np.ones((1, 8, 1, 4), np.float32)).shape
             (1, 8, 1, 4)
         """
-        for name in options:
-            if name not in AttendOptions.__annotations__:
-                raise TypeError(f"attend() got an unexpected keyword argument {name!r}")
+        _require_known("attend", options, AttendOptions)
         return self._core.attend(query, entries, out, return_lse, {"causal": True, **options})
 
     def truncate(self, lengths: int | Ints, *, entries: int | Ints | None = None) -> None:

@@ -108,7 +108,8 @@ def explain(query: Array, key: Array, value: Array, **options: Unpack[ScoreOptio
     return Plan(**_core.explain(query, key, value, options))
 
 
-def _require_known(function: str, options: Iterable[str]) -> None:
+def _require_known(function: str, options: Iterable[str], known: type = ScoreOptions) -> None:
+    """`known`: the TypedDict of the options that the function has."""
     for name in options:
-        if name not in ScoreOptions.__annotations__:
+        if name not in known.__annotations__:
             raise TypeError(f"{function}() got an unexpected keyword argument '{name}'")

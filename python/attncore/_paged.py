@@ -179,7 +179,7 @@ def explain_paged(
         >>> attncore.explain_paged(query, pages, pages, table, [40, 19], num_threads=1).threads
         1
     """
-    _require_known("explain_paged", options)
+    _require_known("explain_paged", options, PagedOptions)
     given: dict[str, Any] = {**options, "key_lengths": key_lengths}
     if cu_query_lengths is not None:
         given["layout"] = _packed_layout(options)

@@ -71,12 +71,9 @@ class CrossValueGradients(NamedTuple):
     value_context: Array | None
 
 
-class PackedOptions(TypedDict, total=False):
-    """The options of attention over packed sequences, whose layout is fixed."""
-
+class _SharedOptions(TypedDict, total=False):
     causal: bool
     window: Window | None
-    query_offset: int | Ints | None
     mask: npt.NDArray[np.bool_] | None
     bias: Array | Sequence[Array] | None
     alibi: Array | Sequence[float] | None
@@ -84,48 +81,38 @@ class PackedOptions(TypedDict, total=False):
     softcap: float | None
     sinks: Array | Sequence[float] | None
     scale: float | None
-    query_segments: Ints | None
-    key_segments: Ints | None
     query_lengths: int | Ints | None
-    key_lengths: int | Ints | None
     tree_parents: Ints | None
     precision: Precision
     num_threads: int | None
+
+
+class _PlaceOptions(_SharedOptions, total=False):
+    query_offset: int | Ints | None
+    query_segments: Ints | None
+    key_segments: Ints | None
 
 
 class _LayoutOption(TypedDict, total=False):
     layout: Layout
 
 
-class ScoreOptions(_LayoutOption, PackedOptions, total=False):
-    """The options that `attention`, `attention_weights` and `explain` share."""
-
-
-class AttendOptions(TypedDict, total=False):
+class AttendOptions(_LayoutOption, _SharedOptions, total=False):
     """The options of `attention` that caches leave to the caller."""
 
-    layout: Layout
-    causal: bool
-    window: Window | None
-    mask: npt.NDArray[np.bool_] | None
-    bias: Array | Sequence[Array] | None
-    alibi: Array | Sequence[float] | None
-    relative_bias: RelativeBias | None
-    softcap: float | None
-    sinks: Array | Sequence[float] | None
-    scale: float | None
-    query_lengths: int | Ints | None
-    tree_parents: Ints | None
-    precision: Precision
-    num_threads: int | None
 
-
-class PagedOptions(AttendOptions, total=False):
+class PagedOptions(_LayoutOption, _PlaceOptions, total=False):
     """The options of attention over pages: key_lengths is no option there."""
 
-    query_offset: int | Ints | None
-    query_segments: Ints | None
-    key_segments: Ints | None
+
+class PackedOptions(_PlaceOptions, total=False):
+    """The options of attention over packed sequences, whose layout is fixed."""
+
+    key_lengths: int | Ints | None
+
+
+class ScoreOptions(_LayoutOption, PackedOptions, total=False):
+    """The options that `attention`, `attention_weights` and `explain` share."""
 
 
 @dataclass(frozen=True)

@@ -203,7 +203,5 @@ def attention_varlen_backward(
 
 def _packed(function: str, options: PackedOptions, **dropout: float) -> dict[str, Any]:
     """The options as the core takes them; (token, head, dim) is "bshd" of one batch entry."""
-    if "layout" in options:
-        raise TypeError(f"{function}() got an unexpected keyword argument 'layout'")
-    _require_known(function, options)
+    _require_known(function, options, PackedOptions)
     return {**options, "layout": "bshd", **dropout}

@@ -5,6 +5,7 @@
 #include <cstdio>
 
 #include "../backend.h"
+#include "../number.h"
 #include "../stopwatch.h"
 
 namespace attncore {
@@ -20,24 +21,6 @@ struct Kind {
   double tolerance;
 };
 constexpr Kind kKinds[] = {{DType::bf16, 0x1p-7}, {DType::f16, 0x1p-9}, {DType::f32, 0x1p-18}};
-
-/// A number of bits of a dtype, one that is 0 or normal there.
-float number_of(std::uint32_t bits, DType dtype) noexcept {
-  float number = 0;
-  if (dtype == DType::bf16) bits <<= 16U;
-  if (dtype == DType::f16)
-    bits = (bits & 0x8000U) << 16U | (bits & 0x7fffU) << 13U;  // of 2⁻¹¹² times the value
-  __builtin_memcpy(&number, &bits, sizeof number);
-  return dtype == DType::f16 ? number * 0x1p112F : number;
-}
-std::uint32_t bits_of(float number, DType dtype) noexcept {
-  if (dtype == DType::f16) number *= 0x1p-112F;
-  std::uint32_t bits = 0;
-  __builtin_memcpy(&bits, &number, sizeof bits);
-  if (dtype == DType::bf16) bits >>= 16U;
-  if (dtype == DType::f16) bits = (bits >> 16U & 0x8000U) | (bits >> 13U & 0x7fffU);
-  return bits;
-}
 
 /// A head of attention, small but of a usual shape.
 class Sample {
@@ -59,16 +42,12 @@ class Sample {
 
   [[nodiscard]] const Call& call() const noexcept { return call_; }
 
-  [[nodiscard]] std::vector<float> run(const Plan& plan) {
+  [[nodiscard]] std::vector<double> run(const Plan& plan) {
     once(plan);
     const auto size = static_cast<std::size_t>(item_size(call_.out.dtype));
-    std::vector<float> out;
+    std::vector<double> out;
     out.reserve(out_.size() / size);
-    for (std::size_t i = 0; i < out_.size(); i += size) {
-      std::uint32_t bits = 0;
-      __builtin_memcpy(&bits, &out_[i], size);
-      out.push_back(number_of(bits, call_.out.dtype));
-    }
+    for (std::size_t i = 0; i < out_.size(); i += size) out.push_back(read_number(&out_[i], call_.out.dtype));
     return out;
   }
 
@@ -89,13 +68,12 @@ class Sample {
   static std::vector<std::byte> noise(Index tokens, DType dtype) {
     const Index size = item_size(dtype);
     const unsigned digits = dtype == DType::bf16 ? 7 : dtype == DType::f16 ? 10 : 23;
-    const float unit = 1 / static_cast<float>(1U << digits);
+    const double unit = 1 / static_cast<double>(1U << digits);
     std::vector<std::byte> memory(static_cast<std::size_t>(tokens * kDim * size));
     auto state = static_cast<std::uint32_t>(tokens);
     for (Index i = 0; i < tokens * kDim; ++i) {
       state = state * 1664525U + 1013904223U;
-      const std::uint32_t bits = bits_of(static_cast<float>(state >> (31U - digits)) * unit - 1, dtype);
-      __builtin_memcpy(memory.data() + i * size, &bits, static_cast<std::size_t>(size));
+      write_number(static_cast<double>(state >> (31U - digits)) * unit - 1, memory.data() + i * size, dtype);
     }
     return memory;
   }
@@ -107,7 +85,7 @@ class Sample {
 Trial try_on(Sample& sample, const Kernels& candidate, const Kernels& other, double tolerance) {
   const Plan ours = make_plan(sample.call(), candidate, Machine{1});
   const Plan theirs = make_plan(sample.call(), other, Machine{1});
-  const std::vector<float> out = sample.run(ours), want = sample.run(theirs);
+  const std::vector<double> out = sample.run(ours), want = sample.run(theirs);
   const auto near = [tolerance](double a, double b) { return std::fabs(a - b) <= tolerance; };
   if (!std::equal(out.begin(), out.end(), want.begin(), near)) return {};
   double fast = sample.time(ours), slow = sample.time(theirs);

@@ -64,12 +64,12 @@ struct TileScales {
   ATTN_INLINE const T* of(const Call& call, const Tensor& scale, const Task& task, Range keys) noexcept {
     if (!scale.given()) return nullptr;
     const KeySource source = key_source(call, scale, task.sequence, task.kv_head);
-    source.each_token(keys.begin, keys.size(), [&](Index i, const std::byte* token) {
-      float item;
-      __builtin_memcpy(&item, token, sizeof item);
+    TokenWalk walk(source, keys.begin, keys.end);
+    for (Index i = 0; i < round_up(keys.size(), kWidth<Isa, T>); ++i) {
+      float item = 1;
+      if (i < keys.size()) __builtin_memcpy(&item, walk.next(), sizeof item);
       factors[i] = item;
-    });
-    for (Index i = keys.size(); i % kWidth<Isa, T> != 0; ++i) factors[i] = 1;
+    }
     return factors;
   }
 
@@ -248,6 +248,7 @@ class ForwardKernel {
 
   [[nodiscard]] Scaled<T> scaled() const noexcept { return {static_cast<T>(call_.scale)}; }
   [[nodiscard]] Accumulated<T> accumulated() const noexcept { return {scratch_.keep}; }
+
   const Call& call_;
   const Task& task_;
   const TaskRows row_at_;

@@ -27,11 +27,10 @@ template <class Isa, int n>
 void score_harmed(const Call& call, const TaskRows& row_at, const KeySource& source, Range keys, Index rows,
                   const KeyTile<Isa, float, Part<n>>& tile,
                   const Scratch<Isa, float, Part<n>>& scratch) noexcept {
-  KeyBits any = 0;
-  for (Index i = 0; i < tile.kWords; ++i) any |= tile.poisoned_keys[i];
+  const bool any = any_key(tile.poisoned_keys, tile.kWords);
   with_part_storage(source.storage, [&]<DType kStorage>() {
     for (Index row = 0; row < rows; ++row) {
-      if (any == 0 && scratch.harmed[row] == 0) continue;
+      if (!any && scratch.harmed[row] == 0) continue;
       const std::byte* const query = at(call.query, row_at(row));
       for (Index key = 0; key < keys.size(); ++key) {
         if (scratch.harmed[row] == 0 && !has_key(tile.poisoned_keys, key)) continue;
@@ -71,9 +70,8 @@ void add_visible_values(float* output, float keep, const float* weights, const K
   for (Index dim = 0; dim < dims; dim += kWidth<Isa, float>) {
     V sum{};
     for (Index key = 0; key < keys.size(); ++key) {
-      if (is_hidden_mark(weights[key])) continue;
-      const std::byte* const token = source.token(keys.begin + key);
-      sum = broadcast<V>(weights[key]) * load_dims<Isa, kStorage>(token, source.dim_stride, dim, dims) + sum;
+      const V values = load_dims<Isa, kStorage>(source.token(keys.begin + key), source.dim_stride, dim, dims);
+      sum = VisibleTerm<Isa, float>::add(weights[key], values, sum);
     }
     store(output + dim, load<V>(output + dim) * keep + sum);
   }

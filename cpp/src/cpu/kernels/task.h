@@ -51,11 +51,7 @@ struct KeyTile {
     const Index words = kSplit<Item> ? 2 * kWords : 1;
     return round_up(max(keys + values + words, copies) * Index{sizeof(Item)}, 64);
   }
-  [[nodiscard]] ATTN_INLINE bool is_poisoned() const noexcept {
-    KeyBits any = 0;
-    for (Index i = 0; i < kWords; ++i) any |= poison[i];
-    return any != 0;
-  }
+  [[nodiscard]] ATTN_INLINE bool is_poisoned() const noexcept { return any_key(poison, kWords); }
 };
 
 /// The panels of parts; which keys and values are harmed is looked up where some are.

@@ -163,6 +163,12 @@ ATTN_INLINE bool has_key(const KeyBits* bits, Index key) noexcept {
   return (bits[key / kKeyBits] >> key % kKeyBits & 1U) != 0;
 }
 
+ATTN_INLINE bool any_key(const KeyBits* bits, Index words) noexcept {
+  KeyBits any = 0;
+  for (Index i = 0; i < words; ++i) any |= bits[i];
+  return any != 0;
+}
+
 /// Which of keys first … first + keys − 1 a split would harm.
 template <class Isa, DType kStorage>
 void find_harmed(const KeySource& source, Index first, Index keys, Index dims, KeyBits* bits) noexcept {
