@@ -44,7 +44,7 @@ demo: $(STAMPS)/demo $(STAMPS)/attncore
 test: test-cpp test-python
 
 test-python: $(STAMPS)/test $(STAMPS)/attncore
-	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 test-cpp: $(STAMPS)/test
 	cmake --workflow --preset release
@@ -52,7 +52,7 @@ test-cpp: $(STAMPS)/test
 # What attncore is compared with in tests and benchmarks: several hundred MB.
 peers: $(STAMPS)/peers
 $(STAMPS)/peers: $(STAMPS)/venv pyproject.toml
-	$(BIN)/pip install --quiet '.[peers]'
+	$(BIN)/pip install --quiet --no-compile '.[peers]'
 	@touch $@ $(STAMPS)/attncore
 
 lint: $(STAMPS)/dev
