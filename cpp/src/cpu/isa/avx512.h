@@ -83,14 +83,12 @@ struct AnyAbove<Avx512, double> {
 
 /// 2^t = 2^⌊t⌋ · 2^f, f = t − ⌊t⌋: a minimax fit of its error relative to 2^f (8e-8) that is 1 at 0.  Numbers too small become 0.
 template <>
-struct RoundedExp<Avx512> {
-  static ATTN_INLINE Vec<Avx512, float> of(Vec<Avx512, float> x) noexcept {
+struct PowerOfTwo<Avx512> {
+  static ATTN_INLINE Vec<Avx512, float> of(Vec<Avx512, float> t) noexcept {
     using V = Vec<Avx512, float>;
-    constexpr float kLog2e = 0x1.715476p+0F;
     constexpr int kFloor = 1, kQuiet = 8;
     constexpr float kPolynomial[] = {0.6931512951850891F, 0.24016444385051727F, 0.05579991266131401F,
                                      0.009017030708491802F, 0.0018671300495043397F};
-    const V t = x * kLog2e;
     const V f = bit_cast<V>(_mm512_maskz_reduce_ps(0xffff, bit_cast<__m512>(t), kFloor | kQuiet));
     V p = broadcast<V>(kPolynomial[4]);
     for (int i = 3; i >= 0; --i) p = p * f + kPolynomial[i];

@@ -13,49 +13,10 @@
 #pragma once
 
 #include "../tile/tile_stream.h"
-#include "forward.h"
+#include "../tile/tile_weights.h"
+#include "pipeline_scratch.h"
 
 namespace attncore {
-
-/// What pipelines work in.
-template <class Isa>
-struct PipelineScratch {
-  using General = Scratch<Isa, float, Bf16Pair>;
-  static constexpr Index kChunk = 64;
-
-  Matrix<float> queries;    // (rows, dim), in pairs
-  Matrix<float> scores[2];  // (rows, chunk), and the weights in pairs over them
-  float* keep[2];           // (rows)
-  std::byte* panel;         // one key tile, where panels are not shared
-
-  /// Keys of a chunk; dropout draws its coins for whole key tiles.
-  static ATTN_INLINE Index chunk(const Call& call) noexcept {
-    return call.dropout.given() ? Isa::template kKeyTile<float> : kChunk;
-  }
-  static ATTN_INLINE Index score_stride(const Call& call) noexcept {
-    return chunk(call) + kWidth<Isa, float>;  // rows at distances of a power of two would share a few cache sets
-  }
-  static ATTN_INLINE Index bytes(const Call& call, Index rows) noexcept {
-    const Index row = General::query_stride(call.dim) + 2 * score_stride(call);
-    return round_up((rows * row + 2 * General::padded(rows)) * Index{sizeof(float)}, 64);
-  }
-  /// Few rows take the general one.
-  static ATTN_INLINE Sizes sizes(const Call& call, Index rows) noexcept {
-    Sizes sizes = General::sizes(call, rows);
-    sizes.scratch = max(sizes.scratch, bytes(call, rows));
-    return sizes;
-  }
-  static ATTN_INLINE PipelineScratch in(std::byte* memory, const Call& call, Index rows) noexcept {
-    const Index stride = score_stride(call), dims = General::query_stride(call.dim);
-    float* const queries = reinterpret_cast<float*>(memory);
-    float* const scores = queries + rows * dims;
-    float* const keep = scores + 2 * rows * stride;
-    return {{queries, dims},
-            {{scores, stride}, {scores + rows * stride, stride}},
-            {keep, keep + General::padded(rows)},
-            memory + sizes(call, rows).scratch};
-  }
-};
 
 template <class Isa>
 class ForwardPipeline {
@@ -66,7 +27,9 @@ class ForwardPipeline {
         row_at_{call, task},
         rows_(task.rows.size()),
         scratch_(PipelineScratch<Isa>::in(memory, call, rows_)),
-        state_(RowState<Isa, float>::in(task.state, call, rows_)) {
+        state_(RowState<Isa, float>::in(task.state, call, rows_)),
+        scale_(static_cast<float>(call.scale)),
+        folds_(is_power_of_two(scale_)) {
     if (!task.loaded) load_pair_rows<Isa>(call.query, call.dim, row_at_, scratch_.queries, rows_);
     for (int i = 0; i < 2; ++i) {
       stages_[i].scores = scratch_.scores[i];
@@ -99,6 +62,7 @@ class ForwardPipeline {
     Panel<const Bf16Pair> panel_keys, panel_values;
     Index first = 0;  // of its keys in their tile
     bool poison = false, rescales = false;
+    bool plain = false;  // nothing but the scale changes its scores, and nothing its weights
     Matrix<float> scores;
     float* keep;
     const float *key_factors, *value_factors;
@@ -113,12 +77,15 @@ class ForwardPipeline {
 
     void operator()() noexcept {
       if (stage == nullptr) return;
-      for (credit += rows; credit >= products && row < rows; credit -= products)
-        pipeline.weigh(*stage, row++);
+      credit += rows;
+      if (credit < products) return;
+      const Index due = min(credit / products, rows - row);
+      credit %= products;
+      pipeline.weigh(*stage, {row, row + due});
+      row += due;
     }
     void finish() noexcept {
-      if (stage == nullptr) return;
-      while (row < rows) pipeline.weigh(*stage, row++);
+      if (stage != nullptr) pipeline.weigh(*stage, {row, rows});
     }
   };
 
@@ -131,7 +98,8 @@ class ForwardPipeline {
     const TileWork work = ScoreSteps::touch(call_, row_at_.block(), padded);
     if (work.hidden) return;
     if (task_.packed == nullptr) drain();  // the panel is packed anew
-    const Tile tile = key_tile_of<Isa, float, Bf16Pair>(call_, task_, keys, Tile::bytes(call_), scratch_.panel);
+    const Tile tile =
+        key_tile_of<Isa, float, Bf16Pair>(call_, task_, keys, Tile::bytes(call_), scratch_.panel);
     const Index chunk = PipelineScratch<Isa>::chunk(call_);
     for (Index first = 0; first < keys.size(); first += chunk) {
       run_chunk(tile, first, {keys.begin + first, min(keys.begin + first + chunk, keys.end)}, work.steps);
@@ -152,6 +120,8 @@ class ForwardPipeline {
     stage.rescales = false;
     stage.key_factors = stage.key_scales.of(call_, call_.key_scale, task_, keys);
     stage.value_factors = stage.value_scales.of(call_, call_.value_scale, task_, keys);
+    stage.plain = steps == 0 && keys.size() == kPlainKeys && !stage.poison && !call_.dropout.given() &&
+                  stage.key_factors == nullptr && stage.value_factors == nullptr;
     fetch_first_rows(call_, row_at_, rows_, steps, keys);
     score(stage, rows);
     rows.finish();
@@ -170,6 +140,11 @@ class ForwardPipeline {
       turn_ = 1 - turn_;
     }
     stream_.flush();
+  }
+
+  static bool is_power_of_two(float x) noexcept {
+    constexpr std::uint32_t kFraction = 0x7fffff;
+    return x > 0x1p-32F && x < 0x1p32F && (bit_cast<std::uint32_t>(x) & kFraction) == 0;
   }
 
   [[nodiscard]] Index row_tiles() const noexcept { return ceil_div(rows_, kTileRows); }
@@ -196,8 +171,35 @@ class ForwardPipeline {
   /// S = Q · Kᵀ, unscaled.
   void score(Stage& stage, Beside& rows) noexcept {
     const Range columns{stage.first, stage.first + stage.keys.size()};
-    multiply(stage.scores, scratch_.queries, stage.panel_keys, columns, 0, ceil_div(call_.dim, kRunItems), false,
-             rows);
+    multiply(stage.scores, scratch_.queries, stage.panel_keys, columns, 0, ceil_div(call_.dim, kRunItems),
+             false, rows);
+  }
+
+  /// S → P of some rows.
+  void weigh(Stage& stage, Range rows) noexcept {
+    if (!stage.plain) {
+      for (Index row = rows.begin; row < rows.end; ++row) weigh(stage, row);
+    } else if (folds_) {
+      weigh_plain_rows<true>(stage, rows);
+    } else {
+      weigh_plain_rows<false>(stage, rows);
+    }
+  }
+
+  template <bool kFolds>
+  void weigh_plain_rows(Stage& stage, Range rows) noexcept {
+    for (Index row = rows.begin; row < rows.end; ++row) {
+      const auto sums =
+          weigh_plain<Isa, kFolds>(state_.recent, row, stage.scores.row(row), scale_, stage.keep);
+      add_sums(stage, row, sums);
+    }
+  }
+
+  ATTN_INLINE void add_sums(Stage& stage, Index row, const WeightSums<V>& sums) noexcept {
+    const float keep = stage.keep[row];
+    stage.rescales |= keep != 1;
+    sums_[row].seen = sums_[row].seen * keep + sums.seen;
+    sums_[row].exact = sums_[row].exact * keep + sums.exact;
   }
 
   /// A row's S → P: the scale, softcap, biases and masks where they have work, then the online softmax.
@@ -205,8 +207,8 @@ class ForwardPipeline {
     const Range keys = stage.keys;
     float* const scores = stage.scores.row(row);
     fetch_next_row(call_, row_at_, row, rows_, stage.steps, keys);
-    const auto scale = static_cast<float>(call_.scale);
-    for (Index i = 0; i < keys.size(); i += kWidth<Isa, float>) store(scores + i, load<V>(scores + i) * scale);
+    for (Index i = 0; i < keys.size(); i += kWidth<Isa, float>)
+      store(scores + i, load<V>(scores + i) * scale_);
     if (stage.key_factors != nullptr) multiply_by<Isa, float>(scores, stage.key_factors, keys.size());
     if (stage.steps != 0)
       apply_steps<Isa, float>(call_, row_at_(row), stage.steps, keys, task_.sequence.keys, scores);
@@ -217,12 +219,9 @@ class ForwardPipeline {
       factors = coins;
     }
     const bool mark = stage.poison || stage.value_factors != nullptr;
-    const auto sums = state_.recent.template weigh<PairWeights<Isa>>(row, scores, keys.size(), mark, stage.keep,
-                                                                     factors);
-    const float keep = stage.keep[row];
-    stage.rescales |= keep != 1;
-    sums_[row].seen = sums_[row].seen * keep + sums.seen;
-    sums_[row].exact = sums_[row].exact * keep + sums.exact;
+    add_sums(
+        stage, row,
+        state_.recent.template weigh<TileWeights<Isa>>(row, scores, keys.size(), mark, stage.keep, factors));
   }
 
   /// O = keep · O + P · V
@@ -232,10 +231,12 @@ class ForwardPipeline {
     if (stage.rescales) rescale(output, stage.keep);
     const Index first = stage.first / 2, steps = ceil_div(stage.keys.size(), kRunItems);
     if (!stage.poison)
-      return multiply(output, stage.scores, stage.panel_values, {0, call_.value_dim}, first, steps, true, rows);
+      return multiply(output, stage.scores, stage.panel_values, {0, call_.value_dim}, first, steps, true,
+                      rows);
     stream_.flush();
     const Panel<const Bf16Pair> values = stage.panel_values;
-    const Matrix<const Bf16Pair> weights{reinterpret_cast<const Bf16Pair*>(stage.scores.data), stage.scores.stride};
+    const Matrix<const Bf16Pair> weights{reinterpret_cast<const Bf16Pair*>(stage.scores.data),
+                                         stage.scores.stride};
     gemm_of_visible<Isa, float>(output, weights, values, rows_, steps * kTileDepth, Continued{}, first);
   }
 
@@ -278,6 +279,8 @@ class ForwardPipeline {
   const Index rows_;
   const PipelineScratch<Isa> scratch_;
   const RowState<Isa, float> state_;
+  const float scale_;
+  const bool folds_;  // a power of two, positive and far from under- and overflow
   TileStream<Isa> stream_;
   Stage stages_[2];
   int turn_ = 0;  // the stage of the chunk before the last one

@@ -114,9 +114,8 @@ struct PartWeights {
   static constexpr Index kBefore = n == 3 ? Isa::template kKeyTile<float> / 2 : 0;
   static_assert(n == 2 || n == 3);
 
-  static ATTN_INLINE Vec<Isa, float> exp(Vec<Isa, float> x) noexcept {
-    if constexpr (kRounded) return RoundedExp<Isa>::of(x);
-    return attncore::exp<Isa, float>(x);
+  static ATTN_INLINE Vec<Isa, float> exp(Vec<Isa, float> score, float origin) noexcept {
+    return attncore::exp<Isa, float>(score - origin);
   }
   static ATTN_INLINE void keep(float* scores, Index i, Vec<Isa, float> first, Vec<Isa, float> second,
                                Vec<Isa, float>& sum) noexcept {

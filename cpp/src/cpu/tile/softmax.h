@@ -22,7 +22,7 @@ template <class Isa, class T>
 struct PlainWeights {
   static constexpr bool kRounded = false;
   using V = Vec<Isa, T>;
-  static ATTN_INLINE V exp(V x) noexcept { return attncore::exp<Isa, T>(x); }
+  static ATTN_INLINE V exp(V score, T origin) noexcept { return attncore::exp<Isa, T>(score - origin); }
   /// Writes the weights of keys i … over their scores, two registers, and adds to `sum` what products will see, one after the
   /// other, as `update` adds what dropout leaves out of it: lse knows nothing of dropout, to the bit.
   static ATTN_INLINE void keep(T* scores, Index i, V first, V second, V& sum) noexcept {
@@ -90,7 +90,7 @@ struct OnlineSoftmax {
     WeightSums<V> sums{};
     const auto weight_of = [&](Index i) {
       const V score = load<V>(scores + i);
-      V weight = Weights::exp(score - origin);
+      V weight = Weights::exp(score, origin);
       if (coins != nullptr || Weights::kRounded) sums.exact += weight;
       if (coins != nullptr) weight *= load<V>(coins + i);
       if (mark) weight = score == -infinity() ? -V{} : weight;
@@ -113,6 +113,13 @@ struct OnlineSoftmax {
     sum[row] = sum[row] * keep[row] + horizontal_sum<Isa, T>(sums.seen);
     exact_sum[row] =
         Weights::kRounded ? exact_sum[row] * keep[row] + horizontal_sum<Isa, T>(sums.exact) : sum[row];
+  }
+
+  /// The new maximum; returns the factor of what the row has summed so far.
+  ATTN_INLINE T raise(Index row, T highest) const noexcept {
+    const T before = maximum[row];
+    maximum[row] = highest;
+    return before == -infinity() ? T{0} : exp_of(before - highest);
   }
 
   /// Adds the state of other keys: what this row and that row would be had they seen all.
@@ -163,11 +170,9 @@ struct OnlineSoftmax {
       odd = maximum_of(load<V>(scores + i + n), odd);
     }
     const V highest = maximum_of(even, odd);
-    const T before = maximum[row];
-    if (!AnyAbove<Isa, T>::of(highest, before + kMaximumLag))
+    if (!AnyAbove<Isa, T>::of(highest, maximum[row] + kMaximumLag))
       return 1;  // nearly always, after the first tile
-    maximum[row] = horizontal_max<Isa, T>(highest);
-    return before == -infinity() ? T{0} : exp_of(before - maximum[row]);
+    return raise(row, horizontal_max<Isa, T>(highest));
   }
 
   static ATTN_INLINE constexpr T infinity() noexcept { return static_cast<T>(__builtin_inf()); }

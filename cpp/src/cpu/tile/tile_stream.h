@@ -27,7 +27,8 @@ class TileStream {
  public:
   /// c = A · B of `steps` times 16 pairs, or c += A · B.
   template <class Between>
-  void multiply(PairTile a, PairTile b, Index steps, const SumTiles& c, bool adds, Between& between) noexcept {
+  void multiply(PairTile a, PairTile b, Index steps, const SumTiles& c, bool adds,
+                Between& between) noexcept {
     if (c.tall && c.wide) return multiply_block<true, true>(a, b, steps, c, adds, between);
     if (c.tall) return multiply_block<true, false>(a, b, steps, c, adds, between);
     if (c.wide) return multiply_block<false, true>(a, b, steps, c, adds, between);
