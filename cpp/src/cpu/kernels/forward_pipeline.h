@@ -77,12 +77,11 @@ class ForwardPipeline {
 
     void operator()() noexcept {
       if (stage == nullptr) return;
-      credit += rows;
-      if (credit < products) return;
-      const Index due = min(credit / products, rows - row);
-      credit %= products;
-      pipeline.weigh(*stage, {row, row + due});
-      row += due;
+      Index end = row;
+      for (credit += rows; credit >= products && end < rows; credit -= products) ++end;
+      if (end == row) return;
+      pipeline.weigh(*stage, {row, end});
+      row = end;
     }
     void finish() noexcept {
       if (stage != nullptr) pipeline.weigh(*stage, {row, rows});
