@@ -130,6 +130,7 @@ int main() {
   action.sa_flags = SA_SIGINFO;
   if (emulated) sigaction(SIGILL, &action, nullptr);
   check_forward(*amx.bf16);
+  check_medium(*amx.medium);
   check_split({amx.f16, DType::f16});
   check_split({amx.high, DType::f32, Precision::high});
   check_split({amx_f32.highest, DType::f32});
