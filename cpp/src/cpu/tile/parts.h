@@ -115,7 +115,6 @@ struct PartWeights {
   static_assert(n == 2 || n == 3);
 
   static ATTN_INLINE Vec<Isa, float> exp(Vec<Isa, float> score, float origin) noexcept {
-    if constexpr (kRounded) return rounded_exp<Isa>(score, origin);
     return attncore::exp<Isa, float>(score - origin);
   }
   static ATTN_INLINE void keep(float* scores, Index i, Vec<Isa, float> first, Vec<Isa, float> second,
