@@ -37,8 +37,7 @@ class TileInstruction {
     const unsigned prefix = code_[2] & 3U, opcode = code_[3], vector = ~code_[2] >> 3U & 15U;
     const bool memory = mod_ != 3;
     if (opcode == kConfigure && prefix == kNone && memory && reg_ == 0) {
-      check_configuration(reinterpret_cast<const unsigned char*>(address()));
-      tiles.configure();
+      configure(reinterpret_cast<const unsigned char*>(address()));
     } else if (opcode == kConfigure && prefix == kNone && !memory && reg_ == 0) {
       tiles.release();
     } else if (opcode == kConfigure && prefix == kF2 && !memory && rm_ == 0) {
@@ -87,12 +86,19 @@ class TileInstruction {
     return at;
   }
 
-  /// Palette 1, eight tiles of 16 rows of 64 bytes, and zeros: anything else would fault.
-  static void check_configuration(const unsigned char* config) {
+  /// Palette 1, eight tiles of up to 16 rows of 64 bytes, and zeros: anything else would fault.
+  static void configure(const unsigned char* config) {
+    Index rows[8]{};
     for (int i = 0; i < 64; ++i) {
-      const bool row_bytes = i >= 16 && i < 32 && i % 2 == 0, rows = i >= 48 && i < 56;
-      CHECK(config[i] == (i == 0 ? 1 : row_bytes ? 64 : rows ? kTileRows : 0));
+      const bool row_bytes = i >= 16 && i < 32 && i % 2 == 0, is_rows = i >= 48 && i < 56;
+      if (is_rows) {
+        CHECK(config[i] >= 1 && config[i] <= kTileRows);
+        rows[i - 48] = config[i];
+      } else {
+        CHECK(config[i] == (i == 0 ? 1 : row_bytes ? 64 : 0));
+      }
     }
+    tiles.configure(rows);
   }
 
   const unsigned char* code_;
@@ -124,6 +130,7 @@ int main() {
   action.sa_flags = SA_SIGINFO;
   if (emulated) sigaction(SIGILL, &action, nullptr);
   check_forward(*amx.bf16);
+  check_medium(*amx.medium);
   check_split({amx.f16, DType::f16});
   check_split({amx.high, DType::f32, Precision::high});
   check_split({amx_f32.highest, DType::f32});

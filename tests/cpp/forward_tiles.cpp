@@ -21,6 +21,7 @@ constexpr Kernels kTiles = tile_kernels<Isa, Item, ExactRows>("model", kPairs);
 void test() {
   static constexpr Kernels kModel = tile_kernels<Isa, Bf16Pair>("model", kPairs);
   check_forward(kModel);
+  check_medium(kTiles<Bf16Pair>);
   check_split({&kTiles<Part<2>>, DType::f16});
   check_split({&kTiles<Part<2>>, DType::f32, Precision::high});
   check_split({&kTiles<Part<3>>, DType::f32});

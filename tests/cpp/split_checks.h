@@ -148,5 +148,39 @@ void check_split(const Split& split) {
   CHECK(split.kernels->multiply_adds(3) > 0);
 }
 
+/// float32 as one bfloat16, of items that are such: weights alone are rounded.  A bias of finfo.min hides a key.
+void check_medium(const Kernels& kernels) {
+  for (const Shape& shape : {Shape{2, 4, 2, 17, 70, 24, 17}, Shape{1, 2, 1, 100, 431, 80, 33}}) {
+    SplitCase c(shape, {&kernels, DType::f32, Precision::medium}, 3);
+    for (Stored16* const x : {&c.q, &c.k, &c.v}) {
+      for (float& item : x->items) item = bf16_value(narrow(item));
+    }
+    c.mask_some();
+    c.run();
+    const SplitCase::Error error = c.error();
+    CHECK(error.norm < 3e-3 && error.lse < 3e-6);
+    const Floats out = c.out.items, lse = c.lse;
+
+    Floats bias;
+    for (const std::uint8_t seen : c.mask) bias.push_back(seen != 0 ? 0 : -std::numeric_limits<float>::max());
+    std::fill(bias.begin(), bias.begin() + shape.keys, -std::numeric_limits<float>::max());  // all of a row
+    std::fill(c.mask.begin(), c.mask.begin() + shape.keys, std::uint8_t{0});
+    c.problem.score.mask = {};
+    c.problem.score.biases.size = 1;
+    c.problem.score.biases.items[0] =
+        Tensor::contiguous(bias.data(), DType::f32, {1, 1, shape.queries, shape.keys});
+    c.run();
+    for (Index row = 0; row < static_cast<Index>(lse.size()); ++row) {
+      const Index first = row * shape.value_dim, end = first + shape.value_dim;
+      if (row % shape.queries != 0) {
+        CHECK(same_bits(c.out.items, out, first, end) && same_bits(c.lse, lse, row, row + 1));
+      } else {
+        CHECK(c.lse[static_cast<std::size_t>(row)] == -std::numeric_limits<float>::max());
+        for (Index i = first; i < end; ++i) CHECK(std::isfinite(c.out.items[static_cast<std::size_t>(i)]));
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace attncore

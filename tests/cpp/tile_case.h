@@ -115,6 +115,8 @@ void options(const Kernels& kernels) {
     for (std::uint8_t& seen : c.mask) seen = random.one_of(3) ? 0 : 1;
     c.problem.score.mask = Tensor::contiguous(c.mask.data(), DType::boolean, {1, 1, 1, 190});
     check(kernels, c);
+    c.problem.dropout = {.probability = 0.25, .seed = 5};
+    check(kernels, c);
   }
 }
 
@@ -148,9 +150,28 @@ void rows_alone(const Kernels& kernels) {
   for (std::size_t i = std::size_t{30} * 40; i < want.size(); ++i) CHECK(all.out[i] == 0x7fc0);
 }
 
+/// Scores that a bias of zeros passes through have the bits of those that nothing touches; 1/√64 is a power of two, 1/√40 is not.
+void biased_by_zero(const Kernels& kernels) {
+  for (const Index dim : {64, 40}) {
+    TileCase c({1, 2, 1, 75, 330, dim, 48});
+    for (std::size_t i = 0; i < c.k.size(); i += 7) c.k[i] = narrow(3.0F * static_cast<float>(i % 5));
+    c.run(kernels, 1);
+    const Halves out = c.out;
+    const std::vector<float> lse = c.lse;
+    std::vector<float> zero(1);
+    c.problem.score.biases.items[0] = Tensor::contiguous(zero.data(), DType::f32, {1, 1, 1, 1});
+    c.problem.score.biases.size = 1;
+    c.run(kernels, 1);
+    CHECK(c.out == out);
+    CHECK(std::memcmp(c.lse.data(), lse.data(), lse.size() * sizeof(float)) == 0);
+    check(kernels, c);
+  }
+}
+
 void check_forward(const Kernels& kernels) {
   plain(kernels);
   options(kernels);
+  biased_by_zero(kernels);
   rows_alone(kernels);
   CHECK(kernels.multiply_adds(3) > 0);
 }

@@ -45,10 +45,12 @@ float added(float a, float b) { return flushed(double(a) + double(b)); }
 struct TileRegisters {
   bool configured = false;
   bool broken = false;  // multiplies the first of each pair only
+  Index rows[8];
   std::uint32_t row[8][kTileRows][16];
 
-  void configure() {
+  void configure(const Index (&rows_of)[8]) {
     CHECK(!configured);
+    std::memcpy(rows, rows_of, sizeof rows);
     std::memset(row, 0xff, sizeof row);  // NaN
     configured = true;
   }
@@ -62,17 +64,17 @@ struct TileRegisters {
   }
   void load(int tile, const void* p, Index stride) {
     CHECK(configured);
-    for (Index i = 0; i < kTileRows; ++i)
+    for (Index i = 0; i < rows[tile]; ++i)
       std::memcpy(row[tile][i], static_cast<const std::byte*>(p) + i * stride, sizeof row[tile][i]);
   }
   void store(int tile, void* p, Index stride) const {
     CHECK(configured);
-    for (Index i = 0; i < kTileRows; ++i)
+    for (Index i = 0; i < rows[tile]; ++i)
       std::memcpy(static_cast<std::byte*>(p) + i * stride, row[tile][i], sizeof row[tile][i]);
   }
   void multiply(int sum, int a, int b) {
-    CHECK(configured);
-    for (Index i = 0; i < kTileRows; ++i) {
+    CHECK(configured && rows[sum] == rows[a] && rows[b] == kTileDepth);
+    for (Index i = 0; i < rows[sum]; ++i) {
       float first[kTileColumns]{}, second[kTileColumns]{}, sums[kTileColumns];
       for (Index k = 0; k < kTileDepth; ++k) {
         const Bf16Pair x = row[a][i][k];
@@ -94,7 +96,10 @@ thread_local TileRegisters tiles;
 
 template <>
 struct TileUnit<Modelled> {
-  static void configure() noexcept { tiles.configure(); }
+  static void configure(Index rows = 2 * kTileRows) noexcept {
+    const Index upper = min(rows, kTileRows), lower = rows > kTileRows ? rows - kTileRows : kTileRows;
+    tiles.configure({upper, upper, lower, lower, upper, lower, kTileRows, kTileRows});
+  }
   static void release() noexcept { tiles.release(); }
   template <int kTile>
   static void zero() noexcept {

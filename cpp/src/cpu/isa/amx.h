@@ -20,9 +20,12 @@ static_assert(sizeof(TileConfiguration) == 64);
 /// The compilers' intrinsics take literals only, and g++ 12's don't say which memory they read.
 template <>
 struct TileUnit<Avx512> {
-  static ATTN_INLINE void configure() noexcept {
-    static constexpr TileConfiguration kTiles;
-    asm volatile("ldtilecfg %0" : : "m"(kTiles));
+  static ATTN_INLINE void configure(Index rows = 2 * kTileRows) noexcept {
+    TileConfiguration tiles;
+    const Index rest = rows > kTileRows ? rows - kTileRows : kTileRows;
+    for (const int tile : {0, 1, 4}) tiles.rows[tile] = static_cast<std::uint8_t>(min(rows, kTileRows));
+    for (const int tile : {2, 3, 5}) tiles.rows[tile] = static_cast<std::uint8_t>(rest);
+    asm volatile("ldtilecfg %0" : : "m"(tiles));
   }
   static ATTN_INLINE void release() noexcept { asm volatile("tilerelease"); }
   template <int kTile>

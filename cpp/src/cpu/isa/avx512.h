@@ -1,6 +1,7 @@
 // AVX-512 F, BW, DQ and VL: Skylake-SP (2017), Zen 4 (2022) and later.
 #pragma once
 
+#include "../tile/math.h"
 #include "x86.h"
 
 namespace attncore {
@@ -77,6 +78,21 @@ template <>
 struct AnyAbove<Avx512, double> {
   static ATTN_INLINE bool of(Vec<Avx512, double> v, double bound) noexcept {
     return _mm512_cmp_pd_mask(bit_cast<__m512d>(v), _mm512_set1_pd(bound), _CMP_GT_OQ) != 0;
+  }
+};
+
+/// 2^t = 2^⌊t⌋ · 2^f, f = t − ⌊t⌋: a minimax fit of its error relative to 2^f (8e-8) that is 1 at 0.  Numbers too small become 0.
+template <>
+struct PowerOfTwo<Avx512> {
+  static ATTN_INLINE Vec<Avx512, float> of(Vec<Avx512, float> t) noexcept {
+    using V = Vec<Avx512, float>;
+    constexpr int kFloor = 1, kQuiet = 8;
+    constexpr float kPolynomial[] = {0.6931512951850891F, 0.24016444385051727F, 0.05579991266131401F,
+                                     0.009017030708491802F, 0.0018671300495043397F};
+    const V f = bit_cast<V>(_mm512_maskz_reduce_ps(0xffff, bit_cast<__m512>(t), kFloor | kQuiet));
+    V p = broadcast<V>(kPolynomial[4]);
+    for (int i = 3; i >= 0; --i) p = p * f + kPolynomial[i];
+    return bit_cast<V>(_mm512_maskz_scalef_ps(0xffff, bit_cast<__m512>(p * f + 1), bit_cast<__m512>(t)));
   }
 };
 

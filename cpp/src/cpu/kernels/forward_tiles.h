@@ -1,8 +1,7 @@
 // Forward attention on a matrix unit: forward.h with products of tiles.
 #pragma once
 
-#include "../tile/tiles.h"
-#include "forward.h"
+#include "forward_pipeline.h"
 
 namespace attncore {
 
@@ -13,12 +12,20 @@ struct UnsplitRows {
   static constexpr auto forward_gang = attncore::forward_gang<Isa, float, Item>;
 };
 
+template <class Item>
+inline constexpr bool kInPipeline = std::is_same_v<Item, Bf16Pair>;
+
 /// The unit is configured once a task.
 template <class Isa, class Item, class Few>
 void forward_in_tiles(const Call& call, const Task& task, std::byte* scratch) noexcept {
   if (reads_in_place<Isa, float>(call, task.sequence)) return Few::forward(call, task, scratch);
-  TileUnit<Isa>::configure();
-  forward_task<Isa, float, Item>(call, task, scratch);
+  if constexpr (kInPipeline<Item>) {
+    TileUnit<Isa>::configure(task.rows.size());
+    ForwardPipeline<Isa>(call, task, scratch).run();
+  } else {
+    TileUnit<Isa>::configure();
+    forward_task<Isa, float, Item>(call, task, scratch);
+  }
   TileUnit<Isa>::release();
 }
 
@@ -46,7 +53,7 @@ constexpr Kernels tile_kernels(const char* name, Kernels kernels) noexcept {
   kernels.name = name;
   kernels.row_block = kTileRows;
   kernels.most_rows = 2 * kTileRows;
-  kernels.sizes = Scratch<Isa, float, Item>::sizes;
+  kernels.sizes = kInPipeline<Item> ? PipelineScratch<Isa>::sizes : Scratch<Isa, float, Item>::sizes;
   kernels.pack = pack_key_tile<Isa, float, Item>;
   kernels.forward = forward_in_tiles<Isa, Item, Few>;
   kernels.forward_gang = Few::forward_gang;

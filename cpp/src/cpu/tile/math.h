@@ -63,6 +63,25 @@ ATTN_INLINE Vec<Isa, T> exp(Vec<Isa, T> x) noexcept {
   return x < ExpConstants<T>::kSmallest ? Vec<Isa, T>{} : parts.power * parts.minus_one + parts.power;
 }
 
+/// 2^t of what is rounded to 16 bits and fewer afterwards.  An ISA with instructions for a number's whole part specialises it.
+template <class Isa>
+struct PowerOfTwo {
+  static ATTN_INLINE Vec<Isa, float> of(Vec<Isa, float> t) noexcept {
+    constexpr float kLn2 = 0x1.62e43p-1F;
+    return exp<Isa, float>(t * kLn2);
+  }
+};
+
+/// exp(unit · x − origin), the same; `unit` is a power of two.  The relative error is ≤ 3e-7 + 6e-8 |unit · x − origin|, and
+/// 6e-8 |origin|, which weights of one origin share.
+template <class Isa>
+ATTN_INLINE Vec<Isa, float> rounded_exp(Vec<Isa, float> x, float origin, float unit = 1) noexcept {
+  constexpr float kLog2e = ExpConstants<float>::kLog2e, kFar = 0x1p100F;
+  if (__builtin_fabsf(origin) > kFar) [[unlikely]]  // in base 2 it might overflow
+    return PowerOfTwo<Isa>::of((x * unit - origin) * kLog2e);
+  return PowerOfTwo<Isa>::of(x * (unit * kLog2e) - origin * kLog2e);
+}
+
 /// tanh(x) = −e / (2 + e) with e = exp(−2 |x|) − 1: relative accuracy for small x, where scores mostly are.
 template <class Isa, class T>
 ATTN_INLINE Vec<Isa, T> tanh(Vec<Isa, T> x) noexcept {

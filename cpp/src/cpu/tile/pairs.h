@@ -2,8 +2,8 @@
 // the instructions of float32's multiply-adds.
 //
 // A pair stands where a float32 would, so that panels and products are the same but for their depth, which counts pairs:
-// (dim 2i, dim 2i + 1) in queries and keys, (key 2i, key 2i + 1) in weights and values.  A half without a partner is paired
-// with 0.
+// (dim 2i, dim 2i + 1) in queries and keys, (key 2i, key 2i + 1) in weights and values (a matrix unit's: kPartner).  A half
+// without a partner is paired with 0.
 #pragma once
 
 #include "softmax.h"
@@ -27,6 +27,9 @@ inline constexpr Index kTileDepth = 16;  // pairs that such a unit multiplies at
 template <class Isa>
 struct PairWeights {
   static constexpr bool kRounded = true;
+  static ATTN_INLINE Vec<Isa, float> exp(Vec<Isa, float> score, float origin) noexcept {
+    return rounded_exp<Isa>(score, origin);
+  }
   static ATTN_INLINE void keep(float* scores, Index i, Vec<Isa, float> first, Vec<Isa, float> second,
                                Vec<Isa, float>& sum) noexcept {
     constexpr std::uint32_t kOnes = 0x3f803f80;
@@ -94,6 +97,15 @@ ATTN_INLINE Vec<Isa, float> second_of(U32<Isa> pairs) noexcept {
   return bit_cast<Vec<Isa, float>>(pairs & 0xffff0000U);
 }
 
+/// Pair i of values is of keys first_of_pair(i) and kPartner more.  What a matrix unit reads is a run of 32 keys whose halves are
+/// paired: so weights are rounded and paired without moving any from lane to lane.
+template <class Isa>
+inline constexpr Index kPartner = HasTiles<Isa> ? kTileDepth : 1;
+template <class Isa>
+ATTN_INLINE Index first_of_pair(Index pair) noexcept {
+  return HasTiles<Isa> ? pair / kTileDepth * 2 * kTileDepth + pair % kTileDepth : 2 * pair;
+}
+
 /// panel.h's pack_rows: keys first … first + keys − 1, two by two; deeper in the panel is 0.  Returns whether all items are finite, as
 /// rounded.
 template <class Isa, DType kStorage>
@@ -103,10 +115,15 @@ bool pack_pairs(Panel<Bf16Pair> panel, const KeySource& source, Index first, Ind
   for (Index strip = 0; strip < panel.columns; strip += Isa::kColumns * n) {
     const Index registers = strip_registers<Isa, Bf16Pair>(panel.columns, strip);
     Bf16Pair* out = panel.data + strip * panel.depth;
-    for (Index key = 0; key < keys; key += 2, out += registers * n) {
-      const bool alone = key + 1 == keys;
+    for (Index pair = 0; pair < panel.depth; ++pair, out += registers * n) {
+      const Index key = first_of_pair<Isa>(pair), partner = key + kPartner<Isa>;
+      if (key >= keys) {
+        for (Index j = 0; j < registers; ++j) store(out + j * n, U32<Isa>{});
+        continue;
+      }
+      const bool alone = partner >= keys;
       const std::byte* const even = source.token(first + key) + strip * source.dim_stride;
-      const std::byte* const odd = alone ? even : source.token(first + key + 1) + strip * source.dim_stride;
+      const std::byte* const odd = alone ? even : source.token(first + partner) + strip * source.dim_stride;
       for (Index j = 0; j < registers; j += 2) {
         const Index dims = panel.columns - strip - j * n, at = j * n * source.dim_stride;
         __builtin_prefetch(even + at + kPrefetchTokens * source.token_stride);
@@ -121,9 +138,6 @@ bool pack_pairs(Panel<Bf16Pair> panel, const KeySource& source, Index first, Ind
           store(out + (j + i) * n, items[i]);
         }
       }
-    }
-    for (Index pair = ceil_div(keys, 2); pair < panel.depth; ++pair, out += registers * n) {
-      for (Index j = 0; j < registers; ++j) store(out + j * n, U32<Isa>{});
     }
   }
   return horizontal_sum<Isa, float>(bit_cast<Vec<Isa, float>>(poison)) == 0;

@@ -114,6 +114,9 @@ struct PartWeights {
   static constexpr Index kBefore = n == 3 ? Isa::template kKeyTile<float> / 2 : 0;
   static_assert(n == 2 || n == 3);
 
+  static ATTN_INLINE Vec<Isa, float> exp(Vec<Isa, float> score, float origin) noexcept {
+    return attncore::exp<Isa, float>(score - origin);
+  }
   static ATTN_INLINE void keep(float* scores, Index i, Vec<Isa, float> first, Vec<Isa, float> second,
                                Vec<Isa, float>& sum) noexcept {
     static_assert(kWidth<Isa, float> == kTileDepth);

@@ -22,6 +22,7 @@ template <class Isa, class T>
 struct PlainWeights {
   static constexpr bool kRounded = false;
   using V = Vec<Isa, T>;
+  static ATTN_INLINE V exp(V score, T origin) noexcept { return attncore::exp<Isa, T>(score - origin); }
   /// Writes the weights of keys i … over their scores, two registers, and adds to `sum` what products will see, one after the
   /// other, as `update` adds what dropout leaves out of it: lse knows nothing of dropout, to the bit.
   static ATTN_INLINE void keep(T* scores, Index i, V first, V second, V& sum) noexcept {
@@ -30,6 +31,13 @@ struct PlainWeights {
     sum += first;
     sum += second;
   }
+};
+
+/// What a tile's keys add to a row, lane by lane.
+template <class V>
+struct WeightSums {
+  V seen;   // of the weights as products see them
+  V exact;  // before they were rounded, and without dropout
 };
 
 /// The state of a task's rows, in memory of State<T>::bytes(rows, value_dim).  It can outlive the task.
@@ -67,11 +75,11 @@ struct OnlineSoftmax {
   static ATTN_INLINE T base(T maximum) noexcept { return maximum == -infinity() ? T{0} : maximum; }
 
   /// Scores of one row → weights, in place; keep = the factor of what the row has summed so far.  A hidden
-  /// key's weight is 0; with `mark` it is −0, as gemm_of_visible needs.  `coins`: dropout's factors, which the sum
-  /// knows nothing of.  Registers go two by two: there is room for one more than the columns fill.
+  /// key's weight is 0; with `mark` it is −0, as gemm_of_visible needs.  `coins`: dropout's factors, which the sums
+  /// know nothing of.  Registers go two by two: there is room for one more than the columns fill.
   template <class Weights = PlainWeights<Isa, T>>
-  ATTN_INLINE void update(Index row, T* scores, Index columns, bool mark, T* keep,
-                          const T* coins = nullptr) const noexcept {
+  ATTN_INLINE WeightSums<Vec<Isa, T>> weigh(Index row, T* scores, Index columns, bool mark, T* keep,
+                                            const T* coins = nullptr) const noexcept {
     using V = Vec<Isa, T>;
     constexpr Index n = kWidth<Isa, T>;
     const Index end = round_up(columns, 2 * n);
@@ -79,24 +87,39 @@ struct OnlineSoftmax {
     keep[row] = follow(row, scores, end);
 
     const T origin = base(maximum[row]);
-    V total{}, exact{};
-    const auto weigh = [&](Index i) {
+    WeightSums<V> sums{};
+    const auto weight_of = [&](Index i) {
       const V score = load<V>(scores + i);
-      V weight = attncore::exp<Isa, T>(score - origin);
-      if (coins != nullptr || Weights::kRounded) exact += weight;
+      V weight = Weights::exp(score, origin);
+      if (coins != nullptr || Weights::kRounded) sums.exact += weight;
       if (coins != nullptr) weight *= load<V>(coins + i);
       if (mark) weight = score == -infinity() ? -V{} : weight;
       return weight;
     };
     const V hidden = mark ? -V{} : V{};
     for (Index i = 0; i < end; i += 2 * n) {
-      const V first = weigh(i);
-      Weights::keep(scores, i, first, i + n < columns ? weigh(i + n) : hidden, total);
+      const V first = weight_of(i);
+      Weights::keep(scores, i, first, i + n < columns ? weight_of(i + n) : hidden, sums.seen);
     }
-    if (coins != nullptr) total = exact;
-    sum[row] = sum[row] * keep[row] + horizontal_sum<Isa, T>(total);
+    if (coins != nullptr) sums.seen = sums.exact;
+    return sums;
+  }
+
+  /// The same, with the sums added to the row's.
+  template <class Weights = PlainWeights<Isa, T>>
+  ATTN_INLINE void update(Index row, T* scores, Index columns, bool mark, T* keep,
+                          const T* coins = nullptr) const noexcept {
+    const auto sums = weigh<Weights>(row, scores, columns, mark, keep, coins);
+    sum[row] = sum[row] * keep[row] + horizontal_sum<Isa, T>(sums.seen);
     exact_sum[row] =
-        Weights::kRounded ? exact_sum[row] * keep[row] + horizontal_sum<Isa, T>(exact) : sum[row];
+        Weights::kRounded ? exact_sum[row] * keep[row] + horizontal_sum<Isa, T>(sums.exact) : sum[row];
+  }
+
+  /// The new maximum; returns the factor of what the row has summed so far.
+  ATTN_INLINE T raise(Index row, T highest) const noexcept {
+    const T before = maximum[row];
+    maximum[row] = highest;
+    return before == -infinity() ? T{0} : exp_of(before - highest);
   }
 
   /// Adds the state of other keys: what this row and that row would be had they seen all.
@@ -147,11 +170,9 @@ struct OnlineSoftmax {
       odd = maximum_of(load<V>(scores + i + n), odd);
     }
     const V highest = maximum_of(even, odd);
-    const T before = maximum[row];
-    if (!AnyAbove<Isa, T>::of(highest, before + kMaximumLag))
+    if (!AnyAbove<Isa, T>::of(highest, maximum[row] + kMaximumLag))
       return 1;  // nearly always, after the first tile
-    maximum[row] = horizontal_max<Isa, T>(highest);
-    return before == -infinity() ? T{0} : exp_of(before - maximum[row]);
+    return raise(row, horizontal_max<Isa, T>(highest));
   }
 
   static ATTN_INLINE constexpr T infinity() noexcept { return static_cast<T>(__builtin_inf()); }

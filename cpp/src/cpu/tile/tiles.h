@@ -18,10 +18,6 @@
 // In each product of 16 pairs (TDPBF16PS, as Intel's manual has it) the first halves' products are one chain of multiply-adds from 0
 // and the second halves' another, both are added, and that is added to the sum; subnormal numbers are 0 everywhere.  An
 // element's bits depend on its row and its column alone.
-//
-// What comes next, once there is a machine to measure it on: a core does not overlap blocks of tile products with blocks of
-// vector instructions by itself, so that the softmax of one key tile belongs between the products of the next, some
-// instructions after each, with 32 rows × 32 keys of scores in the first cache.
 #pragma once
 
 #include "parts.h"
@@ -29,7 +25,8 @@
 namespace attncore {
 
 // TileUnit<Isa> has eight registers, numbered at compile time:
-//   configure(): all of them 16 rows of 64 bytes, from now to release() and in this thread
+//   configure(rows): from now to release() and in this thread, registers 0, 1 and 4 have the first 16 of up to 32 rows, 2, 3 and 5 the
+//     rest, where there is a rest; all others, and without `rows` all, 16 rows; of 64 bytes each
 //   zero<i>(), load<i>(p, stride), store<i>(p, stride): rows stand `stride` bytes apart
 //   multiply<sum, a, b>(): sum += a · b
 
@@ -195,39 +192,54 @@ ATTN_INLINE void copy_visible(const Bf16Pair* weights, PairTile b, Bf16Pair* roo
   }
 }
 
-/// gemm.h's product without the terms of hidden pairs: to each row, hidden values are 0.  Marks stand in first parts.
+/// C = C + A·B in one chain of sums, which begins with C.
+struct Continued {
+  template <class V>
+  ATTN_INLINE V operator()(const float* c, V sum, Index row) const noexcept {
+    (void)c, (void)row;
+    return sum;
+  }
+};
+
+/// gemm.h's product without the terms of hidden pairs, with the panel's depth from `first` on: to each row, hidden values are 0.  Marks
+/// stand in first parts.
 template <class Isa, class T, class Item, class Values, class Finish>
   requires InTiles<Isa, Item>
 void gemm_of_visible(Matrix<T> c, Matrix<const Item> a, Panel<const Values> b, Index rows, Index depth,
-                     Finish finish) noexcept {
+                     Finish finish, Index first = 0) noexcept {
   using Unit = TileUnit<Isa>;
   using V = Vec<Isa, T>;
   constexpr Index kHalf = sizeof(Bf16Pair) / 2, kRun = kParts<Item> * kTileDepth;
   constexpr Bf16Pair kHidden = 0x80008000;
   alignas(64) Bf16Pair weights[kTileRows * kTileDepth]{}, marks[kTileDepth];
   alignas(64) Bf16Pair values[kTileDepth * kTileColumns];
-  alignas(64) float sums[kTileRows * kTileColumns];
+  alignas(64) float sums[kTileRows * kTileColumns]{};
   for (Index column = 0; column < b.columns; column += kTileColumns) {
     const Index strip = column - column % (Isa::kColumns * kTileColumns);
     const Index stride = strip_registers<Isa, T>(b.columns, strip) * kTileColumns;
-    const Bf16Pair* const in = pairs_of(b.data) + strip * b.depth + (column - strip);
+    const Bf16Pair* const in = pairs_of(b.data) + strip * b.depth + (column - strip) + first * stride;
     for (Index row = 0; row < rows; ++row) {
+      T* const at = c.row(row) + column;
       const auto get = [&](Index k, Bf16Pair* room) {
         const auto* const own = reinterpret_cast<const std::byte*>(a.row(row) + k);
         store(room, load_pairs<Isa, DType::bf16>(own, kHalf, 2 * (depth - k)));
         for (Index i = depth - k; i < kTileDepth; ++i) room[i] = kHidden;
       };
-      Unit::template zero<0>();
-      each_product<Item>(depth, [&]<bool, bool>(Index at, Index from) {
-        get(at, weights);
-        get(at - at % kRun, marks);
+      if constexpr (std::is_same_v<Finish, Continued>) {
+        store(sums, load<V>(at));
+        Unit::template load<0>(sums, kTileColumns * Index{sizeof(float)});
+      } else {
+        Unit::template zero<0>();
+      }
+      each_product<Item>(depth, [&]<bool, bool>(Index k, Index from) {
+        get(k, weights);
+        get(k - k % kRun, marks);
         copy_visible<Isa>(marks, {in + from * stride, stride}, values);
         load_tile<Isa, 4>({weights, kTileDepth});
         load_tile<Isa, 6>({values, kTileColumns});
         Unit::template multiply<0, 4, 6>();
       });
       Unit::template store<0>(sums, kTileColumns * Index{sizeof(float)});
-      T* const at = c.row(row) + column;
       store(at, finish(at, load<V>(sums), row));
     }
   }
