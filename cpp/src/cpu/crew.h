@@ -1,5 +1,5 @@
-// A crew runs numbered tasks on threads: all claimed from one counter, with waits that cannot lock up and a
-// way to stop.
+// A crew runs numbered tasks on threads: claimed from one counter, or from one a thread if they don't wait for each other; with waits
+// that cannot lock up and a way to stop.
 #pragma once
 
 #include <atomic>

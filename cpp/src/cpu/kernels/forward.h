@@ -41,18 +41,6 @@ ATTN_INLINE void fetch_next_row(const Call& call, const RowAt& row_at, Index row
   if (steps != 0 && row + kRowsAhead < rows) ScoreSteps::fetch(call, row_at(row + kRowsAhead), steps, keys);
 }
 
-/// The panels of a key tile: packed before for all who share them, or packed here.
-template <class Isa, class T, class Item>
-ATTN_INLINE KeyTile<Isa, T, Item> key_tile_of(const Call& call, const Task& task, Range keys,
-                                              Index panel_bytes, std::byte* room) noexcept {
-  if (task.packed == nullptr) {
-    return own_key_tile<Isa, T, Item>(call, task.sequence, task.kv_head, keys, room);
-  }
-  const Index number = (keys.begin - task.keys.begin) / Isa::template kKeyTile<T>;
-  std::byte* const panel = const_cast<std::byte*>(task.packed) + number * panel_bytes;  // read only
-  return KeyTile<Isa, T, Item>::in(panel, call, min(Isa::template kKeyTile<T>, task.keys.end - keys.begin));
-}
-
 /// What multiplies the scores and the weights of a tile's keys, where keys and values have scales: the scale of what is
 /// stored as x · scale leaves the product, Σ q (x · scale) = scale · Σ q x.
 template <class Isa, class T>

@@ -119,6 +119,18 @@ KeyTile<Isa, T, Item> own_key_tile(const Call& call, const Sequence& sequence, I
   return tile;
 }
 
+/// The panels of a key tile: packed before for all who share them, or packed here.
+template <class Isa, class T, class Item>
+ATTN_INLINE KeyTile<Isa, T, Item> key_tile_of(const Call& call, const Task& task, Range keys,
+                                              Index panel_bytes, std::byte* room) noexcept {
+  if (task.packed == nullptr) {
+    return own_key_tile<Isa, T, Item>(call, task.sequence, task.kv_head, keys, room);
+  }
+  const Index number = (keys.begin - task.keys.begin) / Isa::template kKeyTile<T>;
+  std::byte* const panel = const_cast<std::byte*>(task.packed) + number * panel_bytes;  // read only
+  return KeyTile<Isa, T, Item>::in(panel, call, min(Isa::template kKeyTile<T>, task.keys.end - keys.begin));
+}
+
 template <class Isa, class T>
 struct RowState {
   OnlineSoftmax<Isa, T> recent;  // since the last multiple of kFoldKeys
