@@ -129,16 +129,20 @@ void dot_few_rows(const RowList<T>& c, const RowList<const Item>& a, const Token
                   Index keys, Index depth, Finish finish) noexcept {
   with_token_storage<T, Item>(storage, [&]<DType kStorage>() {
     with_rows<Isa, T>(a.size, [&]<Index kRows>() {
-      constexpr Index kSums = min(kFewSums<Isa>, kWidth<Isa, T>);
-      constexpr Index kKeys = kRows == 1 ? kSums : max(Index{1}, min(4, kSums / kRows));
+      constexpr Index kSums = min(kFewSums<Isa>, kWidth<Isa, T>), kFew = max(Index{1}, min(4, kSums / kRows));
+      constexpr Index kMany = kRows == 1 ? kSums : kFew;
       with_depth<kRows>(depth, [&](auto items) {
         for (Index row = 0; row < a.size; row += kRows) {
           const FewRows<const Item, kRows> of_a(a, row);
           TokenWalk read = b.read, fetch = b.ahead;
-          for (Index key = 0; key < keys; key += kKeys) {
+          Index key = 0;
+          const auto dot = [&]<Index kKeys>() {
             dot_block<Isa, T, Item, kStorage, kRows, kKeys>(c.at + row, of_a, read, fetch,
                                                             min(kRows, a.size - row), key, items, finish);
-          }
+            key += kKeys;
+          };
+          while (keys - key >= kMany) dot.template operator()<kMany>();
+          while (key < keys) dot.template operator()<kFew>();
         }
       });
     });
