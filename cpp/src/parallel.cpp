@@ -1,6 +1,9 @@
 #include "parallel.h"
 
 #include <pthread.h>
+#ifdef ATTNCORE_OPENMP
+#include <omp.h>
+#endif
 
 #include <atomic>
 #include <thread>
@@ -40,10 +43,8 @@ bool team_may_be(int threads) {
 
 void run_on_team(int threads, const std::function<void(int)>& run) {
   if (forked || !team_may_be(threads)) return run_on_new_threads(threads, run);
-  std::atomic<int> next{1};
-  const auto caller = std::this_thread::get_id();
 #pragma omp parallel num_threads(threads)
-  run(std::this_thread::get_id() == caller ? 0 : next++);
+  run(omp_get_thread_num());  // the caller is 0, and a number stays with its thread
 }
 #else
 void run_on_team(int threads, const std::function<void(int)>& run) { run_on_new_threads(threads, run); }

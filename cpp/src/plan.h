@@ -11,7 +11,7 @@
 // split into parts of a size that depends on the sequence alone; each part leaves a state, and the last one
 // to end merges them.  Parts that several sequences read from the same pages are one task, a *gang*.
 //
-// A *batch* is a run of tasks, claimed one by one from a single counter: the packing of a super-block's key tiles,
+// A *batch* is a run of tasks, claimed one by one (crew.h): the packing of a super-block's key tiles,
 // or the row tiles against it, or the parts of a split, or a gang.  Packing stands one super-block ahead of its use.
 #pragma once
 

@@ -1,10 +1,11 @@
-// A crew runs numbered tasks on threads: all claimed from one counter, with waits that cannot lock up and a
-// way to stop.
+// A crew runs numbered tasks on threads: claimed from one counter, or from one a thread if they don't wait for each other; with waits
+// that cannot lock up and a way to stop.
 #pragma once
 
 #include <atomic>
 #include <exception>
 #include <thread>
+#include <vector>
 
 #include "../parallel.h"
 #include "kernels/kernels.h"
@@ -19,13 +20,29 @@ class Crew {
   /// Options::cancelled threw, or Cancelled if it said so.
   template <class Run>
   void run(Index tasks, Run run) {
-    if (threads_ == 1) {
-      for (Index task = 0; task < tasks && !poll(0); ++task) run(task, 0);
-    } else {
-      share(tasks, run);
-    }
-    if (error_) std::rethrow_exception(error_);
-    if (stopped_) throw Cancelled();
+    std::atomic<Index> next{0};
+    run_claimed(tasks, [&](int) { return next++; }, run);
+  }
+
+  /// The same for tasks that don't wait for each other: each thread begins with every threads-th of them, the same ones in each
+  /// call, so that it finds in its own cache what it read in the last one; then it helps the others.
+  template <class Run>
+  void run_shares(Index tasks, Run run) {
+    struct alignas(64) Share {
+      std::atomic<Index> next;
+    };
+    if (threads_ == 1) return this->run(tasks, run);
+    std::vector<Share> shares(static_cast<std::size_t>(threads_));
+    const auto claim = [&](int thread) {
+      for (int i = 0; i < threads_; ++i) {
+        const int owner = thread + i < threads_ ? thread + i : thread + i - threads_;
+        std::atomic<Index>& next = shares[static_cast<std::size_t>(owner)].next;
+        if (owner + threads_ * next.load(std::memory_order_relaxed) >= tasks) continue;
+        if (const Index task = owner + threads_ * next++; task < tasks) return task;
+      }
+      return tasks;
+    };
+    run_claimed(tasks, claim, run);
   }
 
   /// Whether the call was cancelled.  The caller's thread asks; the others learn it here.
@@ -62,11 +79,22 @@ class Crew {
   }
 
  private:
-  template <class Run>
-  void share(Index tasks, Run run) {
-    std::atomic<Index> next{0}, done{0};
+  template <class Claim, class Run>
+  void run_claimed(Index tasks, Claim claim, Run run) {
+    if (threads_ == 1) {
+      for (Index task = 0; task < tasks && !poll(0); ++task) run(task, 0);
+    } else {
+      share(tasks, claim, run);
+    }
+    if (error_) std::rethrow_exception(error_);
+    if (stopped_) throw Cancelled();
+  }
+
+  template <class Claim, class Run>
+  void share(Index tasks, Claim claim, Run run) {
+    std::atomic<Index> done{0};
     parallel(threads_, [&](int thread) {
-      for (Index task = next++; task < tasks && !poll(thread); task = next++) {
+      for (Index task = claim(thread); task < tasks && !poll(thread); task = claim(thread)) {
         run(task, thread);
         ++done;
       }

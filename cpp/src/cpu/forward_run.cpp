@@ -32,7 +32,9 @@ class ForwardRun {
   }
 
   void run() {
-    crew_.run(plan_.tasks, [this](Index task, int thread) { run_task(task, thread); });
+    const auto run_one = [this](Index task, int thread) { run_task(task, thread); };
+    const bool waits = plan_.blocks > 0 || plan_.states > plan_.state_slots;
+    waits ? crew_.run(plan_.tasks, run_one) : crew_.run_shares(plan_.tasks, run_one);
   }
 
  private:

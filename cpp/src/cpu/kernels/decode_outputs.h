@@ -10,11 +10,19 @@ class Fetching {
  public:
   ATTN_INLINE Fetching(const TokenWalk& tokens, Index bytes, Index strips) noexcept
       : tokens_(tokens), bytes_(bytes), strips_(strips) {}
-  /// At each step of a strip, of `tokens` tokens.
-  ATTN_INLINE void step(int tokens) noexcept {
+  /// At each step of a strip, of kTokens tokens; kBytes: of the strip.
+  template <int kTokens, Index kBytes>
+  ATTN_INLINE void step() noexcept {
     if (--wait_ > 0) return;
     wait_ = strips_;
-    for (int i = 0; i < tokens; ++i) fetch_token(tokens_.next(), bytes_);
+    for (int i = 0; i < kTokens; ++i) {
+      const std::byte* const token = tokens_.next();
+      if (bytes_ == kBytes) {
+        fetch_token(token, kBytes);
+      } else {
+        fetch_token(token, bytes_);
+      }
+    }
   }
 
  private:
@@ -36,7 +44,7 @@ ATTN_INLINE bool add_strip(T* const* c, const FewRows<const Item, kRows>& a, Tok
   V sum[kRows][kColumns];
   clear(sum);
   for (Index k = 0; k < depth_of<T, Item>(keys); ++k) {
-    fetching.step(kTwo ? 2 : 1);
+    fetching.step<kTwo ? 2 : 1, item_offset<kStorage>(kColumns * n, kItem)>();
     const std::byte* const in = b.next() + offset;
     const std::byte* const second = kTwo ? b.next() + offset : in;
     Vec<Isa, Item> items[kColumns];

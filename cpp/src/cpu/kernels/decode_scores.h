@@ -34,9 +34,9 @@ ATTN_INLINE V sum_lanes(const V* v) noexcept {
 
 /// The dot products of A's rows (dim) with a key, in lanes.  A key at a time, as they lie: reading four side by side, Zen 4 gets two
 /// thirds of the memory's speed.
-template <class Isa, class T, class Item, DType kStorage, int kRows>
+template <class Isa, class T, class Item, DType kStorage, int kRows, class Depth>
 ATTN_INLINE void dot_key(Vec<Isa, T> (&sum)[kRows], const FewRows<const Item, kRows>& a, const std::byte* key,
-                         const std::byte* fetched, Index depth) noexcept {
+                         const std::byte* fetched, Depth depth) noexcept {
   using Items = Vec<Isa, Item>;
   using In = TokenItems<Isa, Item, kStorage>;
   constexpr Index n = kWidth<Isa, T>, kItem = In::kBytes;
@@ -75,13 +75,23 @@ ATTN_INLINE void dot_key(Vec<Isa, T> (&sum)[kRows], const FewRows<const Item, kR
   }
 }
 
+/// run(depth), the usual ones of a single row as constants, so that its loops have no counters: there is little else to do.
+template <int kRows, class Run>
+ATTN_INLINE void with_depth(Index depth, Run run) noexcept {
+  if constexpr (kRows == 1) {
+    if (depth == 64) return run(std::integral_constant<Index, 64>{});
+    if (depth == 128) return run(std::integral_constant<Index, 128>{});
+  }
+  run(depth);
+}
+
 /// kRows rows of C over the next kKeys keys, which begin with `key`.
-template <class Isa, class T, class Item, DType kStorage, int kRows, int kKeys, class Finish>
+template <class Isa, class T, class Item, DType kStorage, int kRows, int kKeys, class Depth, class Finish>
 ATTN_INLINE void dot_block(T* const* c, const FewRows<const Item, kRows>& a, TokenWalk& read,
-                           TokenWalk& fetch, Index rows, Index key, Index depth, Finish finish) noexcept {
+                           TokenWalk& fetch, Index rows, Index key, Depth depth, Finish finish) noexcept {
   using V = Vec<Isa, T>;
   V sum[kRows][kKeys];
-#pragma GCC unroll 4
+#pragma GCC unroll 16
   for (int i = 0; i < kKeys; ++i) {
     V own[kRows];
     dot_key<Isa, T, Item, kStorage>(own, a, read.next(), fetch.next(), depth);
@@ -119,15 +129,22 @@ void dot_few_rows(const RowList<T>& c, const RowList<const Item>& a, const Token
                   Index keys, Index depth, Finish finish) noexcept {
   with_token_storage<T, Item>(storage, [&]<DType kStorage>() {
     with_rows<Isa, T>(a.size, [&]<Index kRows>() {
-      constexpr Index kKeys = max(Index{1}, min(4, min(kFewSums<Isa>, kWidth<Isa, T>) / kRows));
-      for (Index row = 0; row < a.size; row += kRows) {
-        const FewRows<const Item, kRows> of_a(a, row);
-        TokenWalk read = b.read, fetch = b.ahead;
-        for (Index key = 0; key < keys; key += kKeys) {
-          dot_block<Isa, T, Item, kStorage, kRows, kKeys>(c.at + row, of_a, read, fetch,
-                                                          min(kRows, a.size - row), key, depth, finish);
+      constexpr Index kSums = min(kFewSums<Isa>, kWidth<Isa, T>), kFew = max(Index{1}, min(4, kSums / kRows));
+      constexpr Index kMany = kRows == 1 ? kSums : kFew;
+      with_depth<kRows>(depth, [&](auto items) {
+        for (Index row = 0; row < a.size; row += kRows) {
+          const FewRows<const Item, kRows> of_a(a, row);
+          TokenWalk read = b.read, fetch = b.ahead;
+          Index key = 0;
+          const auto dot = [&]<Index kKeys>() {
+            dot_block<Isa, T, Item, kStorage, kRows, kKeys>(c.at + row, of_a, read, fetch,
+                                                            min(kRows, a.size - row), key, items, finish);
+            key += kKeys;
+          };
+          while (keys - key >= kMany) dot.template operator()<kMany>();
+          while (key < keys) dot.template operator()<kFew>();
         }
-      }
+      });
     });
   });
 }

@@ -21,36 +21,42 @@ class TokenWalk {
   ATTN_INLINE TokenWalk() noexcept = default;
   /// From token `first` of a source on, before `end`; at least one.
   ATTN_INLINE TokenWalk(const KeySource& source, Index first, Index end) noexcept
-      : source_(&source), left_(max(Index{1}, end - first)) {
-    const Index start = end - left_;
+      : source_(&source), run_(max(Index{1}, end - first)) {
+    const Index start = end - run_;
     token_ = source.token(start);
     stride_ = source.token_stride;
     if (source.pages == nullptr) return;
     page_ = source.pages + start / source.page_size;
-    left_in_page_ = source.page_size - start % source.page_size;
+    begin_run(run_, source.page_size - start % source.page_size);
   }
 
   ATTN_INLINE const std::byte* next() noexcept {
     const std::byte* const token = token_;
-    if (left_ > 1) {
-      --left_;
+    if (--run_ > 0) {
       token_ += stride_;
-      if (--left_in_page_ == 0) turn_page();
+    } else {
+      end_run();
     }
     return token;
   }
 
  private:
-  static constexpr Index kNoPages = Index{1} << 62;
-
-  ATTN_INLINE void turn_page() noexcept {
+  ATTN_INLINE void begin_run(Index left, Index in_page) noexcept {
+    run_ = min(left, in_page);
+    left_ = left - run_;
+  }
+  ATTN_INLINE void end_run() noexcept {
+    if (left_ == 0) {
+      run_ = 1;
+      return;
+    }
     token_ = source_->data + *++page_ * source_->page_stride;
-    left_in_page_ = source_->page_size;
+    begin_run(left_, source_->page_size);
   }
 
   const KeySource* source_ = nullptr;
   const std::byte* token_ = nullptr;
-  Index left_ = 0, stride_ = 0, left_in_page_ = kNoPages;
+  Index run_ = 1, left_ = 0, stride_ = 0;  // tokens from here on in this page; in the pages after it
   const std::int32_t* page_ = nullptr;
 };
 

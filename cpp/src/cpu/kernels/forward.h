@@ -41,19 +41,6 @@ ATTN_INLINE void fetch_next_row(const Call& call, const RowAt& row_at, Index row
   if (steps != 0 && row + kRowsAhead < rows) ScoreSteps::fetch(call, row_at(row + kRowsAhead), steps, keys);
 }
 
-/// The panels of a key tile: packed before for all who share them, or packed here.
-template <class Isa, class T, class Item>
-ATTN_INLINE KeyTile<Isa, T, Item> key_tile_of(const Call& call, const Task& task, Range keys,
-                                              Index panel_bytes, std::byte* room) noexcept {
-  if (task.packed == nullptr) {
-    pack_key_tile<Isa, T, Item>(call, task.sequence, task.kv_head, keys, room);
-    return KeyTile<Isa, T, Item>::in(room, call, keys.size());
-  }
-  const Index number = (keys.begin - task.keys.begin) / Isa::template kKeyTile<T>;
-  std::byte* const panel = const_cast<std::byte*>(task.packed) + number * panel_bytes;  // read only
-  return KeyTile<Isa, T, Item>::in(panel, call, min(Isa::template kKeyTile<T>, task.keys.end - keys.begin));
-}
-
 /// What multiplies the scores and the weights of a tile's keys, where keys and values have scales: the scale of what is
 /// stored as x · scale leaves the product, Σ q (x · scale) = scale · Σ q x.
 template <class Isa, class T>
@@ -126,9 +113,12 @@ class ForwardKernel {
   }
 
   void run() noexcept {
-    if (task_.first) state_.clear(rows_);
     const Index key_tile = Isa::template kKeyTile<T>;
     const Range seen = intersect(task_.keys, ScoreSteps::visible(call_, row_at_.block()));
+    if constexpr (!kInPairs<T, Item>) {
+      if (run_only_tile({0, seen.end})) return;
+    }
+    if (task_.first) state_.clear(rows_);
     for (Index first = seen.begin - seen.begin % key_tile; first < seen.end; first += key_tile) {
       if (!begin_tile({first, min(first + key_tile, seen.end)})) continue;
       if constexpr (!kSplit<Item>) {  // few rows are not split
@@ -138,7 +128,7 @@ class ForwardKernel {
           continue;
         }
       }
-      run_packed_tile();
+      run_packed_tile(state_.recent.output, [&] { return accumulated(); });
     }
     if (task_.last) finish_rows<Isa, T>(call_, row_at_, state_.whole(rows_), rows_);
   }
@@ -206,7 +196,26 @@ class ForwardKernel {
     return !work.hidden;
   }
 
-  void run_packed_tile() noexcept {
+  /// Where all keys are one tile, its product writes out itself.  The same bits: in any FMA, 0 · keep + sum is the sum.
+  bool run_only_tile(Range keys) noexcept {
+    const bool only = task_.first && task_.last && !keys.empty() && keys.size() <= Isa::template kKeyTile<T>;
+    const bool whole = call_.value_dim % kWidth<Isa, T> == 0 && !call_.score.sinks.given();
+    if (!only || !whole || direct_) return false;
+    const Matrix<T> out = rows_in_place<T>(call_.out, row_at_);
+    if (out.data == nullptr || !begin_tile(keys)) return false;
+    const auto& softmax = state_.recent;
+    softmax.clear_sums(rows_);
+    run_packed_tile(out, [&] {
+      softmax.divide(scratch_.keep, rows_);
+      return ScaledRows<T>{scratch_.keep};
+    });
+    finish_sums(call_, row_at_, softmax, rows_);
+    return true;
+  }
+
+  /// `end`, called once the weights are there, says how their product with values ends.
+  template <class End>
+  void run_packed_tile(Matrix<T> output, End end) noexcept {
     const Range keys = tile_;
     const Index panel_bytes = KeyTile<Isa, T, Item>::bytes(call_);
     const auto tile = key_tile_of<Isa, T, Item>(call_, task_, keys, panel_bytes, scratch_.panel);
@@ -216,13 +225,13 @@ class ForwardKernel {
     if constexpr (kSplit<Item>) score_harmed<Isa>(call_, row_at_, keys_, keys, rows_, tile, scratch_);
     weigh(poison);
     const auto values = as_const(tile.values);
-    const Matrix<T> output = state_.recent.output;
+    const auto finish = end();
     const Index depth = depth_of<T, Item>(keys.size());
     if constexpr (kSplit<Item>) {
       if (poison) return add_harmed<Isa>(output, scratch_, tile, values_, keys, rows_);
     }
-    if (poison) return gemm_of_visible<Isa, T>(output, scratch_.weights, values, rows_, depth, accumulated());
-    gemm<Isa, T>(output, scratch_.weights, values, rows_, call_.value_dim, depth, accumulated());
+    if (poison) return gemm_of_visible<Isa, T>(output, scratch_.weights, values, rows_, depth, finish);
+    gemm<Isa, T>(output, scratch_.weights, values, rows_, call_.value_dim, depth, finish);
   }
 
   /// S → P: scales, softcap, biases and masks where they have work, then the online softmax; `mark`: hidden pairs become −0.

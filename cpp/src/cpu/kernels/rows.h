@@ -55,19 +55,41 @@ void load_part_rows(const Tensor& t, Index dims, const TaskRows& row_at, Matrix<
   });
 }
 
+/// Rows where they lie, if products can take them from there; else no data.
+template <class T>
+ATTN_INLINE Matrix<T> rows_in_place(const Tensor& t, const TaskRows& row_at) noexcept {
+  constexpr Index kItem = sizeof(T);
+  std::byte* const data = at(t, row_at(0));
+  const bool aligned = t.stride[2] % kItem == 0 && reinterpret_cast<std::uintptr_t>(data) % alignof(T) == 0;
+  const bool beside =
+      t.dtype == row_at.call.compute() && row_at.call.group == 1 && t.stride[3] == kItem && aligned;
+  return {beside ? reinterpret_cast<T*>(data) : nullptr, t.stride[2] / kItem};
+}
+
 /// load_rows' rows where they lie, if they lie so; else in `room`, loaded if asked.
 template <class Isa, class T>
 ATTN_INLINE Matrix<const T> rows_of(const Tensor& t, Index dims, const TaskRows& row_at, Matrix<T> room,
                                     Index rows, bool load) noexcept {
-  constexpr Index kItem = sizeof(T);
-  const Row first = row_at(0);
-  const std::byte* const data = at(t, first);
-  const bool aligned = t.stride[2] % kItem == 0 && reinterpret_cast<std::uintptr_t>(data) % alignof(T) == 0;
-  if (t.dtype == row_at.call.compute() && row_at.call.group == 1 && t.stride[3] == kItem && aligned) {
-    return {reinterpret_cast<const T*>(data), t.stride[2] / kItem};
-  }
+  if (const auto in_place = rows_in_place<T>(t, row_at); in_place.data != nullptr) return as_const(in_place);
   if (load) load_rows<Isa, T>(t, dims, row_at, room, rows);
   return as_const(room);
+}
+
+/// lse of rows that have seen all their keys, or maximum and sum, where they are asked for.
+template <class Isa, class T>
+void finish_sums(const Call& call, const TaskRows& row_at, const OnlineSoftmax<Isa, T>& softmax,
+                 Index rows) noexcept {
+  if (!call.sum.given() && !call.lse.given()) return;
+  for (Index row = 0; row < rows; ++row) {
+    const Row r = row_at(row);
+    if (call.sum.given()) {
+      __builtin_memcpy(at(call.lse, r), softmax.maximum + row, sizeof(T));
+      __builtin_memcpy(at(call.sum, r), softmax.exact_sum + row, sizeof(T));
+    } else {
+      const T lse = softmax.log_sum_exp(row);
+      __builtin_memcpy(at(call.lse, r), &lse, sizeof lse);
+    }
+  }
 }
 
 /// out and lse of rows that have seen all their keys.
@@ -97,17 +119,7 @@ void finish_rows(const Call& call, const TaskRows& row_at, const OnlineSoftmax<I
       }
     });
   });
-  if (!call.sum.given() && !call.lse.given()) return;
-  for (Index row = 0; row < rows; ++row) {
-    const Row r = row_at(row);
-    if (call.sum.given()) {
-      __builtin_memcpy(at(call.lse, r), softmax.maximum + row, sizeof(T));
-      __builtin_memcpy(at(call.sum, r), softmax.exact_sum + row, sizeof(T));
-    } else {
-      const T lse = softmax.log_sum_exp(row);
-      __builtin_memcpy(at(call.lse, r), &lse, sizeof lse);
-    }
-  }
+  finish_sums(call, row_at, softmax, rows);
 }
 
 }  // namespace attncore

@@ -88,6 +88,49 @@ void pack_key_tile(const Call& call, const Sequence& sequence, Index kv_head, Ra
   }
 }
 
+/// Values where they lie, if they lie as their panel would: one strip, key after key.  Else nothing.
+template <class Isa, class T>
+ATTN_INLINE const T* values_in_place(const KeySource& v, Index first, Index columns) noexcept {
+  constexpr Index kItem = sizeof(T), n = kWidth<Isa, T>;
+  const bool one_strip =
+      columns <= Isa::kColumns * n && columns % n == 0 && v.token_stride == columns * kItem;
+  const bool items = v.storage == (kItem == 8 ? DType::f64 : DType::f32) && v.dim_stride == kItem;
+  if (!one_strip || !items || v.pages != nullptr) return nullptr;
+  const std::byte* const data = v.token(first);
+  return reinterpret_cast<std::uintptr_t>(data) % alignof(T) == 0 ? reinterpret_cast<const T*>(data)
+                                                                  : nullptr;
+}
+
+/// The panels of a key tile that nobody shares, packed into `memory` but for values that lie as a panel does.
+template <class Isa, class T, class Item>
+KeyTile<Isa, T, Item> own_key_tile(const Call& call, const Sequence& sequence, Index kv_head, Range keys,
+                                   std::byte* memory) noexcept {
+  auto tile = KeyTile<Isa, T, Item>::in(memory, call, keys.size());
+  if constexpr (!kInPairs<T, Item>) {
+    const KeySource v = key_source(call, call.value, sequence, kv_head);
+    if (const T* const values = values_in_place<Isa, T>(v, keys.begin, call.value_dim)) {
+      pack_transposed<Isa, T>(tile.keys, key_source(call, call.key, sequence, kv_head), keys.begin);
+      *tile.poison = all_finite<Isa>(values, keys.size() * call.value_dim) ? 0 : 1;
+      tile.values.data = const_cast<T*>(values);  // read only
+      return tile;
+    }
+  }
+  pack_key_tile<Isa, T, Item>(call, sequence, kv_head, keys, memory);
+  return tile;
+}
+
+/// The panels of a key tile: packed before for all who share them, or packed here.
+template <class Isa, class T, class Item>
+ATTN_INLINE KeyTile<Isa, T, Item> key_tile_of(const Call& call, const Task& task, Range keys,
+                                              Index panel_bytes, std::byte* room) noexcept {
+  if (task.packed == nullptr) {
+    return own_key_tile<Isa, T, Item>(call, task.sequence, task.kv_head, keys, room);
+  }
+  const Index number = (keys.begin - task.keys.begin) / Isa::template kKeyTile<T>;
+  std::byte* const panel = const_cast<std::byte*>(task.packed) + number * panel_bytes;  // read only
+  return KeyTile<Isa, T, Item>::in(panel, call, min(Isa::template kKeyTile<T>, task.keys.end - keys.begin));
+}
+
 template <class Isa, class T>
 struct RowState {
   OnlineSoftmax<Isa, T> recent;  // since the last multiple of kFoldKeys

@@ -46,6 +46,17 @@ struct Accumulated {
   }
 };
 
+/// C = factor[row] · A·B, where − 0 becomes 0
+template <class T>
+struct ScaledRows {
+  const T* factor;
+  template <class V>
+  ATTN_INLINE V operator()(const T* c, V sum, Index row) const noexcept {
+    (void)c;
+    return sum * factor[row] + T{0};
+  }
+};
+
 /// C = C + A·B
 template <class T>
 struct Added {

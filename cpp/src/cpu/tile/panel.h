@@ -45,8 +45,11 @@ ATTN_INLINE void pack_squares(Panel<Item> panel, const KeySource& source, Index 
       Vec<Isa, Item> block[n];
       for (Index key = 0; key < n; ++key) block[key] = load(in[key], item, key < keys);
       transpose<Isa, Item>(block);
-      for (Index i = 0; i < min(n, panel.depth - item); ++i) {
-        store(out + (item + i) * registers * n, block[i]);
+      Item* const to = out + item * registers * n;
+      if (panel.depth - item >= n) {
+        for (Index i = 0; i < n; ++i) store(to + i * registers * n, block[i]);
+      } else {
+        for (Index i = 0; i < panel.depth - item; ++i) store(to + i * registers * n, block[i]);
       }
     }
   }
@@ -62,6 +65,16 @@ void pack_transposed(Panel<T> panel, const KeySource& source, Index first) noexc
       return load_items<Isa, T, kStorage>(p, stride, given ? min(n, panel.depth - dim) : 0);
     });
   });
+}
+
+/// Whether so many items, whole registers of them, are finite.
+template <class Isa, class T>
+bool all_finite(const T* items, Index count) noexcept {
+  constexpr Index n = kWidth<Isa, T>;
+  using Bits = typename Register<typename IntOf<T>::unsigned_type, kWidth<Isa, T>>::type;
+  Bits poison{};  // the bits of 0 · item: ± 0, or those of NaN
+  for (Index i = 0; i < count; i += n) poison |= bit_cast<Bits>(load<Vec<Isa, T>>(items + i) * T{0});
+  return horizontal_sum<Isa, T>(bit_cast<Vec<Isa, T>>(poison)) == 0;
 }
 
 constexpr Index kPrefetchTokens = 16;

@@ -65,6 +65,9 @@ struct OnlineSoftmax {
 
   void clear(Index rows) const noexcept {
     __builtin_memset(output.data, 0, static_cast<std::size_t>(rows * output.stride) * sizeof(T));
+    clear_sums(rows);
+  }
+  void clear_sums(Index rows) const noexcept {
     for (Index row = 0; row < rows; ++row) {
       maximum[row] = -infinity();
       sum[row] = exact_sum[row] = 0;
@@ -120,6 +123,15 @@ struct OnlineSoftmax {
     const T before = maximum[row];
     maximum[row] = highest;
     return before == -infinity() ? T{0} : exp_of(before - highest);
+  }
+
+  /// 1 / sum, or 0 where nothing was seen; `factor` is padded to registers.
+  void divide(T* factor, Index rows) const noexcept {
+    using V = Vec<Isa, T>;
+    for (Index row = 0; row < rows; row += kWidth<Isa, T>) {
+      const V total = load<V>(sum + row);
+      store(factor + row, total == 0 ? V{} : 1 / total);
+    }
   }
 
   /// Adds the state of other keys: what this row and that row would be had they seen all.
