@@ -42,7 +42,7 @@ struct Storage<DType::i4> {
 
 /// Where item `i` of a row stands, in bytes; of i4, even ones.
 template <DType kStorage>
-ATTN_INLINE Index item_offset(Index i, Index stride) noexcept {
+ATTN_INLINE constexpr Index item_offset(Index i, Index stride) noexcept {
   return kStorage == DType::i4 ? i / 2 : i * stride;
 }
 
