@@ -10,7 +10,7 @@ from reference import Array
 
 TILES = ("amx", "amx_f32")  # the ISAs whose "high" is two bfloat16 parts'
 ROUNDING = ("avx512_bf16", *TILES)  # the ISAs whose "medium" is bfloat16's
-FEW = 8  # query rows a KV head, up to which it is float32's
+FEW = 8  # query rows a KV head, up to which it is float32's, and 16 where keys are many
 MEDIUM: dict[str, Any] = {"precision": "medium"}
 
 

@@ -22,7 +22,8 @@ SHAPES: dict[str, tuple[int, list[int], int, int, int]] = {
     "decode of a group of 3": (1, [333, 129], 6, 2, 40),
     "decode of a group of 8": (1, [130, 64], 8, 1, 32),
     "few rows": (2, [300, 5], 6, 2, 16),
-    "rows beyond the direct form": (3, [200, 131], 6, 2, 24),
+    "nine rows": (3, [200, 131], 6, 2, 24),
+    "rows beyond the direct form": (7, [200, 131], 6, 2, 24),
     "forty rows": (5, [150, 7], 8, 1, 48),
     "prefill": (40, [140, 40], 2, 2, 32),
 }

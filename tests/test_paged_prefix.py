@@ -233,3 +233,22 @@ def test_random_tables(isa: str, rng: Any) -> None:
             query = queries_for(rng, paged, int(rng.integers(1, 14)), 2)
             for threads in (1, 3):
                 compare(paged, query, threads=threads, causal=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("group", [1, 2, 3])
+def test_different_numbers_of_rows(isa: str, group: int, dtype: Any, rng: Any) -> None:
+    """Which form multiplies a row is a matter of its own sequence, not of those that share its keys."""
+    paged = make(rng, "one prompt of all", dtype=dtype)
+    query = queries_for(rng, paged, 9, group)
+    lengths = np.array([1, 5, 2, 9, 4, 3, 1, 8, 2])
+    for threads in (1, 2):
+        compare(paged, query, threads=threads, causal=True, query_lengths=lengths)
+    out, lse = paged.attend(query, causal=True, query_lengths=lengths)
+    for entry, length in enumerate(lengths):
+        at = slice(entry, entry + 1)
+        alone = Paged(paged.key[at], paged.value[at], paged.key_pages, paged.value_pages,
+                      paged.block_table[at], paged.key_lengths[at])  # fmt: skip
+        own = alone.attend(query[at, :, :length], causal=True)
+        assert_same_bits(out[at, :, :length], own[0])
+        assert_same_bits(lse[at, :, :length], own[1], "lse")

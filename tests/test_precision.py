@@ -133,7 +133,7 @@ def test_other_dtypes_are_as_ever(isa: str, dtype: Any, rng: np.random.Generator
             assert_same(run(mixed, **MEDIUM), run(mixed))
 
 
-@pytest.mark.parametrize(("rows", "group"), [(1, 1), (FEW, 1), (2, 4), (1, 8)])
+@pytest.mark.parametrize(("rows", "group"), [(1, 1), (FEW, 1), (2, 4), (1, 8), (5, 3)])
 @pytest.mark.parametrize("stride", [1, -2])
 def test_few_rows_are_exact(
     isa: str, rows: int, group: int, stride: int, rng: np.random.Generator

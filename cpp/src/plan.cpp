@@ -265,7 +265,8 @@ class Planner {
     for (const Section& s : plan_.sections) most_rows = max(most_rows, min(s.tile_rows, s.rows.size()));
     plan_.task = kernels_.sizes(call_, most_rows);
     if (!plan_.gangs.empty()) {  // each of a gang's tasks has its own
-      const Index of_gang = kernels_.gang_rows * kernels_.sizes(call_, 1).scratch;
+      const Index of_gang =
+          kMostGangTasks * kernels_.sizes(call_, kernels_.gang_rows / kMostGangTasks).scratch;
       plan_.task.scratch = max(plan_.task.scratch, of_gang);
     }
     plan_.threads = static_cast<int>(min(plan_.threads, max(1, plan_.tasks)));

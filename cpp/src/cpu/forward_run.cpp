@@ -10,8 +10,6 @@
 namespace attncore {
 namespace {
 
-constexpr Index kMostGangTasks = 8;
-
 class ForwardRun {
  public:
   ForwardRun(const Call& call, const Plan& plan, const Options& options)

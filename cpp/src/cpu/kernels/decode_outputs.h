@@ -5,46 +5,23 @@
 
 namespace attncore {
 
-/// Fetches tokens while strips are read, each strip its share of them.
-class Fetching {
- public:
-  ATTN_INLINE Fetching(const TokenWalk& tokens, Index bytes, Index strips) noexcept
-      : tokens_(tokens), bytes_(bytes), strips_(strips) {}
-  /// At each step of a strip, of kTokens tokens; kBytes: of the strip.
-  template <int kTokens, Index kBytes>
-  ATTN_INLINE void step() noexcept {
-    if (--wait_ > 0) return;
-    wait_ = strips_;
-    for (int i = 0; i < kTokens; ++i) {
-      const std::byte* const token = tokens_.next();
-      if (bytes_ == kBytes) {
-        fetch_token(token, kBytes);
-      } else {
-        fetch_token(token, bytes_);
-      }
-    }
-  }
-
- private:
-  TokenWalk tokens_;
-  Index bytes_, strips_, wait_ = 0;
-};
-
 /// kRows × kColumns registers of C from `column` on, a single one of which may have but `last` items: Σ over the keys.  False where a sum
 /// is not finite: nothing is stored then.  Tokens are fetched meanwhile.
-template <class Isa, class T, class Item, DType kStorage, int kRows, int kColumns, class Finish>
-ATTN_INLINE bool add_strip(T* const* c, const FewRows<const Item, kRows>& a, TokenWalk b, Index keys,
-                           Index column, Index rows, Index last, Fetching& fetching, Finish finish) noexcept {
+template <class Isa, class T, class Item, Index kStride, DType kStorage, int kRows, int kColumns,
+          class Finish>
+ATTN_INLINE bool add_strip(T* const* c, const Item* a, TokenWalk b, Index keys, Index column, Index rows,
+                           Index last, Fetching& fetching, Finish finish) noexcept {
   using V = Vec<Isa, T>;
   constexpr Index n = kWidth<Isa, T>, kItem = sizeof(typename Storage<kStorage>::Item);
   using Pair = LoadPair<Isa, T, kStorage>;
   constexpr bool kTwo = kInPairs<T, Item>;  // keys at a time
   constexpr bool kPairs = Pair::kGiven && kColumns % 2 == 0 && !kTwo;
+  constexpr Index kFetched = item_offset<kStorage>(kColumns * n, kItem) * (kTwo ? 2 : 1);
   const Index offset = item_offset<kStorage>(column, kItem);
   V sum[kRows][kColumns];
   clear(sum);
   for (Index k = 0; k < depth_of<T, Item>(keys); ++k) {
-    fetching.step<kTwo ? 2 : 1, item_offset<kStorage>(kColumns * n, kItem)>();
+    fetching.template step<kFetched>();
     const std::byte* const in = b.next() + offset;
     const std::byte* const second = kTwo ? b.next() + offset : in;
     Vec<Isa, Item> items[kColumns];
@@ -64,7 +41,7 @@ ATTN_INLINE bool add_strip(T* const* c, const FewRows<const Item, kRows>& a, Tok
       }
     }
     for (int row = 0; row < kRows; ++row) {
-      const auto x = broadcast<Vec<Isa, Item>>(a.row[row][k]);
+      const auto x = broadcast<Vec<Isa, Item>>(a[row * kStride + k]);
       for (int j = 0; j < kColumns; ++j) sum[row][j] = multiply_add<Isa>(x, items[j], sum[row][j]);
     }
   }
@@ -90,8 +67,8 @@ ATTN_INLINE bool add_strip(T* const* c, const FewRows<const Item, kRows>& a, Tok
 }
 
 /// A register of columns, without the terms of hidden pairs (gemm_of_visible).
-template <class Isa, class T, class Item, DType kStorage, class Finish>
-void add_visible(T* const* c, const Item* const* a, const TokenWalk& b, Index keys, Index column, Index rows,
+template <class Isa, class T, class Item, Index kStride, DType kStorage, class Finish>
+void add_visible(T* const* c, const Item* a, const TokenWalk& b, Index keys, Index column, Index rows,
                  Index last, Finish finish) noexcept {
   using V = Vec<Isa, T>;
   constexpr Index kItem = sizeof(typename Storage<kStorage>::Item);
@@ -109,7 +86,7 @@ void add_visible(T* const* c, const Item* const* a, const TokenWalk& b, Index ke
       } else {
         items = load_items<Isa, T, kStorage>(in, kItem, last);
       }
-      sum = VisibleTerm<Isa, Item>::add(a[row][k], items, sum);
+      sum = VisibleTerm<Isa, Item>::add(a[row * kStride + k], items, sum);
     }
     T* const out = c[row] + column;
     store(out, finish(out, sum, row));
@@ -123,45 +100,48 @@ ATTN_INLINE Index strips_of(Index columns, Index n, int most) noexcept {
          (columns % n > 0 ? 1 : 0);
 }
 
-/// C (rows, columns) = finish(C, A (rows, keys) · B).  Hidden pairs are marked in A.
-template <class Isa, class T, class Item, class Finish>
-void add_few_rows(const RowList<T>& c, const RowList<const Item>& a, const Tokens<Isa, T>& b, DType storage,
-                  Index keys, Index columns, Finish finish) noexcept {
+/// C (rows, columns) = finish(C, A (rows, keys) · B).  Hidden pairs are marked in A, whose rows past C's are zeros.
+template <class Isa, class T, class Item, Index kStride, class Finish>
+void add_few_rows(const RowList<T>& c, const Item* a, const Tokens<Isa, T>& b, DType storage, Index keys,
+                  Index columns, Finish finish) noexcept {
   constexpr Index n = kWidth<Isa, T>;
   with_token_storage<T, Item>(storage, [&]<DType kStorage>() {
-    with_rows<Isa, T>(a.size, [&]<Index kRows>() {
+    with_rows<Isa, T>(c.size, [&]<Index kRows>() {
       constexpr int kColumns = max(1, min(8, kFewSums<Isa> / kRows));
       constexpr Index kItem = sizeof(typename Storage<kStorage>::Item);
-      const Index strips = ceil_div(a.size, kRows) * strips_of(columns, n, kColumns);
-      Fetching fetching(strips == 1 ? b.ahead : b.next_tile, item_offset<kStorage>(columns, kItem), strips);
-      for (Index row = 0; row < a.size; row += kRows) {
-        const Index rows = min(kRows, a.size - row);
-        const FewRows<const Item, kRows> of_a(a, row);
-        const auto finish_row = [&](const T* p, Vec<Isa, T> sum, Index i) { return finish(p, sum, row + i); };
-        const auto add = [&]<int kRegisters>(Index column) {
-          const Index last = min(n, columns - column - (kRegisters - 1) * n);
-          if (add_strip<Isa, T, Item, kStorage, kRows, kRegisters>(c.at + row, of_a, b.read, keys, column,
-                                                                   rows, last, fetching, finish_row)) {
-            return;
+      const Index strips = ceil_div(c.size, kRows) * strips_of(columns, n, kColumns);
+      Fetching fetching(strips == 1 ? b.ahead : b.next_tile, item_offset<kStorage>(columns, kItem),
+                        ceil_div(c.size, kRows));
+      const auto add = [&]<int kRegisters>(Index column) {
+        const Index last = min(n, columns - column - (kRegisters - 1) * n);
+        for (Index row = 0; row < c.size; row += kRows) {
+          const Index rows = min(kRows, c.size - row);
+          const Item* const of_a = a + row * kStride;
+          const auto finish_row = [&](const T* p, Vec<Isa, T> sum, Index i) {
+            return finish(p, sum, row + i);
+          };
+          if (add_strip<Isa, T, Item, kStride, kStorage, kRows, kRegisters>(
+                  c.at + row, of_a, b.read, keys, column, rows, last, fetching, finish_row)) {
+            continue;
           }
           for (Index at = column; at < column + kRegisters * n; at += n) {
-            add_visible<Isa, T, Item, kStorage>(c.at + row, a.at + row, b.read, keys, at, rows,
-                                                min(n, columns - at), finish_row);
+            add_visible<Isa, T, Item, kStride, kStorage>(c.at + row, of_a, b.read, keys, at, rows,
+                                                         min(n, columns - at), finish_row);
           }
-        };
-        Index column = 0;
-        const auto add_strips = [&]<int kRegisters>() {
-          if constexpr (kRegisters <= kColumns) {
-            for (; columns - column >= kRegisters * n; column += kRegisters * n) {
-              add.template operator()<kRegisters>(column);
-            }
+        }
+      };
+      Index column = 0;
+      const auto add_strips = [&]<int kRegisters>() {
+        if constexpr (kRegisters <= kColumns) {
+          for (; columns - column >= kRegisters * n; column += kRegisters * n) {
+            add.template operator()<kRegisters>(column);
           }
-        };
-        add_strips.template operator()<8>();
-        add_strips.template operator()<4>();
-        add_strips.template operator()<2>();
-        for (; column < columns; column += n) add.template operator()<1>(column);
-      }
+        }
+      };
+      add_strips.template operator()<8>();
+      add_strips.template operator()<4>();
+      add_strips.template operator()<2>();
+      for (; column < columns; column += n) add.template operator()<1>(column);
     });
   });
 }

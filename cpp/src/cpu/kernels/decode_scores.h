@@ -32,113 +32,106 @@ ATTN_INLINE V sum_lanes(const V* v) noexcept {
   }
 }
 
-/// The dot products of A's rows (dim) with a key, in lanes.  A key at a time, as they lie: reading four side by side, Zen 4 gets two
-/// thirds of the memory's speed.
-template <class Isa, class T, class Item, DType kStorage, int kRows, class Depth>
-ATTN_INLINE void dot_key(Vec<Isa, T> (&sum)[kRows], const FewRows<const Item, kRows>& a, const std::byte* key,
-                         const std::byte* fetched, Depth depth) noexcept {
-  using Items = Vec<Isa, Item>;
-  using In = TokenItems<Isa, Item, kStorage>;
-  constexpr Index n = kWidth<Isa, T>, kItem = In::kBytes;
-  for (int row = 0; row < kRows; ++row) sum[row] = Vec<Isa, T>{};
-  const auto add = [&](Index k, auto load_a, auto load_b) {
-    fetch_later(fetched + item_offset<kStorage>(k, kItem));
-    const Items items = load_b(key + item_offset<kStorage>(k, kItem));
-    for (int row = 0; row < kRows; ++row)
-      sum[row] = multiply_add<Isa>(load_a(a.row[row] + k), items, sum[row]);
-  };
-  Index k = 0;
-  using Pair = LoadPair<Isa, T, kStorage>;
-  if constexpr (Pair::kGiven && !kInPairs<T, Item>) {
-    for (; k + 2 * n <= depth; k += 2 * n) {  // A's rows are split alike: split_pairs
-      Vec<Isa, T> even, odd;
-      fetch_later(fetched + k * kItem);
-      Pair::load(key + k * kItem, even, odd);
-      for (int row = 0; row < kRows; ++row) {
-        sum[row] = load<Items>(a.row[row] + k) * even + sum[row];
-        sum[row] = load<Items>(a.row[row] + k + n) * odd + sum[row];
-      }
-    }
-  }
-  const Index whole = kInPairs<T, Item> ? depth / 2 : depth;
-  for (; k + n <= whole; k += n) {
-    add(k, [](const Item* p) { return load<Items>(p); }, [](const std::byte* p) { return In::load(p); });
-  }
-  const Index rest = kInPairs<T, Item> ? depth - 2 * k : depth - k;
-  if (rest > 0) {
-    const auto load_rest = [&](const Item* p) {
-      Items v{};
-      __builtin_memcpy(&v, p, static_cast<std::size_t>(depth_of<T, Item>(rest)) * sizeof(Item));
-      return v;
-    };
-    add(k, load_rest, [&](const std::byte* p) { return In::load(p, rest); });
-  }
-}
-
-/// run(depth), the usual ones of a single row as constants, so that its loops have no counters: there is little else to do.
-template <int kRows, class Run>
-ATTN_INLINE void with_depth(Index depth, Run run) noexcept {
-  if constexpr (kRows == 1) {
-    if (depth == 64) return run(std::integral_constant<Index, 64>{});
-    if (depth == 128) return run(std::integral_constant<Index, 128>{});
-  }
-  run(depth);
-}
-
-/// kRows rows of C over the next kKeys keys, which begin with `key`.
-template <class Isa, class T, class Item, DType kStorage, int kRows, int kKeys, class Depth, class Finish>
-ATTN_INLINE void dot_block(T* const* c, const FewRows<const Item, kRows>& a, TokenWalk& read,
-                           TokenWalk& fetch, Index rows, Index key, Depth depth, Finish finish) noexcept {
-  using V = Vec<Isa, T>;
-  V sum[kRows][kKeys];
-#pragma GCC unroll 16
-  for (int i = 0; i < kKeys; ++i) {
-    V own[kRows];
-    dot_key<Isa, T, Item, kStorage>(own, a, read.next(), fetch.next(), depth);
-    for (int row = 0; row < kRows; ++row) sum[row][i] = own[row];
-  }
-  alignas(Isa::kBytes) T sums[kWidth<Isa, T>];
-  store(sums, finish(sums, sum_lanes<kWidth<Isa, T>, kRows * kKeys>(&sum[0][0]), 0));
-  for (Index row = 0; row < rows; ++row) {
-    __builtin_memcpy(c[row] + key, sums + row * kKeys, kKeys * sizeof(T));
-  }
-}
-
-/// Whether dot_few_rows takes rows of A that split_pairs has been over.
-template <class Isa, class T>
-ATTN_INLINE bool takes_pairs(DType storage) noexcept {
-  return with_key_storage<T>(storage, []<DType kStorage>() { return LoadPair<Isa, T, kStorage>::kGiven; });
-}
-
-/// Of each two registers of a row, the even elements and the odd ones.
-template <class Isa, class T>
-ATTN_INLINE void split_pairs(T* row, Index depth) noexcept {
-  using V = Vec<Isa, T>;
+/// kRows rows of A (dim) from `first` on, those past its end being copies of the last, as dot_keys reads them: register by register,
+/// the rows one after another.  Where keys come as even and odd items, so do these.
+template <class Isa, class T, class Item, DType kStorage, int kRows>
+void interleave_rows(Item* out, const RowList<const Item>& a, Index first, Index depth) noexcept {
+  using V = Vec<Isa, Item>;
   constexpr Index n = kWidth<Isa, T>;
   using Lanes = std::make_integer_sequence<int, kWidth<Isa, T>>;
-  for (Index k = 0; k + 2 * n <= depth; k += 2 * n) {
-    const V a = load<V>(row + k), b = load<V>(row + k + n);
-    store(row + k, every_second<false>(a, b, Lanes{}));
-    store(row + k + n, every_second<true>(a, b, Lanes{}));
+  for (Index i = 0; i < kRows; ++i) {
+    const Item* const row = a.at[min(first + i, a.size - 1)];
+    Item* to = out + i * n;
+    Index k = 0;
+    if constexpr (LoadPair<Isa, T, kStorage>::kGiven && !kInPairs<T, Item>) {
+      for (; k + 2 * n <= depth; k += 2 * n, to += 2 * kRows * n) {
+        const V low = load<V>(row + k), high = load<V>(row + k + n);
+        store(to, every_second<false>(low, high, Lanes{}));
+        store(to + kRows * n, every_second<true>(low, high, Lanes{}));
+      }
+    }
+    for (; k + n <= depth; k += n, to += kRows * n) store(to, load<V>(row + k));
+    if (k == depth) continue;
+    V rest{};
+    __builtin_memcpy(&rest, row + k, static_cast<std::size_t>(depth - k) * sizeof(Item));
+    store(to, rest);
   }
 }
 
-/// C (rows, keys) = finish(A (rows, depth) · Bᵀ); C has room for whole registers of keys.
-template <class Isa, class T, class Item, class Finish>
-void dot_few_rows(const RowList<T>& c, const RowList<const Item>& a, const Tokens<Isa, T>& b, DType storage,
-                  Index keys, Index depth, Finish finish) noexcept {
+/// The dot products of kRows rows of A, interleaved, with a key, in lanes.  A key at a time, as they lie: reading four side by side, Zen 4
+/// gets two thirds of the memory's speed.
+template <class Isa, class T, class Item, DType kStorage, int kRows, class Depth>
+ATTN_INLINE void dot_key(Vec<Isa, T> (&sum)[kRows], const Item* a, const std::byte* key,
+                         const std::byte* fetched, Depth dims) noexcept {
+  using Items = Vec<Isa, Item>;
+  using In = TokenItems<Isa, Item, kStorage>;
+  using Pair = LoadPair<Isa, T, kStorage>;
+  constexpr Index n = kWidth<Isa, T>, kItem = In::kBytes;
+  for (int row = 0; row < kRows; ++row) sum[row] = Vec<Isa, T>{};
+  const auto add = [&](Items items) {
+    for (int row = 0; row < kRows; ++row, a += n)
+      sum[row] = multiply_add<Isa>(load<Items>(a), items, sum[row]);
+  };
+  const Index whole = kInPairs<T, Item> ? dims / 2 : dims;
+  Index k = 0;
+  if constexpr (Pair::kGiven && !kInPairs<T, Item>) {
+    for (; k + 2 * n <= whole; k += 2 * n) {
+      Items even, odd;
+      fetch_later(fetched + k * kItem);
+      Pair::load(key + k * kItem, even, odd);
+      add(even);
+      add(odd);
+    }
+  }
+  for (; k + n <= whole; k += n) {
+    const Index at = item_offset<kStorage>(k, kItem);
+    fetch_later(fetched + at);
+    add(In::load(key + at));
+  }
+  const Index rest = kInPairs<T, Item> ? dims - 2 * k : dims - k;
+  if (rest <= 0) return;
+  const Index at = item_offset<kStorage>(k, kItem);
+  fetch_later(fetched + at);
+  add(In::load(key + at, rest));
+}
+
+/// run(dims), the usual ones of a single row as constants, so that its loops have no counters: there is little else to do.
+template <int kRows, class Run>
+ATTN_INLINE void with_depth(Index dims, Run run) noexcept {
+  if constexpr (kRows == 1) {
+    if (dims == 64) return run(std::integral_constant<Index, 64>{});
+    if (dims == 128) return run(std::integral_constant<Index, 128>{});
+  }
+  run(dims);
+}
+
+/// C (rows, keys) = finish(A (rows, dims) · Bᵀ); C has room for whole registers of keys, and for rows_at_once more.  `room`: for A,
+/// interleaved.
+template <class Isa, class T, class Item, Index kStride, class Finish>
+void dot_few_rows(T* c, const RowList<const Item>& a, const Tokens<Isa, T>& b, DType storage, Index keys,
+                  Index dims, Item* room, Finish finish) noexcept {
   with_token_storage<T, Item>(storage, [&]<DType kStorage>() {
     with_rows<Isa, T>(a.size, [&]<Index kRows>() {
-      constexpr Index kSums = min(kFewSums<Isa>, kWidth<Isa, T>), kFew = max(Index{1}, min(4, kSums / kRows));
+      constexpr int n = kWidth<Isa, T>;
+      constexpr Index kSums = min(kFewSums<Isa>, n), kFew = max(Index{1}, min(4, kSums / kRows));
       constexpr Index kMany = kRows == 1 ? kSums : kFew;
-      with_depth<kRows>(depth, [&](auto items) {
+      with_depth<kRows>(dims, [&](auto depth) {
         for (Index row = 0; row < a.size; row += kRows) {
-          const FewRows<const Item, kRows> of_a(a, row);
+          interleave_rows<Isa, T, Item, kStorage, kRows>(room, a, row, depth_of<T, Item>(dims));
           TokenWalk read = b.read, fetch = b.ahead;
           Index key = 0;
           const auto dot = [&]<Index kKeys>() {
-            dot_block<Isa, T, Item, kStorage, kRows, kKeys>(c.at + row, of_a, read, fetch,
-                                                            min(kRows, a.size - row), key, items, finish);
+            Vec<Isa, T> sum[kRows * kKeys];
+#pragma GCC unroll 16
+            for (int i = 0; i < kKeys; ++i) {
+              Vec<Isa, T> own[kRows];
+              dot_key<Isa, T, Item, kStorage>(own, room, read.next(), fetch.next(), depth);
+              for (int j = 0; j < kRows; ++j) sum[j * kKeys + i] = own[j];
+            }
+            alignas(Isa::kBytes) T sums[n];
+            store(sums, finish(sums, sum_lanes<n, kRows * kKeys>(sum), 0));
+            for (Index i = 0; i < kRows; ++i)
+              __builtin_memcpy(c + (row + i) * kStride + key, sums + i * kKeys, kKeys * sizeof(T));
             key += kKeys;
           };
           while (keys - key >= kMany) dot.template operator()<kMany>();

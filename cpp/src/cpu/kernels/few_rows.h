@@ -5,16 +5,6 @@
 
 namespace attncore {
 
-inline constexpr Index kDirectRows =
-    8;  // of a sequence and KV head: up to here, packing costs more than it saves
-
-/// Fetches a line into the second cache: into the first, Zen 4 reads at two thirds of the speed.
-ATTN_INLINE void fetch_later(const std::byte* line) noexcept { __builtin_prefetch(line, 0, 2); }
-ATTN_INLINE void fetch_token(const std::byte* token, Index bytes) noexcept {
-  constexpr Index kCacheLine = 64;
-  for (Index at = 0; at < bytes; at += kCacheLine) fetch_later(token + at);
-}
-
 /// Tokens one after another, along a stride and from page to page; after the last one it stays there.
 class TokenWalk {
  public:
@@ -60,6 +50,36 @@ class TokenWalk {
   const std::int32_t* page_ = nullptr;
 };
 
+/// Fetches a line into the second cache: into the first, Zen 4 reads at two thirds of the speed.
+ATTN_INLINE void fetch_later(const std::byte* line) noexcept { __builtin_prefetch(line, 0, 2); }
+
+/// Fetches tokens in the order in which they lie, some lines now and then: a core drops what it is asked for faster than memory answers.
+class Fetching {
+ public:
+  /// Tokens of so many bytes, over as many steps as go through a tile `times` times.
+  ATTN_INLINE Fetching(const TokenWalk& tokens, Index bytes, Index times) noexcept
+      : tokens_(tokens), bytes_(bytes), times_(times), left_(bytes), wait_(times) {
+    at_ = tokens_.next();
+  }
+  template <Index kBytes>
+  ATTN_INLINE void step() noexcept {
+    constexpr Index kLine = 64;
+    if (--wait_ > 0) return;
+    wait_ = times_;
+    for (Index i = 0; i < kBytes; i += kLine) fetch_later(at_ + i);
+    at_ += kBytes;
+    left_ -= kBytes;
+    if (left_ > 0) return;
+    at_ = tokens_.next();
+    left_ = bytes_;
+  }
+
+ private:
+  TokenWalk tokens_;
+  const std::byte* at_;
+  Index bytes_, times_, left_, wait_;
+};
+
 /// The tokens of a key tile, their items beside each other, and what to fetch meanwhile, in the order in which it lies: memory is
 /// fastest at that.
 template <class Isa, class T>
@@ -99,32 +119,30 @@ class Tokens {
   KeySource copies_;
 };
 
-/// run.template operator()<kRows>() with kRows a power of two, at most the lanes of a register: the rows past `rows` are
-/// copies of the last.
-template <class Isa, class T, class Run>
-ATTN_INLINE void with_rows(Index rows, Run run) noexcept {
-  constexpr Index n = kWidth<Isa, T>;
-  if (rows == 1) return run.template operator()<1>();
-  if (rows == 2 || n == 2) return run.template operator()<2>();
-  if (rows <= 4 || n == 4) return run.template operator()<min(4, n)>();
-  run.template operator()<min(8, n)>();
+/// How many of `rows` rows are multiplied at once, a power of two, at most the lanes of a register.
+template <class Isa, class T>
+ATTN_INLINE Index rows_at_once(Index rows) noexcept {
+  constexpr Index n = min(8, kWidth<Isa, T>);
+  return rows == 1 ? 1 : rows == 2 || n == 2 ? 2 : rows <= 4 || n == 4 ? min(4, n) : n;
 }
 
-/// Rows of one matrix, or of several.
+/// run.template operator()<kRows>() with kRows = rows_at_once(rows).
+template <class Isa, class T, class Run>
+ATTN_INLINE void with_rows(Index rows, Run run) noexcept {
+  constexpr Index n = min(8, kWidth<Isa, T>);
+  const Index at_once = rows_at_once<Isa, T>(rows);
+  if (at_once == 1) return run.template operator()<1>();
+  if (at_once == 2) return run.template operator()<2>();
+  if (at_once == 4) return run.template operator()<min(4, n)>();
+  run.template operator()<n>();
+}
+
+/// Rows of several matrices.
 template <class T>
 struct RowList {
   T* at[kDirectRows];
   Index size = 0;
   ATTN_INLINE void add(T* row) noexcept { at[size++] = row; }
-};
-
-/// kRows rows of a list from `first` on; those past its end are copies of the last.
-template <class T, int kRows>
-struct FewRows {
-  T* row[kRows];
-  ATTN_INLINE FewRows(const RowList<T>& a, Index first) noexcept {
-    for (Index i = 0; i < kRows; ++i) row[i] = a.at[min(first + i, a.size - 1)];
-  }
 };
 
 /// Sums that stay in registers, beside what they are made of.

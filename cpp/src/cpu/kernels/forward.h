@@ -5,6 +5,7 @@
 #include "../tile/coins.h"
 #include "decode_outputs.h"
 #include "decode_scores.h"
+#include "grouped_scores.h"
 #include "harmed.h"
 #include "rows.h"
 
@@ -73,7 +74,16 @@ ATTN_INLINE void multiply_by(T* items, const T* factors, Index count) noexcept {
 /// Bits depend on it: it may look at nothing but the sequence's own rows.
 template <class Isa, class T>
 bool reads_in_place(const Call& call, const Sequence& sequence) noexcept {
-  return sequence.queries * call.group <= kDirectRows;
+  constexpr Index kFew = 8, kMany = 256;  // packing as many keys as a cache holds costs less than it saves
+  const Index rows = sequence.queries * call.group;
+  return rows <= kFew || (rows <= kDirectRows && sequence.keys >= kMany);
+}
+
+/// The same.
+template <class Isa, class T>
+bool groups_rows(const Call& call, const Sequence& sequence) noexcept {
+  constexpr Index kMostApart = 4;
+  return kGroups<Isa, T> > 1 && sequence.queries * call.group > kMostApart;
 }
 
 /// How softmax keeps weights, for products of items.
@@ -98,7 +108,8 @@ class ForwardKernel {
         state_(RowState<Isa, T>::in(task.state, call, rows_)),
         keys_(key_source(call, call.key, task.sequence, task.kv_head)),
         values_(key_source(call, call.value, task.sequence, task.kv_head)),
-        direct_(reads_in_place<Isa, T>(call, task.sequence)) {
+        direct_(reads_in_place<Isa, T>(call, task.sequence)),
+        grouped_(groups_rows<Isa, T>(call, task.sequence)) {
     if constexpr (kSplit<Item>) {
       queries_ = {reinterpret_cast<const Item*>(scratch_.queries.data), scratch_.queries.stride};
       if (!task.loaded)
@@ -108,7 +119,7 @@ class ForwardKernel {
       queries_ = {reinterpret_cast<const Item*>(scratch_.queries.data), scratch_.queries.stride};
       if (!task.loaded) load_pair_rows<Isa>(call.query, call.dim, row_at_, scratch_.queries, rows_);
     } else {
-      load_queries();
+      queries_ = rows_of<Isa, T>(call.query, call.dim, row_at_, scratch_.queries, rows_, !task.loaded);
     }
   }
 
@@ -144,46 +155,44 @@ class ForwardKernel {
     return false;
   }
 
-  /// The rows of `count` tasks, kDirectRows in all at most, against the tile of keys that they share, where it lies.
+  [[nodiscard]] bool is_grouped() const noexcept { return grouped_; }
+
+  /// The rows of `count` tasks, grouped all or none, kDirectRows in all at most, against the tile of keys that they share, where it lies.
   /// `room`: for a key tile.
   static void run_direct_tile(ForwardKernel* const* members, Index count, std::byte* room) noexcept {
     const ForwardKernel& one = *members[0];
     const Call& call = one.call_;
     const Range keys = one.tile_;
-    RowList<const Item> queries, weights;
-    RowList<T> scores, outputs;
+    const Matrix<T> scores = one.scratch_.scores;
+    const auto weights = reinterpret_cast<const Item*>(one.scratch_.weights.data);
+    constexpr Index kStride = Scratch<Isa, T, Item>::score_stride();
+    RowList<const Item> queries;
+    RowList<T> outputs;
     for (Index i = 0; i < count; ++i) {
+      members[i]->scratch_.share_scores(one.scratch_, outputs.size);
       for (Index row = 0; row < members[i]->rows_; ++row) {
         queries.add(members[i]->queries_.row(row));
-        scores.add(members[i]->scratch_.scores.row(row));
-        weights.add(members[i]->scratch_.weights.row(row));
         outputs.add(members[i]->state_.recent.output.row(row));
       }
     }
-    dot_few_rows<Isa, T, Item>(scores, queries, {one.keys_, keys, one.task_.reach, call.dim, room},
-                               one.keys_.storage, keys.size(), call.dim, one.scaled());
+    const auto dot = one.grouped_ ? dot_grouped_rows<Isa, T, Item, kStride, Scaled<T>>
+                                  : dot_few_rows<Isa, T, Item, kStride, Scaled<T>>;
+    dot(scores.data, queries, {one.keys_, keys, one.task_.reach, call.dim, room}, one.keys_.storage,
+        keys.size(), call.dim, reinterpret_cast<Item*>(one.scratch_.direct), one.scaled());
     T keep[kDirectRows];
     for (Index i = 0, row = 0; i < count; row += members[i++]->rows_) {
       members[i]->weigh(true);
       for (Index j = 0; j < members[i]->rows_; ++j) keep[row + j] = members[i]->scratch_.keep[j];
     }
-    add_few_rows<Isa, T, Item>(outputs, weights, {one.values_, keys, one.task_.reach, call.value_dim, room},
-                               one.values_.storage, keys.size(), call.value_dim, Accumulated<T>{keep});
+    for (Index row = outputs.size; row < round_up(outputs.size, rows_at_once<Isa, T>(outputs.size)); ++row)
+      __builtin_memset(scores.row(row), 0, kStride * sizeof(T));
+    add_few_rows<Isa, T, Item, kStride>(
+        outputs, weights, {one.values_, keys, one.task_.reach, call.value_dim, room}, one.values_.storage,
+        keys.size(), call.value_dim, Accumulated<T>{keep});
   }
 
  private:
   using Weights = typename KeptAs<Isa, T, Item>::Weights;
-
-  void load_queries() noexcept {
-    if (!direct_ || !takes_pairs<Isa, T>(keys_.storage)) {
-      queries_ = rows_of<Isa, T>(call_.query, call_.dim, row_at_, scratch_.queries, rows_, !task_.loaded);
-      return;
-    }
-    queries_ = as_const(scratch_.queries);
-    if (task_.loaded) return;
-    load_rows<Isa, T>(call_.query, call_.dim, row_at_, scratch_.queries, rows_);
-    for (Index row = 0; row < rows_; ++row) split_pairs<Isa, T>(scratch_.queries.row(row), call_.dim);
-  }
 
   /// False: nothing in the tile is seen.
   bool begin_tile(Range keys) noexcept {
@@ -262,10 +271,10 @@ class ForwardKernel {
   const Task& task_;
   const TaskRows row_at_;
   const Index rows_;
-  const Scratch<Isa, T, Item> scratch_;
+  Scratch<Isa, T, Item> scratch_;
   const RowState<Isa, T> state_;
   const KeySource keys_, values_;
-  const bool direct_;
+  const bool direct_, grouped_;
   Matrix<const Item> queries_{};  // (rows, dim)
   Range tile_;                    // of keys: the one at work, and the score steps that have work there
   StepSet steps_ = 0;
@@ -290,7 +299,10 @@ void forward_gang(const Call& call, const Task* tasks, Index count, std::byte* s
     scratch += Scratch<Isa, T, Item>::sizes(call, tasks[i].rows.size()).scratch;
     if (members[ready]->begin_gang()) ++ready;
   }
-  if (ready > 0) Kernel::run_direct_tile(members, ready, scratch);
+  for (Index first = 0, end = 0; first < ready; first = end) {
+    while (end < ready && members[end]->is_grouped() == members[first]->is_grouped()) ++end;
+    Kernel::run_direct_tile(members + first, end - first, scratch);
+  }
 }
 
 }  // namespace attncore

@@ -95,6 +95,8 @@ struct BackwardSizes {
 inline constexpr Index kReadStep = 1024;
 inline constexpr int kReadPatterns = 6;
 
+inline constexpr Index kMostGangTasks = 8;  // that forward_gang is given
+
 struct Kernels {
   const char* name;
   Index row_block, key_block, key_tile;  // rows of a register block, keys of a strip, keys of a tile

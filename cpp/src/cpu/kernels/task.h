@@ -8,6 +8,9 @@
 
 namespace attncore {
 
+/// Rows of a sequence and KV head, up to which keys and values may be read where they lie.
+inline constexpr Index kDirectRows = 16;
+
 /// Item: what products multiply, T itself, Bf16Pair or a Part of one.
 template <class T, class Item>
 inline constexpr bool kInPairs = !std::is_same_v<T, Item>;
@@ -170,8 +173,9 @@ struct Scratch {
   Matrix<T> scores;                      // (rows, key tile)
   Matrix<const WeightOf<Item>> weights;  // over the scores
   T* keep;                               // (rows)
-  std::uint32_t* harmed;  // (rows), of queries in parts: whether a split would harm it (parts.h)
-  std::byte* panel;       // one key tile, where panels are not shared
+  std::uint32_t* harmed;   // (rows), of queries in parts: whether a split would harm it (parts.h)
+  WeightOf<Item>* direct;  // (kDirectRows, dim), for few rows: interleave_rows
+  std::byte* panel;        // one key tile, where panels are not shared
 
   static ATTN_INLINE Index padded(Index items) noexcept { return OnlineSoftmax<Isa, T>::padded(items); }
   static ATTN_INLINE Index query_stride(Index dim) noexcept {
@@ -182,26 +186,40 @@ struct Scratch {
     return 0;
   }
   // A register more than the tile: rows at distances of a power of two would share a few cache sets.
-  static ATTN_INLINE Index score_stride() noexcept {
+  static constexpr Index score_stride() noexcept {
     return weights_before() + Isa::template kKeyTile<T> + kWidth<Isa, T>;
+  }
+
+  // Few rows: those of a gang's other tasks, or that are not there, stand after one's own.
+  static ATTN_INLINE Index score_rows(Index rows) noexcept { return max(rows, kDirectRows); }
+  static ATTN_INLINE Index direct_items(const Call& call, Index rows) noexcept {
+    return rows <= kDirectRows ? kDirectRows * padded(call.dim) : 0;
   }
 
   static ATTN_INLINE Sizes sizes(const Call& call, Index rows) noexcept {
     const Index panel = KeyTile<Isa, T, Item>::bytes(call);
-    const Index items =
-        rows * (query_stride(call.dim) + score_stride()) + (kSplit<Item> ? 2 : 1) * padded(rows);
+    const Index items = rows * query_stride(call.dim) + score_rows(rows) * score_stride() +
+                        (kSplit<Item> ? 2 : 1) * padded(rows) + direct_items(call, rows);
     return {round_up(items * Index{sizeof(T)}, 64), RowState<Isa, T>::bytes(call, rows), panel};
+  }
+
+  /// Scores and weights become another's rows from `row` on.
+  ATTN_INLINE void share_scores(const Scratch& other, Index row) noexcept {
+    scores.data = other.scores.row(row);
+    weights.data = other.weights.row(row);
   }
 
   static ATTN_INLINE Scratch in(std::byte* memory, const Call& call, Index rows) noexcept {
     T* const queries = reinterpret_cast<T*>(memory);
     T* const scores = queries + rows * query_stride(call.dim);
-    T* const keep = scores + rows * score_stride();
+    T* const keep = scores + score_rows(rows) * score_stride();
+    T* const harmed = keep + padded(rows);
     return {{queries, query_stride(call.dim)},
             {scores + weights_before(), score_stride()},
             {reinterpret_cast<const WeightOf<Item>*>(scores), score_stride()},
             keep,
-            reinterpret_cast<std::uint32_t*>(keep + padded(rows)),
+            reinterpret_cast<std::uint32_t*>(harmed),
+            reinterpret_cast<WeightOf<Item>*>(kSplit<Item> ? harmed + padded(rows) : harmed),
             memory + sizes(call, rows).scratch};
   }
 };

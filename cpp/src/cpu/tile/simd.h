@@ -76,6 +76,15 @@ ATTN_INLINE V broadcast(T x) noexcept {
   return x - V{};  // x − 0 is x for every x, so the compiler may fold it; 0 + x is not (signed zero)
 }
 
+/// v, loaded once: g++ would load it again for each of the multiply-adds that it is in.
+template <class V>
+ATTN_INLINE V in_register(V v) noexcept {
+#if defined(__x86_64__)
+  asm("" : "+v"(v));
+#endif
+  return v;
+}
+
 template <class To, class From>
 ATTN_INLINE To bit_cast(From v) noexcept {
   static_assert(sizeof(To) == sizeof(From));
@@ -172,6 +181,18 @@ ATTN_INLINE T horizontal_max(Vec<Isa, T> v) noexcept {
 template <class Isa, class T>
 struct AnyAbove {
   static ATTN_INLINE bool of(Vec<Isa, T> v, T bound) noexcept { return horizontal_max<Isa, T>(v) > bound; }
+};
+
+/// 128 bits of memory, in each 128 bits of a register.  g++ 12 takes several instructions and the stack: as above.
+template <class Isa>
+struct RepeatBits {
+  using Result = typename Register<std::uint32_t, Isa::kBytes / 4>::type;
+  static ATTN_INLINE Result load(const std::byte* p) noexcept {
+    Result bits;
+    for (int i = 0; i < Isa::kBytes; i += 16)
+      __builtin_memcpy(reinterpret_cast<std::byte*>(&bits) + i, p, 16);
+    return bits;
+  }
 };
 
 }  // namespace attncore
