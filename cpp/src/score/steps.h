@@ -30,6 +30,12 @@ struct Pipeline {
     return keys;
   }
 
+  /// The keys of a tile up to the last that any row sees, by the steps that find it soon.
+  static ATTN_FN Range narrow(const Call& call, const Block& block, Range keys) noexcept {
+    (narrow_by<Steps>(call, block, keys), ...);
+    return keys;
+  }
+
   /// What the steps do to a tile; `keys` may reach past the sequence's keys, into the padding of a register.
   static ATTN_FN TileWork touch(const Call& call, const Block& block, Range keys) noexcept {
     TileWork work;
@@ -65,6 +71,11 @@ struct Pipeline {
     if (touch == Touch::hides_all) work.hidden = true;
     if (touch != Touch::nothing) work.steps |= bit;
     bit <<= 1U;
+  }
+
+  template <class Step>
+  static ATTN_FN void narrow_by(const Call& call, const Block& block, Range& keys) noexcept {
+    if constexpr (requires { Step::narrow(call, block, keys); }) keys = Step::narrow(call, block, keys);
   }
 
   template <class Step>

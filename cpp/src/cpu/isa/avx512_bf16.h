@@ -18,6 +18,20 @@ struct MultiplyPairs<Avx512> {
   }
 };
 
+/// 2^y = 2^f 2^⌊y⌋; of −∞ the instructions make f = 0 and then 0.
+template <>
+struct ExpToRound<Avx512> {
+  static ATTN_INLINE Vec<Avx512, float> of(Vec<Avx512, float> x) noexcept {
+    using V = Vec<Avx512, float>;
+    constexpr int kTerms = sizeof kExp2Polynomial / sizeof(float);
+    const V y = x * ExpConstants<float>::kLog2e;
+    const V f = bit_cast<V>(_mm512_maskz_reduce_ps(0xffff, bit_cast<__m512>(y), _MM_FROUND_TO_NEG_INF));
+    V q = broadcast<V>(kExp2Polynomial[kTerms - 1]);
+    for (int i = kTerms - 2; i >= 0; --i) q = q * f + kExp2Polynomial[i];
+    return bit_cast<V>(_mm512_maskz_scalef_ps(0xffff, bit_cast<__m512>(q * f + 1.0F), bit_cast<__m512>(y)));
+  }
+};
+
 namespace {
 [[maybe_unused]] bool supported_with_pairs() noexcept {
   return supported() && __builtin_cpu_supports("avx512bf16") != 0;

@@ -27,6 +27,7 @@ inline constexpr Index kTileDepth = 16;  // pairs that such a unit multiplies at
 template <class Isa>
 struct PairWeights {
   static constexpr bool kRounded = true;
+  static ATTN_INLINE Vec<Isa, float> exp(Vec<Isa, float> x) noexcept { return ExpToRound<Isa>::of(x); }
   static ATTN_INLINE void keep(float* scores, Index i, Vec<Isa, float> first, Vec<Isa, float> second,
                                Vec<Isa, float>& sum) noexcept {
     constexpr std::uint32_t kOnes = 0x3f803f80;

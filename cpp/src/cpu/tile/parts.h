@@ -110,6 +110,7 @@ ATTN_INLINE void join(const U32<Isa>* parts, Vec<Isa, float>& first, Vec<Isa, fl
 template <class Isa, int n>
 struct PartWeights {
   static constexpr bool kRounded = n == 2;
+  static ATTN_INLINE Vec<Isa, float> exp(Vec<Isa, float> x) noexcept { return attncore::exp<Isa, float>(x); }
   /// How far before a row's scores its weights begin.
   static constexpr Index kBefore = n == 3 ? Isa::template kKeyTile<float> / 2 : 0;
   static_assert(n == 2 || n == 3);

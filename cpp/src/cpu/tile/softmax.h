@@ -22,6 +22,7 @@ template <class Isa, class T>
 struct PlainWeights {
   static constexpr bool kRounded = false;
   using V = Vec<Isa, T>;
+  static ATTN_INLINE V exp(V x) noexcept { return attncore::exp<Isa, T>(x); }
   /// Writes the weights of keys i … over their scores, two registers, and adds to `sum` what products will see, one after the
   /// other, as `update` adds what dropout leaves out of it: lse knows nothing of dropout, to the bit.
   static ATTN_INLINE void keep(T* scores, Index i, V first, V second, V& sum) noexcept {
@@ -82,7 +83,7 @@ struct OnlineSoftmax {
     V total{}, exact{};
     const auto weigh = [&](Index i) {
       const V score = load<V>(scores + i);
-      V weight = attncore::exp<Isa, T>(score - origin);
+      V weight = Weights::exp(score - origin);
       if (coins != nullptr || Weights::kRounded) exact += weight;
       if (coins != nullptr) weight *= load<V>(coins + i);
       if (mark) weight = score == -infinity() ? -V{} : weight;
