@@ -90,12 +90,16 @@ struct Pipeline {
   template <class Step, class M, class Visit>
   static ATTN_FN void apply_one(const Call& call, const Row& row, StepSet steps, StepSet& bit,
                                 Visit& visit) noexcept {
-    if ((steps & bit) != 0) {
+    const bool applied = (steps & bit) != 0;
+    bit <<= 1U;
+    if (!applied) return;
+    if constexpr (requires { Step::template apply_row<M>(call, row, visit); }) {
+      Step::template apply_row<M>(call, row, visit);
+    } else {
       visit([&](typename M::Scores s, const typename M::Keys& keys) {
         return Step::template apply<M>(call, row, s, keys);
       });
     }
-    bit <<= 1U;
   }
 
   template <class Step, class M, class Visit, class VisitSlope>
