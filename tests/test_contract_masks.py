@@ -153,3 +153,24 @@ def test_tiles_of_a_mask_that_are_all_false(isa: str, rng: Any) -> None:
         mask[rng.integers(300), rng.integers(1100)] = True
         check(*made, mask=mask)
     check(*made, mask=np.zeros((300, 1100), bool))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("queries", [1, 6, 110])
+@pytest.mark.parametrize("per_head", [False, True], ids=["a line", "a line a head"])
+def test_padding_has_the_bits_of_lengths(
+    isa: str, dtype: Any, queries: int, per_head: bool, rng: Any
+) -> None:
+    """Tiles end with the last key that a line of the mask leaves; what is hidden there may hold anything."""
+    lengths = np.array([0, 1, 16, 127, 128, 131, 200, 300])
+    q, k, v = inputs(rng, queries, 300, batch=len(lengths), heads=3, dim=24, dtype=dtype)
+    mask = (np.arange(300) < lengths[:, None])[:, None, None, :]
+    for entry, length in enumerate(lengths):
+        k[entry, :, length:] = v[entry, :, length:] = np.nan
+    given = np.repeat(mask, 3, axis=1) if per_head else mask
+    masked = attncore.attention(q, k, v, mask=given, return_lse=True)
+    short = attncore.attention(q, k, v, key_lengths=lengths, return_lse=True)
+    assert_same_bits(masked[0], short[0])
+    assert_same_bits(masked[1], short[1], "lse")
+    given[:, :, :, ::3] = False  # holes
+    check(q, k, v, mask=given)

@@ -15,6 +15,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "prefill": {"queries": 300, "keys": 700, "heads": 4, "kv_heads": 2, "dim": 48},
     "decode": {"queries": 1, "keys": 5000, "heads": 8, "kv_heads": 2, "dim": 64},
     "few rows": {"queries": 3, "keys": 3000, "heads": 3, "kv_heads": 1, "dim": 20},
+    "many heads": {"queries": 110, "keys": 200, "heads": 20, "dim": 24},  # one task each, or shared
     "tiny": {"queries": 16, "keys": 16, "heads": 8, "dim": 64},
 }
 OPTIONS: dict[str, dict[str, Any]] = {

@@ -101,8 +101,9 @@ class Sampler {
           const Section& member = plan_.sections[static_cast<std::size_t>(number)];
           meet(member, member.rows, part(member, gang.part), false);
         }
-      } else if (batch.block >= 0) {
-        for (Index i = 0; i < section.tiles; ++i) meet(section, section.tile(i), batch.keys, true);
+      } else if (batch.block >= 0 || section.alone) {
+        const Range keys = section.alone ? section.keys : batch.keys;
+        for (Index i = 0; i < section.tiles; ++i) meet(section, section.tile(i), keys, true);
       } else {
         for (Index i = section.gang_parts; i < section.parts; ++i)
           meet(section, section.rows, part(section, i), false);
@@ -117,7 +118,11 @@ class Sampler {
 
   [[nodiscard]] double keys_to_pack() const noexcept {
     double keys = 0;
-    for (const Batch& batch : plan_.batches) keys += batch.packs ? static_cast<double>(batch.keys.size()) : 0;
+    for (const Batch& batch : plan_.batches) {
+      const Section& section = plan_.sections[static_cast<std::size_t>(batch.section)];
+      const Range packed = section.alone ? section.keys : batch.packs ? batch.keys : Range{};
+      keys += static_cast<double>(packed.size());
+    }
     return keys;
   }
 

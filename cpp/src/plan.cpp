@@ -1,9 +1,9 @@
 #include "plan.h"
 
 #include <algorithm>
-#include <iterator>
 
 #include "mask_notes.h"
+#include "plan_order.h"
 #include "prefix.h"
 #include "score/steps.h"
 #include "work.h"
@@ -17,10 +17,13 @@ constexpr Index kPartKeys = 1024;  // keys of a part, at least
 constexpr Index kMostParts = 32;
 
 // Sizes that bits do not depend on.
-constexpr Index kScratchBytes = 200 << 10;     // of a tile: its queries, scores and output stay in L2
-constexpr Index kBlockKeys = 512;              // keys of a super-block, unless they are few
-constexpr Index kBlockBytes = Index{8} << 20;  // of a super-block, at most
-constexpr Index kBlockSlots = 3;               // in use, being packed, still read by a late thread
+constexpr Index kScratchBytes = 200 << 10;        // of a tile: its queries, scores and output stay in L2
+constexpr Index kBlockKeys = 512;                 // keys of a super-block, unless they are few
+constexpr Index kBlockBytes = Index{8} << 20;     // of a super-block, at most
+constexpr Index kAloneBytes = 512 << 10;          // of the panels of a section that is alone: they stay in L2
+constexpr Index kAllAloneBytes = Index{8} << 20;  // of all threads' such panels
+constexpr Index kAloneSections = 8;  // of a thread, at least, so that all end at about the same time
+constexpr Index kBlockSlots = 3;     // in use, being packed, still read by a late thread
 constexpr Index kStateBytes = Index{2} << 20;  // of states that wait, a thread, in two sections or more
 constexpr double kThreadFlops = 1e6;           // work that is worth another thread: some 10 µs
 constexpr double kThreadBytes = 256 << 10;
@@ -46,7 +49,7 @@ class Planner {
     } else {
       for (const Sequence& sequence : longest_first(call_)) add_sequence(sequence);
     }
-    order();
+    order_batches(plan_);
     size();
     return std::move(plan_);
   }
@@ -189,7 +192,9 @@ class Planner {
     const Index tile_bytes = kernels_.sizes(call_, section.tile_rows).state;
     const Index most_tiles = max(1, plan_.threads * kStateBytes / 2 / tile_bytes);
     // State waits from one super-block to the next, so that rows are bounded where there are several.
-    const bool waits = visible(section).size() > section.part_keys;
+    const Index keys = visible(section).size();
+    if (is_alone(keys)) return add_alone(section);
+    const bool waits = keys > section.part_keys;
     const Index most_rows = waits ? most_tiles * section.tile_rows : all.size();
     for (Index begin = all.begin; begin < all.end; begin = section.rows.end) {
       section.rows = {begin, min(begin + most_rows, all.end)};
@@ -205,6 +210,20 @@ class Planner {
     }
   }
 
+  /// Whether a section that sees so many keys is one task.
+  [[nodiscard]] bool is_alone(Index keys) const {
+    const Index bytes = ceil_div(keys, kernels_.key_tile) * kernels_.sizes(call_, 0).panel;
+    return keys <= block_keys_ && bytes <= min(kAloneBytes, kAllAloneBytes / plan_.threads) &&
+           call_.batch * call_.kv_heads >= kAloneSections * plan_.threads;
+  }
+
+  void add_alone(Section section) {
+    section.shared = false;
+    section.alone = true;
+    section.keys = visible(section);
+    plan_.sections.push_back(section);
+  }
+
   void keep_state(Section& section) {
     section.state_slot = plan_.states++;
     section.first_tile = plan_.state_tiles;
@@ -213,56 +232,12 @@ class Planner {
     plan_.state_bytes = max(plan_.state_bytes, section.states() * bytes);
   }
 
-  /// Batches in the order of their sections; each batch of packing moves before the one that comes ahead of
-  /// its use.
-  void order() {
-    std::vector<Batch> runs;
-    runs.reserve(plan_.sections.size() + plan_.gangs.size());
-    std::sort(plan_.gangs.begin(), plan_.gangs.end(), [](const Gang& a, const Gang& b) {
-      return a.sections[0] != b.sections[0] ? a.sections[0] < b.sections[0] : a.part < b.part;
-    });
-    std::size_t gang = 0;
-    for (std::size_t i = 0; i < plan_.sections.size(); ++i) {
-      const Section& section = plan_.sections[i];
-      const auto number = static_cast<Index>(i);
-      for (; gang < plan_.gangs.size() && plan_.gangs[gang].sections[0] == number; ++gang)
-        runs.push_back({.section = number, .gang = static_cast<Index>(gang)});
-      Batch batch{.section = number};
-      if (!section.shared) runs.push_back(batch);
-      for (Index key = section.keys.begin; section.shared && key < section.keys.end;
-           key += section.part_keys) {
-        batch.keys = {key, min(key + section.part_keys, section.keys.end)};
-        batch.block = plan_.blocks++;
-        runs.push_back(batch);
-      }
-    }
-    plan_.batches.reserve(runs.size() + static_cast<std::size_t>(plan_.blocks));
-    auto ahead = runs.begin();
-    const auto add_packing = [&] {
-      ahead = std::find_if(ahead, runs.end(), [](const Batch& batch) { return batch.block >= 0; });
-      if (ahead == runs.end()) return;
-      Batch packing = *ahead++;
-      packing.packs = true;
-      add(packing, ceil_div(packing.keys.size(), kernels_.key_tile));
-    };
-    add_packing();
-    for (const Batch& run : runs) {
-      if (run.block >= 0) add_packing();
-      const Section& section = plan_.sections[static_cast<std::size_t>(run.section)];
-      add(run, run.gang >= 0 ? 1 : section.shared ? section.tiles : section.parts - section.gang_parts);
-    }
-  }
-
-  void add(Batch batch, Index tasks) {
-    if (tasks == 0) return;
-    batch.first_task = plan_.tasks;
-    plan_.tasks += tasks;
-    plan_.batches.push_back(batch);
-  }
-
   void size() {
-    Index most_rows = 0;
-    for (const Section& s : plan_.sections) most_rows = max(most_rows, min(s.tile_rows, s.rows.size()));
+    Index most_rows = 0, panels = 0;
+    for (const Section& s : plan_.sections) {
+      most_rows = max(most_rows, min(s.tile_rows, s.rows.size()));
+      if (!s.shared) panels = max(panels, s.alone ? ceil_div(s.keys.size(), kernels_.key_tile) : 1);
+    }
     plan_.task = kernels_.sizes(call_, most_rows);
     if (!plan_.gangs.empty()) {  // each of a gang's tasks has its own
       const Index of_gang =
@@ -274,9 +249,7 @@ class Planner {
     plan_.block_bytes = block_keys_ / kernels_.key_tile * plan_.task.panel;
     const Index slots = max(2, plan_.threads * kStateBytes / max(1, plan_.state_bytes));
     plan_.state_slots = min(plan_.states, max(most_states_, plan_.threads > 1 ? slots : 1));
-    const bool packs_alone = std::any_of(plan_.sections.begin(), plan_.sections.end(),
-                                         [](const Section& section) { return !section.shared; });
-    plan_.thread_bytes = plan_.task.state + plan_.task.scratch + (packs_alone ? plan_.task.panel : 0);
+    plan_.thread_bytes = plan_.task.state + plan_.task.scratch + panels * plan_.task.panel;
     const Index counters = 2 * plan_.blocks + plan_.states + plan_.state_tiles + 1;
     const Index notes = MaskNotes(call_, plan_.sections, kernels_.key_tile).bytes();
     plan_.workspace_bytes = plan_.threads * plan_.thread_bytes + plan_.block_slots * plan_.block_bytes +

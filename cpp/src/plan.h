@@ -7,6 +7,9 @@
 // In a *shared* section there are several row tiles.  Keys come in super-blocks, each packed once and used by all
 // row tiles; the rows' state waits in the section's memory from one super-block to the next.
 //
+// A section that is *alone* has several row tiles too, but one task: it packs the keys, a super-block at most, into its thread's own
+// memory, and runs all row tiles.  Where there are many sections, this spares the threads the traffic between their caches.
+//
 // In any other there is one row tile, which packs for itself.  If the rows are few (decoding), its keys are
 // split into parts of a size that depends on the sequence alone; each part leaves a state, and the last one
 // to end merges them.  Parts that several sequences read from the same pages are one task, a *gang*.
@@ -28,7 +31,7 @@ struct Section {
   Range rows;           // in the order of Task
   Index tile_rows = 0;  // rows of a row tile
   Index tiles = 1;      // row tiles
-  bool shared = false;
+  bool shared = false, alone = false;
   Index parts = 1;        // split: parts of the keys
   Index gang_parts = 0;   // split: the first of them, which gangs run
   Index part_keys = 0;    // split: keys of a part; shared: keys of a super-block
@@ -76,7 +79,7 @@ struct Plan {
   Index state_tiles = 0;  // their row tiles
   Sizes task{};           // of the largest row tile
   Index thread_bytes =
-      0;  // a thread's own: state, scratch, and a key tile's panels if a section is not shared
+      0;  // a thread's own: state, scratch, and the panels of a key tile, or of a section that is alone
   Index workspace_bytes = 0;
 
   double flops = 0, bytes = 0;  // of the visible tiles; of the operands

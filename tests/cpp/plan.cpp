@@ -160,7 +160,7 @@ class Check {
         CHECK(batch.keys.begin == (at < 0 ? s.keys.begin : at) && batch.keys.begin % kernels_.key_tile == 0);
         at = batch.keys.end;
       } else {
-        CHECK(at < 0 && s.tiles == 1);
+        CHECK(at < 0 && (s.tiles == 1 || s.alone));
         CHECK(s.parts == 1 || s.part_keys % kernels_.key_tile == 0);
         CHECK((s.parts - 1) * s.part_keys <= s.keys.size() && s.keys.size() <= s.parts * s.part_keys);
         at = s.keys.end;
@@ -219,7 +219,9 @@ class Check {
     const Index thread = plan_.thread_bytes;
     CHECK(thread >= plan_.task.scratch + plan_.task.state);
     for (const Section& s : plan_.sections) {
-      if (!s.shared) CHECK(thread >= plan_.task.scratch + plan_.task.state + plan_.task.panel);
+      const Index panels = s.alone ? ceil_div(s.keys.size(), kernels_.key_tile) : s.shared ? 0 : 1;
+      CHECK(thread >= plan_.task.scratch + plan_.task.state + panels * plan_.task.panel);
+      if (s.alone) CHECK(!s.shared && s.parts == 1 && s.keys.size() <= s.part_keys);
     }
     const Index counters = 4 * (2 * plan_.blocks + plan_.states + plan_.state_tiles);
     const Index blocks = plan_.block_slots * plan_.block_bytes,

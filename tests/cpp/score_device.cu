@@ -31,8 +31,9 @@ struct DeviceMath {
   }
   static __device__ float add_or_hide(float s, float bias) { return bias == hidden() ? bias : s + bias; }
   static __device__ float load_one(const std::byte* p, DType) { return *reinterpret_cast<const float*>(p); }
-  static __device__ float load(const std::byte* p, const Tensor& like, const Keys&) {
-    return load_one(p, like.dtype);
+  template <class Run>
+  static __device__ void with_line(const std::byte* line, const Tensor& like, Run run) {
+    run([&](const Keys& keys) { return load_one(line + keys.first * like.stride[3], like.dtype); });
   }
   static __device__ float by_distance(const float* line, Index farthest, Index distance) {
     return line[farthest + max(-farthest, min(distance, farthest))];

@@ -58,8 +58,9 @@ bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
   return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
 }
 
-/// The kinds of plans: shared super-blocks whose rows wait, split keys, one tile, few tasks.
-constexpr int kKinds = 4;
+/// The kinds of plans: shared super-blocks whose rows wait, split keys, one tile, sections that are alone if threads are few,
+/// few tasks.
+constexpr int kKinds = 5;
 Case kind(int number, unsigned seed) {
   switch (number) {
     case 0:
@@ -68,6 +69,8 @@ Case kind(int number, unsigned seed) {
       return {2, 4, 1, 2, 3000, 24, false, seed};
     case 2:
       return {3, 2, 2, 20, 90, 16, true, seed};
+    case 3:
+      return {6, 4, 4, 100, 150, 24, true, seed};
     default:
       return {1, 1, 1, 1, 1, 3, false, seed};
   }

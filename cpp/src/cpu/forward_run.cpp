@@ -4,6 +4,7 @@
 
 #include "../mask_notes.h"
 #include "../score/steps.h"
+#include "ahead.h"
 #include "crew.h"
 #include "memory.h"
 
@@ -61,11 +62,15 @@ class ForwardRun {
     return plan_.sections[static_cast<std::size_t>(batch.section)];
   }
 
-  void run_task(Index number, int thread) noexcept {
+  [[nodiscard]] const Batch& batch_of(Index task) const noexcept {
     const auto after =
-        std::upper_bound(plan_.batches.begin(), plan_.batches.end(), number,
-                         [](Index task, const Batch& batch) { return task < batch.first_task; });
-    const Batch& batch = *(after - 1);
+        std::upper_bound(plan_.batches.begin(), plan_.batches.end(), task,
+                         [](Index number, const Batch& batch) { return number < batch.first_task; });
+    return *(after - 1);
+  }
+
+  void run_task(Index number, int thread) noexcept {
+    const Batch& batch = batch_of(number);
     const Index item = number - batch.first_task;
     if (batch.packs) {
       pack(batch, item, thread);
@@ -73,9 +78,39 @@ class ForwardRun {
       run_gang(plan_.gangs[static_cast<std::size_t>(batch.gang)], thread);
     } else if (batch.block >= 0) {
       run_tile(batch, section(batch).tiles - 1 - item, thread);  // the last rows see most keys: longest first
+    } else if (section(batch).alone) {
+      run_alone(number, section(batch), thread);
     } else {
       run_part(section(batch), section(batch).gang_parts + item, thread);
     }
+  }
+
+  void run_alone(Index number, const Section& s, int thread) noexcept {
+    std::byte* const panels = scratch(thread) + plan_.task.scratch;
+    pack_tiles(s, s.keys, panels);
+    const Section* const next = alone_after(number);
+    Task task{.sequence = s.sequence, .kv_head = s.kv_head, .keys = s.keys, .state = own_state(thread)};
+    task.packed = panels;
+    for (Index tile = 0; tile < s.tiles && !crew_.poll(thread); ++tile) {
+      task.rows = s.tile(tile);
+      task.notes = notes_.of(s, task.rows);
+      task.ahead = ahead_of(call_, s, tile, next);
+      plan_.kernels->forward(call_, task, scratch(thread));
+    }
+  }
+
+  /// The section that this thread will claim next, probably.
+  [[nodiscard]] const Section* alone_after(Index number) const noexcept {
+    const Index next = number + plan_.threads;
+    if (next >= plan_.tasks) return nullptr;
+    const Section& s = section(batch_of(next));
+    return s.alone ? &s : nullptr;
+  }
+
+  void pack_tiles(const Section& s, Range keys, std::byte* panels) const noexcept {
+    const Index step = plan_.kernels->key_tile;
+    for (Index key = keys.begin; key < keys.end; key += step, panels += plan_.task.panel)
+      plan_.kernels->pack(call_, s.sequence, s.kv_head, {key, min(key + step, keys.end)}, panels);
   }
 
   // ---- shared super-blocks: empty (unpacked > 0) → packing → ready (unpacked = 0) → unused = 0: the slot is

@@ -16,14 +16,17 @@ struct Bias : NoOp {
     for (std::size_t i = 0; i < biases.size; ++i) fetch_row(biases.items[i], row, keys);
   }
 
-  template <class M>
-  static ATTN_FN typename M::Scores apply(const Call& call, const Row& row, typename M::Scores s,
-                                          const typename M::Keys& keys) noexcept {
+  /// Where an array's row is, and its dtype, is looked up once for all registers of scores.
+  template <class M, class Visit>
+  static ATTN_FN void apply_row(const Call& call, const Row& row, Visit& visit) noexcept {
     for (std::size_t i = 0; i < call.score.biases.size; ++i) {
       const Tensor& bias = call.score.biases.items[i];
-      s = M::add_or_hide(s, M::load(at(bias, row.batch, row.head, row.query, keys.first), bias, keys));
+      M::with_line(at(bias, row.batch, row.head, row.query), bias, [&](auto load) {
+        visit([&](typename M::Scores s, const typename M::Keys& keys) {
+          return M::add_or_hide(s, load(keys));
+        });
+      });
     }
-    return s;
   }
 };
 

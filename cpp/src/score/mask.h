@@ -6,6 +6,16 @@ namespace attncore {
 
 /// A boolean array that broadcasts to (batch, head, query, key): True = attend.
 struct Mask : NoOp {
+  /// Of a line that all rows share: padding, mostly.
+  static ATTN_FN Range narrow(const Call& call, const Block& block, Range keys) noexcept {
+    const Tensor& mask = call.score.mask;
+    const bool one_head = mask.stride[1] == 0 || block.heads.size() == 1;
+    if (!mask.given() || mask.stride[2] != 0 || !one_head) return keys;
+    const std::byte* const line = at(mask, block.sequence.batch, block.heads.begin);
+    while (!keys.empty() && line[(keys.end - 1) * mask.stride[3]] == std::byte{0}) --keys.end;
+    return keys;
+  }
+
   static ATTN_FN Touch touch(const Call& call, const Block& block, Range keys) noexcept {
     if (!call.score.mask.given()) return Touch::nothing;
     return block.notes.find(keys.begin, [&] { return look(call.score.mask, block, keys); });

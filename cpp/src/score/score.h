@@ -1,8 +1,10 @@
 // A score step is one small struct that stands between Q·Kᵀ and the softmax.  It has
 //
 // - visible(call, block): the keys that any row of the block may see; what lies outside is never touched;
+// - narrow(call, block, keys), if it finds soon after which key of a tile no row sees any: the keys before;
 // - touch(call, block, keys): what it does to this tile: nothing, element work, or hides all of it;
 // - apply<M>(call, row, s, keys): what becomes of a register of scores (a float on a GPU) of one row;
+//   or apply_row<M>(call, row, visit), if there is much to look up for a row: visit(s, keys → what becomes of s) goes over all;
 // - fetch(call, row, keys), if it reads memory for each pair: brings what `apply` will read of a row of a tile.
 //
 // M is the machine's vocabulary (cpu/tile/score_math.h): M::Scores, M::Keys and the primitives that `apply` uses.

@@ -30,6 +30,12 @@ struct Pipeline {
     return keys;
   }
 
+  /// The keys of a tile up to the last that any row sees, by the steps that find it soon.
+  static ATTN_FN Range narrow(const Call& call, const Block& block, Range keys) noexcept {
+    (narrow_by<Steps>(call, block, keys), ...);
+    return keys;
+  }
+
   /// What the steps do to a tile; `keys` may reach past the sequence's keys, into the padding of a register.
   static ATTN_FN TileWork touch(const Call& call, const Block& block, Range keys) noexcept {
     TileWork work;
@@ -68,6 +74,11 @@ struct Pipeline {
   }
 
   template <class Step>
+  static ATTN_FN void narrow_by(const Call& call, const Block& block, Range& keys) noexcept {
+    if constexpr (requires { Step::narrow(call, block, keys); }) keys = Step::narrow(call, block, keys);
+  }
+
+  template <class Step>
   static ATTN_FN void fetch_one(const Call& call, const Row& row, StepSet steps, StepSet& bit,
                                 Range keys) noexcept {
     if constexpr (requires { Step::fetch(call, row, keys); }) {
@@ -79,12 +90,16 @@ struct Pipeline {
   template <class Step, class M, class Visit>
   static ATTN_FN void apply_one(const Call& call, const Row& row, StepSet steps, StepSet& bit,
                                 Visit& visit) noexcept {
-    if ((steps & bit) != 0) {
+    const bool applied = (steps & bit) != 0;
+    bit <<= 1U;
+    if (!applied) return;
+    if constexpr (requires { Step::template apply_row<M>(call, row, visit); }) {
+      Step::template apply_row<M>(call, row, visit);
+    } else {
       visit([&](typename M::Scores s, const typename M::Keys& keys) {
         return Step::template apply<M>(call, row, s, keys);
       });
     }
-    bit <<= 1U;
   }
 
   template <class Step, class M, class Visit, class VisitSlope>

@@ -109,7 +109,8 @@ class ForwardKernel {
         keys_(key_source(call, call.key, task.sequence, task.kv_head)),
         values_(key_source(call, call.value, task.sequence, task.kv_head)),
         direct_(reads_in_place<Isa, T>(call, task.sequence)),
-        grouped_(groups_rows<Isa, T>(call, task.sequence)) {
+        grouped_(groups_rows<Isa, T>(call, task.sequence)),
+        pace_(task.ahead.pace(rows_ * ceil_div(task.keys.size(), Isa::template kKeyTile<T>))) {
     if constexpr (kSplit<Item>) {
       queries_ = {reinterpret_cast<const Item*>(scratch_.queries.data), scratch_.queries.stride};
       if (!task.loaded)
@@ -149,7 +150,7 @@ class ForwardKernel {
     if (task_.first) state_.clear(rows_);
     const Range seen = intersect(task_.keys, ScoreSteps::visible(call_, row_at_.block()));
     if (seen.empty() || !begin_tile({task_.keys.begin, seen.end})) return false;
-    if (seen.end == task_.keys.end) return true;
+    if (tile_.end == task_.keys.end) return true;
     ForwardKernel* const self = this;
     run_direct_tile(&self, 1, scratch_.panel);
     return false;
@@ -197,6 +198,8 @@ class ForwardKernel {
   /// False: nothing in the tile is seen.
   bool begin_tile(Range keys) noexcept {
     if (keys.begin % kFoldKeys == 0 && keys.begin > 0) state_.fold(rows_);
+    keys = ScoreSteps::narrow(call_, row_at_.block(), keys);
+    if (keys.empty()) return false;
     const Range padded{keys.begin, keys.begin + round_up(keys.size(), kWidth<Isa, T>)};
     const TileWork work = ScoreSteps::touch(call_, row_at_.block(), padded);
     tile_ = keys;
@@ -251,6 +254,7 @@ class ForwardKernel {
     for (Index row = 0; row < rows_; ++row) {
       T* const scores = scratch_.scores.row(row);
       fetch_next_row(call_, row_at_, row, rows_, steps_, keys);
+      for (Index i = 0; i < pace_; ++i) task_.ahead.fetch(fetched_++);
       if (key_scales != nullptr) multiply_by<Isa, T>(scores, key_scales, keys.size());
       if (steps_ != 0) apply_steps<Isa, T>(call_, row_at_(row), steps_, keys, task_.sequence.keys, scores);
       const T* factors = value_scales;
@@ -275,6 +279,8 @@ class ForwardKernel {
   const RowState<Isa, T> state_;
   const KeySource keys_, values_;
   const bool direct_, grouped_;
+  const Index pace_;              // rows of task.ahead to fetch with each row
+  Index fetched_ = 0;             // of them
   Matrix<const Item> queries_{};  // (rows, dim)
   Range tile_;                    // of keys: the one at work, and the score steps that have work there
   StepSet steps_ = 0;

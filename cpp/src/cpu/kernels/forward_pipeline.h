@@ -29,7 +29,8 @@ class ForwardPipeline {
         scratch_(PipelineScratch<Isa>::in(memory, call, rows_)),
         state_(RowState<Isa, float>::in(task.state, call, rows_)),
         scale_(static_cast<float>(call.scale)),
-        folds_(is_power_of_two(scale_)) {
+        folds_(is_power_of_two(scale_)),
+        pace_(task.ahead.pace(rows_ * ceil_div(task.keys.size(), PipelineScratch<Isa>::chunk(call)))) {
     if (!task.loaded) load_pair_rows<Isa>(call.query, call.dim, row_at_, scratch_.queries, rows_);
     for (int i = 0; i < 2; ++i) {
       stages_[i].scores = scratch_.scores[i];
@@ -93,6 +94,8 @@ class ForwardPipeline {
   }
 
   void run_tile(Range keys) noexcept {
+    keys = ScoreSteps::narrow(call_, row_at_.block(), keys);
+    if (keys.empty()) return;
     const Range padded{keys.begin, keys.begin + round_up(keys.size(), kWidth<Isa, float>)};
     const TileWork work = ScoreSteps::touch(call_, row_at_.block(), padded);
     if (work.hidden) return;
@@ -176,6 +179,7 @@ class ForwardPipeline {
 
   /// S → P of some rows.
   void weigh(Stage& stage, Range rows) noexcept {
+    for (Index i = 0; i < pace_ * rows.size(); ++i) task_.ahead.fetch(fetched_++);
     if (!stage.plain) {
       for (Index row = rows.begin; row < rows.end; ++row) weigh(stage, row);
     } else if (folds_) {
@@ -279,7 +283,9 @@ class ForwardPipeline {
   const PipelineScratch<Isa> scratch_;
   const RowState<Isa, float> state_;
   const float scale_;
-  const bool folds_;  // a power of two, positive and far from under- and overflow
+  const bool folds_;   // a power of two, positive and far from under- and overflow
+  const Index pace_;   // rows of task.ahead to fetch with each row
+  Index fetched_ = 0;  // of them
   TileStream<Isa> stream_;
   Stage stages_[2];
   int turn_ = 0;  // the stage of the chunk before the last one

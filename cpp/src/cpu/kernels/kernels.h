@@ -6,6 +6,34 @@
 
 namespace attncore {
 
+/// Rows of memory that later tasks read: `count` of so many bytes.
+struct Rows {
+  const std::byte* data = nullptr;
+  Index stride = 0, bytes = 0, count = 0;
+};
+
+/// What a task fetches for those after it, bit by bit while it multiplies: memory has little else to do then.
+struct Ahead {
+  Rows rows[4];
+  /// Rows to fetch at each of so many steps.
+  [[nodiscard]] ATTN_INLINE Index pace(Index steps) const noexcept {
+    const Index count = rows[0].count + rows[1].count + rows[2].count + rows[3].count;
+    return count == 0 ? 0 : ceil_div(count, max(1, steps));
+  }
+  ATTN_INLINE void fetch(Index row) const noexcept {
+    constexpr Index kLine = 64;
+    constexpr int kRead = 0, kSecondCache = 2;
+    for (const Rows& some : rows) {
+      if (row < some.count) {
+        const std::byte* const data = some.data + row * some.stride;
+        for (Index at = 0; at < some.bytes; at += kLine) __builtin_prefetch(data + at, kRead, kSecondCache);
+        return;
+      }
+      row -= some.count;
+    }
+  }
+};
+
 /// A piece of forward's work: the query rows of one tile against some of their keys.  Row r of a sequence is
 /// the query r / group of head kv_head · group + r % group: the heads that share keys are rows beside each
 /// other.
@@ -20,7 +48,8 @@ struct Task {
   std::byte* state = nullptr;         // Sizes::state bytes
   const std::byte* packed = nullptr;  // the tiles of `keys`, Sizes::panel bytes each; none: pack them here
   Index reach = 0;                    // keys up to here are read next, and may be fetched ahead
-  bool loaded = false;                // the scratch has the rows' queries, from the keys before
+  Ahead ahead = {};
+  bool loaded = false;  // the scratch has the rows' queries, from the keys before
   TouchNotes notes = {};
 };
 

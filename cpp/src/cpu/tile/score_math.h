@@ -64,11 +64,19 @@ struct ScoreMath {
     return bias == hidden() ? bias : s + bias;
   }
 
-  static ATTN_INLINE Scores load(const std::byte* p, const Tensor& like, const Keys& keys) noexcept {
+  /// run(load) with load(keys): a register of the row that begins at `line`.
+  template <class Run>
+  static ATTN_INLINE void with_line(const std::byte* line, const Tensor& like, Run run) noexcept {
     const Index stride = like.stride[3];
-    if (stride == 0) return broadcast<Scores>(load_one(p, like.dtype));
-    return with_storage<T>(
-        like.dtype, [&]<DType kStorage>() { return load_items<Isa, T, kStorage>(p, stride, keys.count); });
+    if (stride == 0) {
+      const Scores item = broadcast<Scores>(load_one(line, like.dtype));
+      return run([&](const Keys&) { return item; });
+    }
+    with_storage<T>(like.dtype, [&]<DType kStorage>() {
+      run([&](const Keys& keys) {
+        return load_items<Isa, T, kStorage>(line + keys.first * stride, stride, keys.count);
+      });
+    });
   }
 
   static ATTN_INLINE T load_one(const std::byte* p, DType dtype) noexcept {
