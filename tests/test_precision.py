@@ -58,7 +58,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "one key": {"queries": 12, "keys": 1, "dim": 40},
     "GQA 3": {"queries": 11, "keys": 90, "heads": 6, "kv_heads": 2},
     "GQA 8": {"queries": 9, "keys": 65, "heads": 8, "kv_heads": 1, "batch": 2},
-    "folded": {"queries": 9, "keys": 4500, "heads": 1, "dim": 16},
+    "folded": {"queries": 20, "keys": 4500, "heads": 1, "dim": 16},
 }
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
