@@ -79,9 +79,16 @@ ATTN_INLINE V broadcast(T x) noexcept {
 /// v, loaded once: g++ would load it again for each of the multiply-adds that it is in.
 template <class V>
 ATTN_INLINE V in_register(V v) noexcept {
-#if defined(__x86_64__)
-  asm("" : "+v"(v));
+#if defined(__AVX512F__)
+  constexpr std::size_t kWidest = 64;
+#elif defined(__AVX__)
+  constexpr std::size_t kWidest = 32;
+#elif defined(__SSE2__)
+  constexpr std::size_t kWidest = 16;
+#else
+  constexpr std::size_t kWidest = 0;
 #endif
+  if constexpr (sizeof(V) <= kWidest) asm("" : "+v"(v));
   return v;
 }
 
