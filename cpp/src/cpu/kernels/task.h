@@ -192,15 +192,17 @@ struct Scratch {
 
   // Few rows: those of a gang's other tasks, or that are not there, stand after one's own.
   static ATTN_INLINE Index score_rows(Index rows) noexcept { return max(rows, kDirectRows); }
-  static ATTN_INLINE Index direct_items(const Call& call, Index rows) noexcept {
-    return rows <= kDirectRows ? kDirectRows * padded(call.dim) : 0;
+  static ATTN_INLINE Index items(const Call& call, Index rows) noexcept {
+    const Index direct = rows <= kDirectRows ? kDirectRows * padded(call.dim) : 0;
+    return rows * query_stride(call.dim) + score_rows(rows) * score_stride() +
+           (kSplit<Item> ? 2 : 1) * padded(rows) + direct;
   }
 
+  /// Never less than for fewer rows: a plan asks for its largest row tile.
   static ATTN_INLINE Sizes sizes(const Call& call, Index rows) noexcept {
     const Index panel = KeyTile<Isa, T, Item>::bytes(call);
-    const Index items = rows * query_stride(call.dim) + score_rows(rows) * score_stride() +
-                        (kSplit<Item> ? 2 : 1) * padded(rows) + direct_items(call, rows);
-    return {round_up(items * Index{sizeof(T)}, 64), RowState<Isa, T>::bytes(call, rows), panel};
+    const Index most = max(items(call, rows), items(call, min(rows, kDirectRows)));
+    return {round_up(most * Index{sizeof(T)}, 64), RowState<Isa, T>::bytes(call, rows), panel};
   }
 
   /// Scores and weights become another's rows from `row` on.
