@@ -16,12 +16,13 @@ ATTN_INLINE bool add_strip(T* const* c, const Item* a, TokenWalk b, Index keys, 
   using Pair = LoadPair<Isa, T, kStorage>;
   constexpr bool kTwo = kInPairs<T, Item>;  // keys at a time
   constexpr bool kPairs = Pair::kGiven && kColumns % 2 == 0 && !kTwo;
-  constexpr Index kFetched = item_offset<kStorage>(kColumns * n, kItem) * (kTwo ? 2 : 1);
+  constexpr Index kFetched = item_offset<kStorage>(kColumns * n, kItem);  // of each token
   const Index offset = item_offset<kStorage>(column, kItem);
   V sum[kRows][kColumns];
   clear(sum);
   for (Index k = 0; k < depth_of<T, Item>(keys); ++k) {
     fetching.template step<kFetched>();
+    if constexpr (kTwo) fetching.template step<kFetched>();
     const std::byte* const in = b.next() + offset;
     const std::byte* const second = kTwo ? b.next() + offset : in;
     Vec<Isa, Item> items[kColumns];

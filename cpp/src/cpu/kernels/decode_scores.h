@@ -114,7 +114,6 @@ void dot_few_rows(T* c, const RowList<const Item>& a, const Tokens<Isa, T>& b, D
     with_rows<Isa, T>(a.size, [&]<Index kRows>() {
       constexpr int n = kWidth<Isa, T>;
       constexpr Index kSums = min(kFewSums<Isa>, n), kFew = max(Index{1}, min(4, kSums / kRows));
-      constexpr Index kMany = kRows == 1 ? kSums : kFew;
       with_depth<kRows>(dims, [&](auto depth) {
         for (Index row = 0; row < a.size; row += kRows) {
           interleave_rows<Isa, T, Item, kStorage, kRows>(room, a, row, depth_of<T, Item>(dims));
@@ -134,7 +133,9 @@ void dot_few_rows(T* c, const RowList<const Item>& a, const Tokens<Isa, T>& b, D
               __builtin_memcpy(c + (row + i) * kStride + key, sums + i * kKeys, kKeys * sizeof(T));
             key += kKeys;
           };
-          while (keys - key >= kMany) dot.template operator()<kMany>();
+          if constexpr (kRows == 1) {
+            while (b.near && keys - key >= kSums) dot.template operator()<kSums>();
+          }
           while (key < keys) dot.template operator()<kFew>();
         }
       });

@@ -90,9 +90,11 @@ class Tokens {
       : source_(source) {
     with_key_storage<T>(source.storage, [&]<DType kStorage>() {
       constexpr Index kItem = sizeof(typename Storage<kStorage>::Item), kFetchedBytes = 8192, kMostAhead = 64;
+      constexpr Index kNearBytes = 128 << 10;
       const Index bytes = max(Index{1}, item_offset<kStorage>(dims, kItem));
       const Index distance = max(Index{1}, min(kMostAhead, kFetchedBytes / bytes));
       const Index end = max(keys.end, reach);
+      near = (end - keys.begin) * bytes <= kNearBytes;
       read = {source_, keys.begin, keys.end};
       ahead = {source_, min(keys.begin + distance, end), end};
       next_tile = {source_, keys.end, end};
@@ -113,6 +115,7 @@ class Tokens {
   TokenWalk read;
   TokenWalk ahead;      // to fetch while each token is read: far enough that memory answers in time
   TokenWalk next_tile;  // to fetch where the tile is gone through several times
+  bool near;            // what there is to read may well be in the second cache: then speed is not memory's
 
  private:
   const KeySource source_;
