@@ -128,9 +128,8 @@ class ForwardRun {
     if (before >= 0 && !crew_.wait(thread, free)) return;
     const Index key_tile = plan_.kernels->key_tile;
     const Index first = batch.keys.begin + piece * key_tile;
-    const Range keys{first, min(first + key_tile, batch.keys.end)};
-    plan_.kernels->pack(call_, section(batch).sequence, section(batch).kv_head, keys,
-                        block(batch.block) + piece * plan_.task.panel);
+    pack_tiles(section(batch), {first, min(first + key_tile, batch.keys.end)},
+               block(batch.block) + piece * plan_.task.panel);
     Counter(unpacked_[batch.block]).count_down();
   }
 

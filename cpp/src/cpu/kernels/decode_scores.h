@@ -32,7 +32,7 @@ ATTN_INLINE V sum_lanes(const V* v) noexcept {
   }
 }
 
-/// kRows rows of A (dim) from `first` on, those past its end being copies of the last, as dot_keys reads them: register by register,
+/// kRows rows of A (dim) from `first` on, those past its end being copies of the last, as dot_key reads them: register by register,
 /// the rows one after another.  Where keys come as even and odd items, so do these.
 template <class Isa, class T, class Item, DType kStorage, int kRows>
 void interleave_rows(Item* out, const RowList<const Item>& a, Index first, Index depth) noexcept {

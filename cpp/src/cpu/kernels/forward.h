@@ -2,7 +2,6 @@
 // (Rabe & Staats 2021; Dao et al. 2022).
 #pragma once
 
-#include "../tile/coins.h"
 #include "decode_outputs.h"
 #include "decode_scores.h"
 #include "grouped_scores.h"
@@ -139,10 +138,7 @@ class ForwardKernel {
   /// False: nothing in the tile is seen.
   bool begin_tile(Range keys) noexcept {
     if (keys.begin % kFoldKeys == 0 && keys.begin > 0) state_.fold(rows_);
-    keys = ScoreSteps::narrow(call_, row_at_.block(), keys);
-    if (keys.empty()) return false;
-    const Range padded{keys.begin, keys.begin + round_up(keys.size(), kWidth<Isa, T>)};
-    const TileWork work = ScoreSteps::touch(call_, row_at_.block(), padded);
+    const TileWork work = touch_tile<Isa, T>(call_, row_at_.block(), keys);
     tile_ = keys;
     steps_ = work.steps;
     if (!work.hidden) fetch_first_rows(call_, row_at_, rows_, steps_, keys);
@@ -190,21 +186,14 @@ class ForwardKernel {
   /// S → P: scales, softcap, biases and masks where they have work, then the online softmax; `mark`: hidden pairs become −0.
   void weigh(bool mark) noexcept {
     const Range keys = tile_;
-    const T* const key_scales = key_scales_.of(call_, call_.key_scale, task_, keys);
-    const T* const value_scales = value_scales_.of(call_, call_.value_scale, task_, keys);
+    factors_.look_up(call_, task_, keys);
     for (Index row = 0; row < rows_; ++row) {
       T* const scores = scratch_.scores.row(row);
       fetch_next_row(call_, row_at_, row, rows_, steps_, keys);
       for (Index i = 0; i < pace_; ++i) task_.ahead.fetch(fetched_++);
-      if (key_scales != nullptr) multiply_by<Isa, T>(scores, key_scales, keys.size());
-      if (steps_ != 0) apply_steps<Isa, T>(call_, row_at_(row), steps_, keys, task_.sequence.keys, scores);
-      const T* factors = value_scales;
-      if (call_.dropout.given()) {
-        T* const coins = coins_.of(call_.dropout, row_at_(row), keys);
-        if (value_scales != nullptr) multiply_by<Isa, T>(coins, value_scales, keys.size());
-        factors = coins;
-      }
-      state_.recent.template update<Weights>(row, scores, keys.size(), mark || value_scales != nullptr,
+      const T* const factors =
+          factors_.apply(call_, row_at_, row, steps_, keys, task_.sequence.keys, scores, coins_);
+      state_.recent.template update<Weights>(row, scores, keys.size(), mark || factors_.values != nullptr,
                                              scratch_.keep, factors);
     }
   }
@@ -226,7 +215,7 @@ class ForwardKernel {
   Range tile_;                    // of keys: the one at work, and the score steps that have work there
   StepSet steps_ = 0;
   TileCoins<Isa, T> coins_;
-  TileScales<Isa, T> key_scales_, value_scales_;
+  TileFactors<Isa, T> factors_;
 };
 
 template <class Isa, class T, class Item>

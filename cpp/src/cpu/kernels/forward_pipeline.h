@@ -13,7 +13,6 @@
 #pragma once
 
 #include "../tile/tile_stream.h"
-#include "../tile/tile_weights.h"
 #include "pipeline_scratch.h"
 
 namespace attncore {
@@ -66,8 +65,7 @@ class ForwardPipeline {
     bool plain = false;  // nothing but the scale changes its scores, and nothing its weights
     Matrix<float> scores;
     float* keep;
-    const float *key_factors, *value_factors;
-    TileScales<Isa, float> key_scales, value_scales;
+    TileFactors<Isa, float> factors;
   };
 
   /// The vector unit's work of a step, spread over the unit's products: between two of them, the rows that are due.
@@ -94,10 +92,7 @@ class ForwardPipeline {
   }
 
   void run_tile(Range keys) noexcept {
-    keys = ScoreSteps::narrow(call_, row_at_.block(), keys);
-    if (keys.empty()) return;
-    const Range padded{keys.begin, keys.begin + round_up(keys.size(), kWidth<Isa, float>)};
-    const TileWork work = ScoreSteps::touch(call_, row_at_.block(), padded);
+    const TileWork work = touch_tile<Isa, float>(call_, row_at_.block(), keys);
     if (work.hidden) return;
     if (task_.packed == nullptr) drain();  // the panel is packed anew
     const Tile tile =
@@ -120,10 +115,9 @@ class ForwardPipeline {
     stage.first = first;
     stage.poison = tile.is_poisoned();
     stage.rescales = false;
-    stage.key_factors = stage.key_scales.of(call_, call_.key_scale, task_, keys);
-    stage.value_factors = stage.value_scales.of(call_, call_.value_scale, task_, keys);
+    stage.factors.look_up(call_, task_, keys);
     stage.plain = steps == 0 && keys.size() == kPlainKeys && !stage.poison && !call_.dropout.given() &&
-                  stage.key_factors == nullptr && stage.value_factors == nullptr;
+                  stage.factors.keys == nullptr && stage.factors.values == nullptr;
     fetch_first_rows(call_, row_at_, rows_, steps, keys);
     score(stage, rows);
     rows.finish();
@@ -157,7 +151,7 @@ class ForwardPipeline {
     return row_tiles() * ceil_div(call_.value_dim, kTileColumns) * ceil_div(stage.keys.size(), kRunItems);
   }
 
-  /// C = A · B, or C += A · B, of the panel's columns from `from` to `to`, and its depth from `first` on.
+  /// C = A · B, or C += A · B, of some of the panel's columns, and its depth from `first` on.
   void multiply(Matrix<float> c, Matrix<float> a, Panel<const Bf16Pair> b, Range columns, Index first,
                 Index steps, bool adds, Beside& rows) noexcept {
     for (Index column = columns.begin; column < columns.end; column += 2 * kTileColumns) {
@@ -212,16 +206,9 @@ class ForwardPipeline {
     fetch_next_row(call_, row_at_, row, rows_, stage.steps, keys);
     for (Index i = 0; i < keys.size(); i += kWidth<Isa, float>)
       store(scores + i, load<V>(scores + i) * scale_);
-    if (stage.key_factors != nullptr) multiply_by<Isa, float>(scores, stage.key_factors, keys.size());
-    if (stage.steps != 0)
-      apply_steps<Isa, float>(call_, row_at_(row), stage.steps, keys, task_.sequence.keys, scores);
-    const float* factors = stage.value_factors;
-    if (call_.dropout.given()) {
-      float* const coins = coins_.of(call_.dropout, row_at_(row), keys);
-      if (factors != nullptr) multiply_by<Isa, float>(coins, factors, keys.size());
-      factors = coins;
-    }
-    const bool mark = stage.poison || stage.value_factors != nullptr;
+    const float* const factors =
+        stage.factors.apply(call_, row_at_, row, stage.steps, keys, task_.sequence.keys, scores, coins_);
+    const bool mark = stage.poison || stage.factors.values != nullptr;
     add_sums(
         stage, row,
         state_.recent.template weigh<TileWeights<Isa>>(row, scores, keys.size(), mark, stage.keep, factors));

@@ -1,6 +1,7 @@
 // What forward_pipeline.h works in.
 #pragma once
 
+#include "../tile/tile_weights.h"
 #include "forward.h"
 
 namespace attncore {
@@ -8,7 +9,6 @@ namespace attncore {
 template <class Isa>
 struct PipelineScratch {
   using General = Scratch<Isa, float, Bf16Pair>;
-  static constexpr Index kChunk = kPlainKeys;
 
   Matrix<float> queries;    // (rows, dim), in pairs
   Matrix<float> scores[2];  // (rows, chunk), and the weights in pairs over them
@@ -17,11 +17,10 @@ struct PipelineScratch {
 
   /// Keys of a chunk; dropout draws its coins for whole key tiles.
   static ATTN_INLINE Index chunk(const Call& call) noexcept {
-    return call.dropout.given() ? Isa::template kKeyTile<float> : kChunk;
+    return call.dropout.given() ? Isa::template kKeyTile<float> : kPlainKeys;
   }
   static ATTN_INLINE Index score_stride(const Call& call) noexcept {
-    return chunk(call) +
-           kWidth<Isa, float>;  // rows at distances of a power of two would share a few cache sets
+    return chunk(call) + kWidth<Isa, float>;  // as General's: not a power of two
   }
   static ATTN_INLINE Index bytes(const Call& call, Index rows) noexcept {
     const Index row = General::query_stride(call.dim) + 2 * score_stride(call);

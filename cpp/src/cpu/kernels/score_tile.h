@@ -1,6 +1,7 @@
 // What a tile of scores goes through, row by row, between the product and the softmax.
 #pragma once
 
+#include "../tile/coins.h"
 #include "few_rows.h"
 
 namespace attncore {
@@ -18,6 +19,17 @@ ATTN_INLINE void apply_steps(const Call& call, const Row& row, StepSet steps, Ra
     }
   };
   ScoreSteps::apply<M>(call, row, steps, visit, visit_slope...);
+}
+
+/// What the steps do to a tile of some rows' keys, which end with the last that any row sees as far as that is soon found.
+template <class Isa, class T>
+ATTN_INLINE TileWork touch_tile(const Call& call, const Block& block, Range& keys) noexcept {
+  TileWork work;
+  keys = ScoreSteps::narrow(call, block, keys);
+  work.hidden = keys.empty();
+  if (work.hidden) return work;
+  const Range padded{keys.begin, keys.begin + round_up(keys.size(), kWidth<Isa, T>)};
+  return ScoreSteps::touch(call, block, padded);
 }
 
 /// What the steps read of a row is fetched so many rows before they are applied to it, the first rows' before the tile's products:
@@ -64,5 +76,32 @@ ATTN_INLINE void multiply_by(T* items, const T* factors, Index count) noexcept {
   for (Index i = 0; i < count; i += kWidth<Isa, T>)
     store(items + i, load<V>(items + i) * load<V>(factors + i));
 }
+
+/// The scales of a tile, or null where there are none.
+template <class Isa, class T>
+struct TileFactors {
+  const T *keys = nullptr, *values = nullptr;
+
+  ATTN_INLINE void look_up(const Call& call, const Task& task, Range tile) noexcept {
+    keys = key_scales_.of(call, call.key_scale, task, tile);
+    values = value_scales_.of(call, call.value_scale, task, tile);
+  }
+
+  /// A row's scores go through keys' scales and the steps that have work.  Returns what multiplies its weights: values' scales and dropout's
+  /// coins, or null.
+  template <class RowAt>
+  ATTN_INLINE const T* apply(const Call& call, const RowAt& row_at, Index row, StepSet steps, Range tile,
+                             Index last, T* scores, TileCoins<Isa, T>& coins) const noexcept {
+    if (keys != nullptr) multiply_by<Isa, T>(scores, keys, tile.size());
+    if (steps != 0) apply_steps<Isa, T>(call, row_at(row), steps, tile, last, scores);
+    if (!call.dropout.given()) return values;
+    T* const factors = coins.of(call.dropout, row_at(row), tile);
+    if (values != nullptr) multiply_by<Isa, T>(factors, values, tile.size());
+    return factors;
+  }
+
+ private:
+  TileScales<Isa, T> key_scales_, value_scales_;
+};
 
 }  // namespace attncore
