@@ -20,6 +20,7 @@ constexpr int kFewest = 3;             // samples
 /// A task that multiplies, or the beginning of one.
 struct Piece {
   const Section* section = nullptr;
+  Index kv_head = 0;
   Range rows, keys;
   bool packed = false;  // its keys are packed before
 };
@@ -90,7 +91,8 @@ class Sampler {
     const auto meet = [&](const Section& section, Range rows, Range keys, bool packed) {
       keys = intersect(keys, seen(section, rows));
       keys.begin -= keys.begin % kernels_.key_tile;
-      if (!keys.empty()) visit(Piece{&section, rows, keys, packed});
+      for (Index head = 0; head < section.kv_heads && !keys.empty(); ++head)
+        visit(Piece{&section, section.kv_head + head, rows, keys, packed});
     };
     for (const Batch& batch : plan_.batches) {
       const Section& section = plan_.sections[static_cast<std::size_t>(batch.section)];
@@ -121,7 +123,7 @@ class Sampler {
     for (const Batch& batch : plan_.batches) {
       const Section& section = plan_.sections[static_cast<std::size_t>(batch.section)];
       const Range packed = section.alone ? section.keys : batch.packs ? batch.keys : Range{};
-      keys += static_cast<double>(packed.size());
+      keys += static_cast<double>(section.kv_heads * packed.size());
     }
     return keys;
   }
@@ -153,7 +155,7 @@ class Sampler {
 
   Times measure(const Piece& piece) {
     const Section& s = *piece.section;
-    Task task{.sequence = s.sequence, .kv_head = s.kv_head, .rows = piece.rows, .keys = piece.keys};
+    Task task{.sequence = s.sequence, .kv_head = piece.kv_head, .rows = piece.rows, .keys = piece.keys};
     task.last = false;
     task.state = state_;
     task.reach = piece.keys.end;

@@ -31,9 +31,11 @@ std::string size_text(double bytes) {
 
 std::string text(const Explanation& e, const Plan& plan) {
   const auto count = [&](auto test) {
-    return std::to_string(std::count_if(plan.sections.begin(), plan.sections.end(), test));
+    Index sections = 0;
+    for (const Section& s : plan.sections) sections += test(s) ? s.kv_heads : 0;
+    return std::to_string(sections);
   };
-  std::string sections = std::to_string(plan.sections.size()) + " of (sequence, KV head, query rows)";
+  std::string sections = count([](const Section&) { return true; }) + " of (sequence, KV head, query rows)";
   if (plan.blocks > 0) {
     sections += "; " + count([](const Section& s) { return s.shared; }) + " share " +
                 std::to_string(plan.blocks) + " packed super-blocks of keys";

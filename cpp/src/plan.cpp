@@ -40,7 +40,7 @@ class Planner {
 
   Plan make() {
     measure();
-    plan_.sections.reserve(static_cast<std::size_t>(call_.batch * call_.kv_heads));
+    plan_.sections.reserve(static_cast<std::size_t>(call_.batch));
     if (call_.pages.given()) {
       for (const PrefixGroup& group :
            prefix_groups(call_.pages, longest_first(call_), most_members(),
@@ -70,24 +70,30 @@ class Planner {
     return one_tile && call_.score.left == kUnbounded ? part_keys(sequence) : 0;
   }
 
-  /// The KV heads' sections are those of the first.
+  /// The KV heads' sections are those of the first; shared ones are copied.
   void add_sequence(const Sequence& sequence) {
     const std::size_t begin = plan_.sections.size();
-    add_sequence(sequence, 0);
-    const auto copies = (plan_.sections.size() - begin) * static_cast<std::size_t>(call_.kv_heads - 1);
-    for (std::size_t i = 0; i < copies; ++i) {
-      Section& section = plan_.sections.emplace_back(plan_.sections[begin + i]);
-      ++section.kv_head;
-      if (section.state_slot >= 0) keep_state(section);
+    add_sequence(sequence, 0, call_.kv_heads);
+    const std::size_t end = plan_.sections.size();
+    for (Index kv_head = 1; kv_head < call_.kv_heads; ++kv_head) {
+      for (std::size_t i = begin; i < end; ++i) {
+        if (!plan_.sections[i].shared) continue;
+        Section& section = plan_.sections.emplace_back(plan_.sections[i]);
+        section.kv_head = kv_head;
+        if (section.state_slot >= 0) keep_state(section);
+      }
     }
   }
 
-  void add_sequence(const Sequence& sequence, Index kv_head) {
+  void add_sequence(const Sequence& sequence, Index kv_head, Index kv_heads) {
     Sequence padding = sequence;  // rows past the query's length, as if there were no keys: 0 is written
     padding.keys = 0;
     const Index rows = sequence.queries * call_.group, end = sequence.query_place.tokens * call_.group;
-    add_rows(sequence, kv_head, {0, rows});
-    add_rows(padding, kv_head, {rows, end});
+    const Section section{.sequence = sequence, .kv_head = kv_head, .kv_heads = kv_heads};
+    add_rows(section, {0, rows});
+    Section hidden = section;
+    hidden.sequence = padding;
+    add_rows(hidden, {rows, end});
   }
 
   void add_group(const PrefixGroup& group) {
@@ -96,7 +102,7 @@ class Planner {
       std::vector<Index> sections;
       for (const Sequence& sequence : group.sequences) {
         sections.push_back(static_cast<Index>(plan_.sections.size()));
-        add_sequence(sequence, kv_head);
+        add_sequence(sequence, kv_head, 1);
       }
       for (const SharedPart& part : group.parts) add_gang(part, sections);
       if (kv_head == 0 && !group.parts.empty()) most_states_ = max(most_states_, plan_.states - first_state);
@@ -144,9 +150,10 @@ class Planner {
     return max(1, min(kMostParts, kStateBytes / state));
   }
 
-  void add_rows(const Sequence& sequence, Index kv_head, Range rows) {
+  void add_rows(Section section, Range rows) {
     if (rows.empty()) return;
-    Section section{.sequence = sequence, .kv_head = kv_head, .rows = rows};
+    section.rows = rows;
+    const Sequence& sequence = section.sequence;
     const bool few = rows.size() <= kSplitRows;
     Index tiles = ceil_div(rows.size(), most_tile_rows_);
     if (!few && plan_.threads > 1) {  // short of tiles for the threads: smaller ones
@@ -205,8 +212,9 @@ class Planner {
         for (Index tile = 0; tile < section.tiles; ++tile) add_split(section, section.tile(tile));
         continue;
       }
-      if (section.keys.size() > section.part_keys) keep_state(section);
-      plan_.sections.push_back(section);
+      Section& added = plan_.sections.emplace_back(section);
+      added.kv_heads = 1;
+      if (section.keys.size() > section.part_keys) keep_state(added);
     }
   }
 
@@ -225,9 +233,12 @@ class Planner {
   }
 
   void keep_state(Section& section) {
-    section.state_slot = plan_.states++;
-    section.first_tile = plan_.state_tiles;
-    plan_.state_tiles += section.tiles;
+    section.state_slot = plan_.states;
+    plan_.states += section.kv_heads;
+    if (section.shared) {
+      section.first_tile = plan_.state_tiles;
+      plan_.state_tiles += section.tiles;
+    }
     const Index bytes = kernels_.sizes(call_, min(section.tile_rows, section.rows.size())).state;
     plan_.state_bytes = max(plan_.state_bytes, section.states() * bytes);
   }

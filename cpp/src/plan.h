@@ -2,7 +2,8 @@
 // tile sizes and the machine.  What it decides by the machine (threads, rows of a tile, super-blocks, sections)
 // leaves the bits alone.
 //
-// A *section* is one sequence, one KV head and a range of its query rows.  Sections run in their order.
+// A *section* is one sequence, one KV head and a range of its query rows.  Sections run in their order.  Where KV heads have sections alike
+// whose tasks share nothing, one entry of the plan stands for all of them: threads pass each other each line of a plan, so it is short.
 //
 // In a *shared* section there are several row tiles.  Keys come in super-blocks, each packed once and used by all
 // row tiles; the rows' state waits in the section's memory from one super-block to the next.
@@ -15,7 +16,7 @@
 // to end merges them.  Parts that several sequences read from the same pages are one task, a *gang*.
 //
 // A *batch* is a run of tasks, claimed one by one (crew.h): the packing of a super-block's key tiles,
-// or the row tiles against it, or the parts of a split, or a gang.  Packing stands one super-block ahead of its use.
+// or the row tiles against it, or the parts of a split, of one head after another, or a gang.  Packing stands one super-block ahead of its use.
 #pragma once
 
 #include <vector>
@@ -27,22 +28,37 @@ namespace attncore {
 
 struct Section {
   Sequence sequence;
-  Index kv_head = 0;
+  Index
+      kv_head = 0,
+      kv_heads =
+          1;  // the first; how many of them, from it on, have this section (one if it is shared, or in a gang)
   Range rows;           // in the order of Task
   Index tile_rows = 0;  // rows of a row tile
   Index tiles = 1;      // row tiles
   bool shared = false, alone = false;
-  Index parts = 1;        // split: parts of the keys
-  Index gang_parts = 0;   // split: the first of them, which gangs run
-  Index part_keys = 0;    // split: keys of a part; shared: keys of a super-block
-  Range keys;             // what any row sees, from a multiple of part_keys on
-  Index state_slot = -1;  // number among the sections whose state waits (in slot number % state_slots), or −1
-  Index first_tile = 0;   // among the row tiles of all sections with state: their progress is counted
+  Index parts = 1;       // split: parts of the keys
+  Index gang_parts = 0;  // split: the first of them, which gangs run
+  Index part_keys = 0;   // split: keys of a part; shared: keys of a super-block
+  Range keys;            // what any row sees, from a multiple of part_keys on
+  Index state_slot =
+      -1;  // of the first head: number among the sections whose state waits (in slot number % state_slots), or −1
+  Index first_tile =
+      0;  // shared: among the row tiles of all such sections with state: their progress is counted
 
   /// Of its state: row tiles, or parts.
   [[nodiscard]] Index states() const noexcept { return shared ? tiles : parts; }
   [[nodiscard]] Range tile(Index i) const noexcept {
     return {rows.begin + i * tile_rows, min(rows.begin + (i + 1) * tile_rows, rows.end)};
+  }
+  /// Tasks of its own, of one head: against a super-block, if it is shared.
+  [[nodiscard]] Index tasks_of_head() const noexcept { return shared ? tiles : parts - gang_parts; }
+  /// That of its i-th head alone.
+  [[nodiscard]] Section of_head(Index i) const noexcept {
+    Section one = *this;
+    one.kv_head += i;
+    one.kv_heads = 1;
+    if (state_slot >= 0) one.state_slot += i;
+    return one;
   }
 };
 
@@ -75,8 +91,8 @@ struct Plan {
   Index state_slots =
       0;  // sections with state in memory at a time: at least those of a gang and between them
   Index state_bytes = 0;  // of one slot
-  Index states = 0;       // sections with state
-  Index state_tiles = 0;  // their row tiles
+  Index states = 0;       // sections with state, of each head
+  Index state_tiles = 0;  // row tiles of the shared ones
   Sizes task{};           // of the largest row tile
   Index thread_bytes =
       0;  // a thread's own: state, scratch, and the panels of a key tile, or of a section that is alone

@@ -48,7 +48,7 @@ void order_batches(Plan& plan) {
   for (const Batch& run : runs) {
     if (run.block >= 0) add_packing();
     const Section& section = plan.sections[static_cast<std::size_t>(run.section)];
-    add(plan, run, run.gang >= 0 ? 1 : section.shared ? section.tiles : section.parts - section.gang_parts);
+    add(plan, run, run.gang >= 0 ? 1 : section.kv_heads * section.tasks_of_head());
   }
 }
 

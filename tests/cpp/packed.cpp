@@ -96,7 +96,8 @@ double forward_time(const Call& call, const Kernels& kernels, int threads) {
         used[block] = std::max(used[block], clocks.run(work, packed[block]));
       }
     } else {
-      for (Index part = 0; part < s.parts; ++part) {
+      for (Index task = 0; task < s.kv_heads * s.parts; ++task) {
+        const Index part = task % s.parts;
         const Range keys{s.keys.begin + part * s.part_keys,
                          min(s.keys.begin + (part + 1) * s.part_keys, s.keys.end)};
         clocks.run(pairs(call, kernels, s, s.rows, keys) * pair_work(call, 2) +

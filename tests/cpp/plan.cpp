@@ -127,6 +127,7 @@ class Check {
     std::vector<int> met(static_cast<std::size_t>(call_.batch * call_.kv_heads * of_head));
     for (const Section& s : plan_.sections) {
       const Sequence sequence = call_.sequence(s.sequence.batch);
+      CHECK(s.kv_heads >= 1 && s.kv_head + s.kv_heads <= call_.kv_heads && (s.kv_heads == 1 || !s.shared));
       CHECK(s.tiles >= 1 && s.tile_rows >= 1 && s.parts >= 1 && s.part_keys >= 1);
       CHECK(s.keys.begin >= 0 && s.keys.end <= s.sequence.keys);
       CHECK(s.keys.begin % kernels_.key_tile == 0);
@@ -134,7 +135,8 @@ class Check {
       for (Index tile = 0; tile < s.tiles; ++tile) {
         CHECK(!s.tile(tile).empty());
         for (Index r = s.tile(tile).begin; r < s.tile(tile).end; ++r) {
-          ++met[static_cast<std::size_t>((s.sequence.batch * call_.kv_heads + s.kv_head) * of_head + r)];
+          for (Index head = s.kv_head; head < s.kv_head + s.kv_heads; ++head)
+            ++met[static_cast<std::size_t>((s.sequence.batch * call_.kv_heads + head) * of_head + r)];
           const Range keys = visible(call_, sequence, r / call_.group);
           CHECK(keys.empty() || (s.keys.begin <= keys.begin && keys.end <= s.keys.end));
         }
@@ -154,7 +156,7 @@ class Check {
         tasks += ceil_div(batch.keys.size(), kernels_.key_tile);
         continue;
       }
-      tasks += s.shared ? s.tiles : s.parts;
+      tasks += s.kv_heads * (s.shared ? s.tiles : s.parts);
       Index& at = next[static_cast<std::size_t>(batch.section)];
       if (s.shared) {
         CHECK(batch.keys.begin == (at < 0 ? s.keys.begin : at) && batch.keys.begin % kernels_.key_tile == 0);
@@ -191,7 +193,7 @@ class Check {
       const Index slot = batch.packs ? -1 : section(batch).state_slot;
       if (slot >= 0) {
         CHECK(slot == ran || (slot == ran - 1 && section(batch).shared));
-        ran = slot + 1;
+        ran = slot + section(batch).kv_heads;
       }
     }
     CHECK(ran == plan_.states);
@@ -210,8 +212,8 @@ class Check {
       if (s.shared) CHECK(s.state_slot >= 0 || s.keys.size() <= s.part_keys);
       if (!s.shared) CHECK(s.state_slot >= 0 || s.parts == 1);
       if (s.state_slot < 0) continue;
-      CHECK(s.first_tile == tiles);
-      tiles += s.tiles;
+      if (s.shared) CHECK(s.first_tile == tiles);
+      if (s.shared) tiles += s.tiles;
       const Index state = kernels_.sizes(call_, min(s.tile_rows, s.rows.size())).state;
       CHECK((s.shared ? s.tiles : s.parts) * state <= plan_.state_bytes);
     }
@@ -246,13 +248,15 @@ class Check {
 };
 
 /// The parts of a batch entry's keys, which its bits depend on: rows, keys and size of each section that is
-/// split.
+/// split, in the order of heads.
 std::vector<std::array<Index, 7>> splits(const Plan& plan, Index entry) {
   std::vector<std::array<Index, 7>> list;
   for (const Section& s : plan.sections) {
     if (s.sequence.batch != entry || s.parts == 1) continue;
-    list.push_back({s.kv_head, s.rows.begin, s.rows.end, s.keys.begin, s.keys.end, s.parts, s.part_keys});
+    for (Index head = s.kv_head; head < s.kv_head + s.kv_heads; ++head)
+      list.push_back({head, s.rows.begin, s.rows.end, s.keys.begin, s.keys.end, s.parts, s.part_keys});
   }
+  std::sort(list.begin(), list.end());
   return list;
 }
 

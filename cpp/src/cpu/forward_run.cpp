@@ -1,6 +1,7 @@
 #include "forward_run.h"
 
 #include <algorithm>
+#include <optional>
 
 #include "../mask_notes.h"
 #include "../score/steps.h"
@@ -52,8 +53,8 @@ class ForwardRun {
     for (const Section& section : plan_.sections) {
       if (section.state_slot < 0) continue;
       // Split keys: one more than the parts, for the merge.
-      unfinished_[section.state_slot] =
-          static_cast<std::int32_t>(section.shared ? section.tiles : section.parts + 1);
+      std::fill_n(unfinished_ + section.state_slot, section.kv_heads,
+                  static_cast<std::int32_t>(section.shared ? section.tiles : section.parts + 1));
     }
     std::fill_n(progress_, plan_.state_tiles, 0);
   }
@@ -79,32 +80,34 @@ class ForwardRun {
     } else if (batch.block >= 0) {
       run_tile(batch, section(batch).tiles - 1 - item, thread);  // the last rows see most keys: longest first
     } else if (section(batch).alone) {
-      run_alone(number, section(batch), thread);
+      run_alone(number, section(batch).of_head(item), thread);
     } else {
-      run_part(section(batch), section(batch).gang_parts + item, thread);
+      const Section& s = section(batch);
+      run_part(s.of_head(item / s.tasks_of_head()), s.gang_parts + item % s.tasks_of_head(), thread);
     }
   }
 
   void run_alone(Index number, const Section& s, int thread) noexcept {
     std::byte* const panels = scratch(thread) + plan_.task.scratch;
     pack_tiles(s, s.keys, panels);
-    const Section* const next = alone_after(number);
+    const std::optional<Section> next = alone_after(number);
     Task task{.sequence = s.sequence, .kv_head = s.kv_head, .keys = s.keys, .state = own_state(thread)};
     task.packed = panels;
     for (Index tile = 0; tile < s.tiles && !crew_.poll(thread); ++tile) {
       task.rows = s.tile(tile);
       task.notes = notes_.of(s, task.rows);
-      task.ahead = ahead_of(call_, s, tile, next);
+      task.ahead = ahead_of(call_, s, tile, next ? &*next : nullptr);
       plan_.kernels->forward(call_, task, scratch(thread));
     }
   }
 
   /// The section that this thread will claim next, probably.
-  [[nodiscard]] const Section* alone_after(Index number) const noexcept {
+  [[nodiscard]] std::optional<Section> alone_after(Index number) const noexcept {
     const Index next = number + plan_.threads;
-    if (next >= plan_.tasks) return nullptr;
-    const Section& s = section(batch_of(next));
-    return s.alone ? &s : nullptr;
+    if (next >= plan_.tasks) return {};
+    const Batch& batch = batch_of(next);
+    if (!section(batch).alone) return {};
+    return section(batch).of_head(next - batch.first_task);
   }
 
   void pack_tiles(const Section& s, Range keys, std::byte* panels) const noexcept {
@@ -281,9 +284,7 @@ class ForwardRun {
   Crew crew_;
   Memory memory_;
   MaskNotes notes_;
-  std::byte* threads_;
-  std::byte* blocks_;
-  std::byte* states_;
+  std::byte *threads_, *blocks_, *states_;
   std::int32_t* unpacked_;    // by super-block: key tiles that are not packed yet
   std::int32_t* unused_;      // by super-block: row tiles that have not used it yet
   std::int32_t* unfinished_;  // by section with state: row tiles (parts) that are not done
