@@ -5,6 +5,7 @@
 #include <csignal>
 
 #include "cpu/dispatch.h"
+#include "decode_checks.h"
 #include "split_checks.h"
 
 namespace attncore {
@@ -130,6 +131,7 @@ int main() {
   action.sa_flags = SA_SIGINFO;
   if (emulated) sigaction(SIGILL, &action, nullptr);
   check_forward(*amx.bf16);
+  check_decoding(*amx.bf16);
   check_medium(*amx.medium);
   check_split({amx.f16, DType::f16});
   check_split({amx.high, DType::f32, Precision::high});

@@ -18,7 +18,7 @@ struct Mask : NoOp {
 
   static ATTN_FN Touch touch(const Call& call, const Block& block, Range keys) noexcept {
     if (!call.score.mask.given()) return Touch::nothing;
-    return block.notes.find(keys.begin, [&] { return look(call.score.mask, block, keys); });
+    return block.notes.find(keys.begin, Look{call.score.mask, block, keys});
   }
 
   static ATTN_FN void fetch(const Call& call, const Row& row, Range keys) noexcept {
@@ -33,6 +33,14 @@ struct Mask : NoOp {
   }
 
  private:
+  /// A lambda might not be inlined.
+  struct Look {
+    const Tensor& mask;
+    const Block& block;
+    Range keys;
+    ATTN_FN Touch operator()() const noexcept { return look(mask, block, keys); }
+  };
+
   /// Looks at the tile's bytes once: rows that broadcasting repeats are not looked at again.
   static ATTN_FN Touch look(const Tensor& mask, const Block& block, Range keys) noexcept {
     const Range heads = mask.stride[1] == 0 ? Range{0, 1} : block.heads;

@@ -50,6 +50,10 @@ namespace {
 
 /// float32's own products: few rows wait for memory, and may as well be exact.
 struct ExactRows {
+  static constexpr Index kGangRows = kDirectRows;
+  static bool reads_in_place(const Call& call, const Sequence& sequence) noexcept {
+    return avx512_f32.reads_in_place(call, sequence);
+  }
   static void forward(const Call& call, const Task& task, std::byte* scratch) noexcept {
     avx512_f32.forward(call, task, scratch);
   }

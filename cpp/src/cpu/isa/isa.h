@@ -34,7 +34,7 @@ constexpr Kernels forward_kernels(const char* name) noexcept {
       .most_rows = 96,
       .gang_rows = kDirectRows,
       .sizes = Scratch<Isa, T, Item>::sizes,
-      .reads_in_place = reads_in_place<Isa, T>,
+      .reads_in_place = reads_in_place<Isa, T, Item>,
       .pack = pack_key_tile<Isa, T, Item>,
       .forward = forward_task<Isa, T, Item>,
       .forward_gang = forward_gang<Isa, T, Item>,

@@ -30,6 +30,24 @@ class TokenWalk {
     return token;
   }
 
+  /// So many tokens from here on stand at one stride.
+  [[nodiscard]] ATTN_INLINE Index run() const noexcept { return run_; }
+  [[nodiscard]] ATTN_INLINE Index stride() const noexcept { return stride_; }
+  /// The first of so many, at most run(), which are passed.
+  ATTN_INLINE const std::byte* take(Index count) noexcept {
+    const std::byte* const first = token_;
+    token_ += (count - 1) * stride_;
+    run_ -= count - 1;
+    next();
+    return first;
+  }
+  ATTN_INLINE void skip(Index count) noexcept {
+    for (Index here = 0; count > 0; count -= here) {
+      here = min(count, run_);
+      take(here);
+    }
+  }
+
  private:
   ATTN_INLINE void begin_run(Index left, Index in_page) noexcept {
     run_ = min(left, in_page);
@@ -78,6 +96,69 @@ class Fetching {
   TokenWalk tokens_;
   const std::byte* at_;
   Index bytes_, times_, left_, wait_;
+};
+
+/// What is read soon: lines in the order in which tokens lie.
+class FetchedLines {
+ public:
+  /// Tokens of so many bytes, which are read so many at once.
+  ATTN_INLINE FetchedLines(const TokenWalk& tokens, Index bytes, Index at_once = 1) noexcept
+      : tokens_(tokens), bytes_(bytes) {
+    tokens_.skip(at_once - 1);
+  }
+
+  ATTN_INLINE void fetch(Index count) noexcept {
+    while (count > 0) {
+      if (left_ == 0) pass();
+      const std::byte* const at = at_;
+      const Index here = min(count, left_);
+#pragma GCC unroll 4
+      for (Index i = 0; i < here; ++i) fetch_later(at + i * kLine);
+      at_ = at + here * kLine;
+      left_ -= here;
+      count -= here;
+    }
+  }
+
+ private:
+  static constexpr Index kLine = 64;
+
+  /// On to the next tokens that lie end to end.
+  ATTN_INLINE void pass() noexcept {
+    const Index tokens = tokens_.stride() == bytes_ ? tokens_.run() : 1;
+    at_ = tokens_.take(tokens);
+    left_ = ceil_div(tokens * bytes_, kLine);
+  }
+
+  TokenWalk tokens_;
+  const std::byte* at_ = nullptr;
+  Index bytes_, left_ = 0;
+};
+
+/// kCount tokens: where they lie at one stride, or each by itself.
+template <Index kCount>
+class TokenBlock {
+ public:
+  ATTN_INLINE explicit TokenBlock(TokenWalk& walk) noexcept { take(walk); }
+
+  ATTN_INLINE void take(TokenWalk& walk) noexcept {
+    stride_ = walk.stride();
+    first_ = walk.run() >= kCount ? walk.take(kCount) : nullptr;
+    if (first_ != nullptr) return;
+    for (const std::byte*& token : token_) token = walk.next();
+  }
+
+  /// Where they lie so, the first.
+  [[nodiscard]] ATTN_INLINE const std::byte* first() const noexcept { return first_; }
+  [[nodiscard]] ATTN_INLINE Index stride() const noexcept { return stride_; }
+  [[nodiscard]] ATTN_INLINE const std::byte* operator[](Index i) const noexcept {
+    return first_ != nullptr ? first_ + i * stride_ : token_[i];
+  }
+
+ private:
+  const std::byte* first_;
+  Index stride_;
+  const std::byte* token_[kCount];
 };
 
 /// The tokens of a key tile, their items beside each other, and what to fetch meanwhile, in the order in which it lies: memory is
@@ -143,7 +224,7 @@ ATTN_INLINE void with_rows(Index rows, Run run) noexcept {
 /// Rows of several matrices.
 template <class T>
 struct RowList {
-  T* at[kDirectRows];
+  T* at[2 * kDirectRows];
   Index size = 0;
   ATTN_INLINE void add(T* row) noexcept { at[size++] = row; }
 };

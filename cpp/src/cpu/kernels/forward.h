@@ -8,15 +8,17 @@
 #include "harmed.h"
 #include "rows.h"
 #include "score_tile.h"
+#include "tile_outputs.h"
 
 namespace attncore {
 
 /// Bits depend on it: it may look at nothing but the sequence's own rows.
-template <class Isa, class T>
+template <class Isa, class T, class Item = T>
 bool reads_in_place(const Call& call, const Sequence& sequence) noexcept {
-  constexpr Index kFew = 8, kMany = 256;  // packing as many keys as a cache holds costs less than it saves
+  // Packing as many keys as a cache holds costs less than it saves, but for a matrix unit.
+  constexpr Index kFew = 8, kMany = kDirectTiles<Isa, Item> ? 0 : 256;
   const Index rows = sequence.queries * call.group;
-  return rows <= kFew || (rows <= kDirectRows && sequence.keys >= kMany);
+  return rows <= kFew || (rows <= kMostDirectRows<Isa, Item> && sequence.keys >= kMany);
 }
 
 /// The same.
@@ -48,7 +50,7 @@ class ForwardKernel {
         state_(RowState<Isa, T>::in(task.state, call, rows_)),
         keys_(key_source(call, call.key, task.sequence, task.kv_head)),
         values_(key_source(call, call.value, task.sequence, task.kv_head)),
-        direct_(reads_in_place<Isa, T>(call, task.sequence)),
+        direct_(reads_in_place<Isa, T, Item>(call, task.sequence)),
         grouped_(groups_rows<Isa, T>(call, task.sequence)),
         pace_(task.ahead.pace(rows_ * ceil_div(task.keys.size(), Isa::template kKeyTile<T>))) {
     if constexpr (kSplit<Item>) {
@@ -98,7 +100,7 @@ class ForwardKernel {
 
   [[nodiscard]] bool is_grouped() const noexcept { return grouped_; }
 
-  /// The rows of `count` tasks, grouped all or none, kDirectRows in all at most, against the tile of keys that they share, where it lies.
+  /// The rows of `count` tasks, grouped all or none, kMost in all at most, against the tile of keys that they share, where it lies.
   /// `room`: for a key tile.
   static void run_direct_tile(ForwardKernel* const* members, Index count, std::byte* room) noexcept {
     const ForwardKernel& one = *members[0];
@@ -106,7 +108,6 @@ class ForwardKernel {
     const Range keys = one.tile_;
     const Matrix<T> scores = one.scratch_.scores;
     const auto weights = reinterpret_cast<const Item*>(one.scratch_.weights.data);
-    constexpr Index kStride = Scratch<Isa, T, Item>::score_stride();
     RowList<const Item> queries;
     RowList<T> outputs;
     for (Index i = 0; i < count; ++i) {
@@ -116,15 +117,15 @@ class ForwardKernel {
         outputs.add(members[i]->state_.recent.output.row(row));
       }
     }
+    if constexpr (kDirectTiles<Isa, Item>) {
+      if (one.grouped_) return run_in_tiles(members, count, queries, outputs, room);
+    }
     const auto dot = one.grouped_ ? dot_grouped_rows<Isa, T, Item, kStride, Scaled<T>>
                                   : dot_few_rows<Isa, T, Item, kStride, Scaled<T>>;
     dot(scores.data, queries, {one.keys_, keys, one.task_.reach, call.dim, room}, one.keys_.storage,
         keys.size(), call.dim, reinterpret_cast<Item*>(one.scratch_.direct), one.scaled());
-    T keep[kDirectRows];
-    for (Index i = 0, row = 0; i < count; row += members[i++]->rows_) {
-      members[i]->weigh(true);
-      for (Index j = 0; j < members[i]->rows_; ++j) keep[row + j] = members[i]->scratch_.keep[j];
-    }
+    T keep[kMost];
+    weigh(members, count, keep);
     for (Index row = outputs.size; row < round_up(outputs.size, rows_at_once<Isa, T>(outputs.size)); ++row)
       __builtin_memset(scores.row(row), 0, kStride * sizeof(T));
     add_few_rows<Isa, T, Item, kStride>(
@@ -134,6 +135,33 @@ class ForwardKernel {
 
  private:
   using Weights = typename KeptAs<Isa, T, Item>::Weights;
+  static constexpr Index kStride = Scratch<Isa, T, Item>::score_stride(), kMost = kMostDirectRows<Isa, Item>;
+
+  /// run_direct_tile of groups of rows, by a matrix unit.
+  static void run_in_tiles(ForwardKernel* const* members, Index count, const RowList<const Item>& queries,
+                           const RowList<T>& outputs, std::byte* room) noexcept {
+    ForwardKernel& one = *members[0];
+    const Index dim = one.call_.dim, value_dim = one.call_.value_dim, reach = one.task_.reach;
+    const Range keys = one.tile_;
+    auto* const packed = reinterpret_cast<Item*>(one.scratch_.direct);
+    if (!one.packed_) pack_columns<Isa>(packed, queries, dim);
+    one.packed_ = true;  // a gang has one tile
+    dot_tile_rows<Isa, kStride>(one.scratch_.scores.data, packed, queries.size,
+                                {one.keys_, keys, reach, dim, room}, keys.size(), dim, one.scaled());
+    T keep[kMost];
+    weigh(members, count, keep);
+    add_tile_rows<Isa, kStride>(outputs, reinterpret_cast<const Item*>(one.scratch_.weights.data),
+                                {one.values_, keys, reach, value_dim, room}, keys.size(), value_dim,
+                                Accumulated<T>{keep});
+  }
+
+  /// S → P of each; keep: of their rows.
+  static ATTN_INLINE void weigh(ForwardKernel* const* members, Index count, T* keep) noexcept {
+    for (Index i = 0, row = 0; i < count; row += members[i++]->rows_) {
+      members[i]->weigh(true);
+      for (Index j = 0; j < members[i]->rows_; ++j) keep[row + j] = members[i]->scratch_.keep[j];
+    }
+  }
 
   /// False: nothing in the tile is seen.
   bool begin_tile(Range keys) noexcept {
@@ -209,6 +237,7 @@ class ForwardKernel {
   const RowState<Isa, T> state_;
   const KeySource keys_, values_;
   const bool direct_, grouped_;
+  bool packed_ = false;           // whether run_in_tiles' queries are
   const Index pace_;              // rows of task.ahead to fetch with each row
   Index fetched_ = 0;             // of them
   Matrix<const Item> queries_{};  // (rows, dim)

@@ -5,11 +5,24 @@
 
 namespace attncore {
 
-/// What forward calls for few rows, which read keys in place and do without the unit: products of items without it.
-template <class Isa, class Item>
+/// What forward calls for few rows, which read keys in place: the handful do without the unit, which is configured once for the others.
+template <class Isa>
 struct UnsplitRows {
-  static constexpr auto forward = forward_task<Isa, float, Item>;
-  static constexpr auto forward_gang = attncore::forward_gang<Isa, float, Item>;
+  static constexpr Index kGangRows = kMostDirectRows<Isa, Bf16Pair>;
+  static constexpr auto reads_in_place = attncore::reads_in_place<Isa, float, Bf16Pair>;
+  static void forward(const Call& call, const Task& task, std::byte* scratch) noexcept {
+    const bool grouped = groups_rows<Isa, float>(call, task.sequence);
+    if (grouped) TileUnit<Isa>::configure();
+    forward_task<Isa, float, Bf16Pair>(call, task, scratch);
+    if (grouped) TileUnit<Isa>::release();
+  }
+  static void forward_gang(const Call& call, const Task* tasks, Index count, std::byte* scratch) noexcept {
+    bool grouped = false;
+    for (Index i = 0; i < count; ++i) grouped |= groups_rows<Isa, float>(call, tasks[i].sequence);
+    if (grouped) TileUnit<Isa>::configure();
+    attncore::forward_gang<Isa, float, Bf16Pair>(call, tasks, count, scratch);
+    if (grouped) TileUnit<Isa>::release();
+  }
 };
 
 template <class Item>
@@ -18,7 +31,7 @@ inline constexpr bool kInPipeline = std::is_same_v<Item, Bf16Pair>;
 /// The unit is configured once a task.
 template <class Isa, class Item, class Few>
 void forward_in_tiles(const Call& call, const Task& task, std::byte* scratch) noexcept {
-  if (reads_in_place<Isa, float>(call, task.sequence)) return Few::forward(call, task, scratch);
+  if (Few::reads_in_place(call, task.sequence)) return Few::forward(call, task, scratch);
   if constexpr (kInPipeline<Item>) {
     TileUnit<Isa>::configure(task.rows.size());
     ForwardPipeline<Isa>(call, task, scratch).run();
@@ -48,12 +61,14 @@ double multiply_tile_rounds(Index rounds) noexcept {
 
 /// What forward calls, for an ISA with a matrix unit; the rest is `kernels`, those of pairs.  Tasks are of so few rows that the
 /// first cache holds their scores, which the unit stores: into the second it takes twice as long (measured on Sapphire Rapids).
-template <class Isa, class Item, class Few = UnsplitRows<Isa, Item>>
+template <class Isa, class Item, class Few = UnsplitRows<Isa>>
 constexpr Kernels tile_kernels(const char* name, Kernels kernels) noexcept {
   kernels.name = name;
   kernels.row_block = kTileRows;
   kernels.most_rows = 2 * kTileRows;
   kernels.sizes = kInPipeline<Item> ? PipelineScratch<Isa>::sizes : Scratch<Isa, float, Item>::sizes;
+  kernels.gang_rows = Few::kGangRows;
+  kernels.reads_in_place = Few::reads_in_place;
   kernels.pack = pack_key_tile<Isa, float, Item>;
   kernels.forward = forward_in_tiles<Isa, Item, Few>;
   kernels.forward_gang = Few::forward_gang;

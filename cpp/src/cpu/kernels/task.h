@@ -11,6 +11,12 @@ namespace attncore {
 /// Rows of a sequence and KV head, up to which keys and values may be read where they lie.
 inline constexpr Index kDirectRows = 16;
 
+/// Whether they are multiplied by a matrix unit, which takes twice as many.
+template <class Isa, class Item>
+inline constexpr bool kDirectTiles = HasTiles<Isa> && std::is_same_v<Item, Bf16Pair>;
+template <class Isa, class Item>
+inline constexpr Index kMostDirectRows = (kDirectTiles<Isa, Item> ? 2 : 1) * kDirectRows;
+
 /// Item: what products multiply, T itself, Bf16Pair or a Part of one.
 template <class T, class Item>
 inline constexpr bool kInPairs = !std::is_same_v<T, Item>;
@@ -169,12 +175,14 @@ struct RowState {
 /// What a task works in: its scratch, carved up.
 template <class Isa, class T, class Item = T>
 struct Scratch {
+  static constexpr Index kMost = kMostDirectRows<Isa, Item>;
+
   Matrix<T> queries;                     // (rows, dim)
   Matrix<T> scores;                      // (rows, key tile)
   Matrix<const WeightOf<Item>> weights;  // over the scores
   T* keep;                               // (rows)
   std::uint32_t* harmed;   // (rows), of queries in parts: whether a split would harm it (parts.h)
-  WeightOf<Item>* direct;  // (kDirectRows, dim), for few rows: interleave_rows
+  WeightOf<Item>* direct;  // for few rows: interleave_rows, pack_columns
   std::byte* panel;        // one key tile, where panels are not shared
 
   static ATTN_INLINE Index padded(Index items) noexcept { return OnlineSoftmax<Isa, T>::padded(items); }
@@ -191,9 +199,10 @@ struct Scratch {
   }
 
   // Few rows: those of a gang's other tasks, or that are not there, stand after one's own.
-  static ATTN_INLINE Index score_rows(Index rows) noexcept { return max(rows, kDirectRows); }
+  static ATTN_INLINE Index score_rows(Index rows) noexcept { return max(rows, kMost); }
   static ATTN_INLINE Index items(const Call& call, Index rows) noexcept {
-    const Index direct = rows <= kDirectRows ? kDirectRows * padded(call.dim) : 0;
+    const Index dims = kDirectTiles<Isa, Item> ? round_up(call.dim, kRunItems) : padded(call.dim);
+    const Index direct = rows <= kMost ? kDirectRows * dims : 0;
     return rows * query_stride(call.dim) + score_rows(rows) * score_stride() +
            (kSplit<Item> ? 2 : 1) * padded(rows) + direct;
   }
@@ -201,7 +210,7 @@ struct Scratch {
   /// Never less than for fewer rows: a plan asks for its largest row tile.
   static ATTN_INLINE Sizes sizes(const Call& call, Index rows) noexcept {
     const Index panel = KeyTile<Isa, T, Item>::bytes(call);
-    const Index most = max(items(call, rows), items(call, min(rows, kDirectRows)));
+    const Index most = max(items(call, rows), items(call, min(rows, kMost)));
     return {round_up(most * Index{sizeof(T)}, 64), RowState<Isa, T>::bytes(call, rows), panel};
   }
 
