@@ -125,8 +125,8 @@ struct Case {
     Bf16Pair* out = parts.data() + row * stride;
     for (Index k = 0; k < depth; k += kRunItems) {
       U32<Isa> own[n];
-      split_in_order<Isa, n>(load_dims<Isa, DType::f32>(in, 4, k, depth),
-                             load_dims<Isa, DType::f32>(in, 4, k + kTileDepth, depth), own);
+      split<Isa, n>(load_dims<Isa, DType::f32>(in, 4, k, depth),
+                    load_dims<Isa, DType::f32>(in, 4, k + kTileDepth, depth), own);
       for (int part = 0; part < n; ++part, out += kTileDepth)
         attncore::store(static_cast<void*>(out), own[part]);
     }

@@ -107,6 +107,55 @@ void harmed(const Split& split) {
   }
 }
 
+/// Scores that a bias of zeros passes through have the bits of those that nothing touches; lse knows nothing of dropout.
+void biased_by_zero(const Split& split) {
+  for (const Index dim : {64, 40}) {
+    SplitCase c({1, 2, 1, 75, 330, dim, 48}, split);
+    for (std::size_t i = 0; i < c.k.items.size(); i += 7) c.k.items[i] = 3.0F * static_cast<float>(i % 5);
+    c.store();
+    c.run();
+    const Floats out = c.out.items, lse = c.lse;
+    Floats zero(1);
+    c.problem.score.biases.items[0] = Tensor::contiguous(zero.data(), DType::f32, {1, 1, 1, 1});
+    c.problem.score.biases.size = 1;
+    check(c);
+    c.run();
+    CHECK(same_bits(c.out.items, out, 0, static_cast<Index>(out.size())));
+    CHECK(same_bits(c.lse, lse, 0, static_cast<Index>(lse.size())));
+    for (const bool biased : {true, false}) {
+      c.problem.score.biases.size = biased ? 1 : 0;
+      c.problem.dropout = {.probability = 0.25, .seed = 5};
+      c.run();
+      CHECK(same_bits(c.lse, lse, 0, static_cast<Index>(lse.size())));
+      check_like_baseline(c);
+    }
+  }
+}
+
+/// Windows, masks, softcap, sinks and dropout: as the baseline has them, whatever the threads.
+void options(const Split& split) {
+  for (const bool softcap : {false, true}) {
+    SplitCase c({1, 4, 2, 70, 190, 40, 24}, split);
+    c.problem.score.left = 30;
+    c.problem.score.right = 7;
+    c.mask_some();
+    const Floats sinks{0.5F, -1, 2, 0};
+    if (softcap) {
+      c.problem.score.softcap = 2;
+      c.problem.score.sinks = Tensor::contiguous(sinks.data(), DType::f32, {1, 4, 1, 1});
+    }
+    for (const bool dropout : {false, true}) {
+      if (dropout) c.problem.dropout = {.probability = 0.25, .seed = 5};
+      c.run(3);
+      const Floats out = c.out.items, lse = c.lse;
+      c.run();
+      CHECK(same_bits(c.out.items, out, 0, static_cast<Index>(out.size())));
+      CHECK(same_bits(c.lse, lse, 0, static_cast<Index>(lse.size())));
+      check_like_baseline(c);
+    }
+  }
+}
+
 /// Numbers that only floats can hold, all of them: digits are not lost.
 void tiny(const Split& split) {
   if (split.dtype != DType::f32) return;
@@ -142,6 +191,8 @@ void alone(const Split& split) {
 
 void check_split(const Split& split) {
   plain(split);
+  options(split);
+  biased_by_zero(split);
   harmed(split);
   tiny(split);
   alone(split);

@@ -165,6 +165,11 @@ void biased_by_zero(const Kernels& kernels) {
     CHECK(c.out == out);
     CHECK(std::memcmp(c.lse.data(), lse.data(), lse.size() * sizeof(float)) == 0);
     check(kernels, c);
+    c.problem.dropout = {.probability = 0.25, .seed = 5};
+    check(kernels, c);
+    c.run(kernels, 1);
+    CHECK(std::memcmp(c.lse.data(), lse.data(), lse.size() * sizeof(float)) ==
+          0);  // which knows nothing of it
   }
 }
 

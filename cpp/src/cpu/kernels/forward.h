@@ -5,7 +5,6 @@
 #include "decode_outputs.h"
 #include "decode_scores.h"
 #include "grouped_scores.h"
-#include "harmed.h"
 #include "rows.h"
 #include "score_tile.h"
 #include "tile_outputs.h"
@@ -28,16 +27,6 @@ bool groups_rows(const Call& call, const Sequence& sequence) noexcept {
   return kGroups<Isa, T> > 1 && sequence.queries * call.group > kMostApart;
 }
 
-/// How softmax keeps weights, for products of items.
-template <class Isa, class T, class Item>
-struct KeptAs {
-  using Weights = std::conditional_t<kInPairs<T, Item>, PairWeights<Isa>, PlainWeights<Isa, T>>;
-};
-template <class Isa, int n>
-struct KeptAs<Isa, float, Part<n>> {
-  using Weights = PartWeights<Isa, n>;
-};
-
 template <class Isa, class T, class Item>
 class ForwardKernel {
  public:
@@ -53,12 +42,7 @@ class ForwardKernel {
         direct_(reads_in_place<Isa, T, Item>(call, task.sequence)),
         grouped_(groups_rows<Isa, T>(call, task.sequence)),
         pace_(task.ahead.pace(rows_ * ceil_div(task.keys.size(), Isa::template kKeyTile<T>))) {
-    if constexpr (kSplit<Item>) {
-      queries_ = {reinterpret_cast<const Item*>(scratch_.queries.data), scratch_.queries.stride};
-      if (!task.loaded)
-        load_part_rows<Isa, kParts<Item>>(call.query, call.dim, row_at_, scratch_.queries, rows_,
-                                          scratch_.harmed);
-    } else if constexpr (kInPairs<T, Item>) {
+    if constexpr (kInPairs<T, Item>) {
       queries_ = {reinterpret_cast<const Item*>(scratch_.queries.data), scratch_.queries.stride};
       if (!task.loaded) load_pair_rows<Isa>(call.query, call.dim, row_at_, scratch_.queries, rows_);
     } else {
@@ -75,14 +59,12 @@ class ForwardKernel {
     if (task_.first) state_.clear(rows_);
     for (Index first = seen.begin - seen.begin % key_tile; first < seen.end; first += key_tile) {
       if (!begin_tile({first, min(first + key_tile, seen.end)})) continue;
-      if constexpr (!kSplit<Item>) {  // few rows are not split
-        ForwardKernel* const self = this;
-        if (direct_) {
-          run_direct_tile(&self, 1, scratch_.panel);
-          continue;
-        }
+      ForwardKernel* const self = this;
+      if (direct_) {
+        run_direct_tile(&self, 1, scratch_.panel);
+      } else {
+        run_packed_tile(state_.recent.output, [&] { return accumulated(); });
       }
-      run_packed_tile(state_.recent.output, [&] { return accumulated(); });
     }
     if (task_.last) finish_rows<Isa, T>(call_, row_at_, state_.whole(rows_), rows_);
   }
@@ -134,7 +116,7 @@ class ForwardKernel {
   }
 
  private:
-  using Weights = typename KeptAs<Isa, T, Item>::Weights;
+  using Weights = std::conditional_t<kInPairs<T, Item>, PairWeights<Isa>, PlainWeights<Isa, T>>;
   static constexpr Index kStride = Scratch<Isa, T, Item>::score_stride(), kMost = kMostDirectRows<Isa, Item>;
 
   /// run_direct_tile of groups of rows, by a matrix unit.
@@ -199,14 +181,10 @@ class ForwardKernel {
     const bool poison = tile.is_poisoned();
     gemm<Isa, T>(scratch_.scores, queries_, as_const(tile.keys), rows_, keys.size(), tile.keys.depth,
                  scaled());
-    if constexpr (kSplit<Item>) score_harmed<Isa>(call_, row_at_, keys_, keys, rows_, tile, scratch_);
     weigh(poison);
     const auto values = as_const(tile.values);
     const auto finish = end();
     const Index depth = depth_of<T, Item>(keys.size());
-    if constexpr (kSplit<Item>) {
-      if (poison) return add_harmed<Isa>(output, scratch_, tile, values_, keys, rows_);
-    }
     if (poison) return gemm_of_visible<Isa, T>(output, scratch_.weights, values, rows_, depth, finish);
     gemm<Isa, T>(output, scratch_.weights, values, rows_, call_.value_dim, depth, finish);
   }

@@ -25,20 +25,12 @@ struct UnsplitRows {
   }
 };
 
-template <class Item>
-inline constexpr bool kInPipeline = std::is_same_v<Item, Bf16Pair>;
-
 /// The unit is configured once a task.
 template <class Isa, class Item, class Few>
 void forward_in_tiles(const Call& call, const Task& task, std::byte* scratch) noexcept {
   if (Few::reads_in_place(call, task.sequence)) return Few::forward(call, task, scratch);
-  if constexpr (kInPipeline<Item>) {
-    TileUnit<Isa>::configure(task.rows.size());
-    ForwardPipeline<Isa>(call, task, scratch).run();
-  } else {
-    TileUnit<Isa>::configure();
-    forward_task<Isa, float, Item>(call, task, scratch);
-  }
+  TileUnit<Isa>::configure(task.rows.size());
+  ForwardPipeline<Isa, Item>(call, task, scratch).run();
   TileUnit<Isa>::release();
 }
 
@@ -66,7 +58,7 @@ constexpr Kernels tile_kernels(const char* name, Kernels kernels) noexcept {
   kernels.name = name;
   kernels.row_block = kTileRows;
   kernels.most_rows = 2 * kTileRows;
-  kernels.sizes = kInPipeline<Item> ? PipelineScratch<Isa>::sizes : Scratch<Isa, float, Item>::sizes;
+  kernels.sizes = PipelineScratch<Isa, Item>::sizes;
   kernels.gang_rows = Few::kGangRows;
   kernels.reads_in_place = Few::reads_in_place;
   kernels.pack = pack_key_tile<Isa, float, Item>;

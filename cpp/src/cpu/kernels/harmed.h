@@ -6,6 +6,7 @@
 // So a score's bits depend on its query and key, and a row's on what it sees.
 #pragma once
 
+#include "../tile/tiles.h"
 #include "task.h"
 
 namespace attncore {
@@ -22,22 +23,28 @@ ATTN_INLINE float dot(const std::byte* a, Index a_stride, const std::byte* b, In
   return horizontal_sum<Isa, float>(sum);
 }
 
-/// Writes the scores of harmed queries or keys.
-template <class Isa, int n>
-void score_harmed(const Call& call, const TaskRows& row_at, const KeySource& source, Range keys, Index rows,
-                  const KeyTile<Isa, float, Part<n>>& tile,
-                  const Scratch<Isa, float, Part<n>>& scratch) noexcept {
-  const bool any = any_key(tile.poisoned_keys, tile.kWords);
+/// Keys of a tile from `first` on, in the order of `source`, and which keys, or values, of the whole tile are harmed.
+struct HarmedKeys {
+  const KeySource& source;
+  Range keys;
+  const KeyBits* bits;
+  Index first;
+  [[nodiscard]] ATTN_INLINE bool has(Index key) const noexcept { return has_key(bits, first + key); }
+};
+
+/// Writes a query's scores of harmed keys, or of all keys if it is harmed itself.
+template <class Isa>
+void score_harmed(const Call& call, const Row& row, bool all, const HarmedKeys& harmed,
+                  float* scores) noexcept {
+  const KeySource& source = harmed.source;
+  const std::byte* const query = at(call.query, row);
   with_part_storage(source.storage, [&]<DType kStorage>() {
-    for (Index row = 0; row < rows; ++row) {
-      if (!any && scratch.harmed[row] == 0) continue;
-      const std::byte* const query = at(call.query, row_at(row));
-      for (Index key = 0; key < keys.size(); ++key) {
-        if (scratch.harmed[row] == 0 && !has_key(tile.poisoned_keys, key)) continue;
-        const float product = dot<Isa, kStorage>(query, call.query.stride[3], source.token(keys.begin + key),
-                                                 source.dim_stride, call.dim);
-        scratch.scores.row(row)[key] = product * static_cast<float>(call.scale);
-      }
+    for (Index key = 0; key < harmed.keys.size(); ++key) {
+      if (!all && !harmed.has(key)) continue;
+      const std::byte* const token = source.token(harmed.keys.begin + key);
+      const float product =
+          dot<Isa, kStorage>(query, call.query.stride[3], token, source.dim_stride, call.dim);
+      scores[key] = product * static_cast<float>(call.scale);
     }
   });
 }
@@ -46,7 +53,6 @@ void score_harmed(const Call& call, const TaskRows& row_at, const KeySource& sou
 template <class Isa, int n>
 ATTN_INLINE void join_weights(const Bf16Pair* parts, Index keys, float* weights) noexcept {
   using V = Vec<Isa, float>;
-  using Lanes = std::make_integer_sequence<int, kWidth<Isa, float>>;
   const auto marked = [](V mark, V sum) {
     return bit_cast<U32<Isa>>(mark) == bit_cast<U32<Isa>>(-V{}) ? mark : sum;
   };
@@ -57,8 +63,8 @@ ATTN_INLINE void join_weights(const Bf16Pair* parts, Index keys, float* weights)
     join<Isa, n>(own, first, second);
     first = marked(first_of<Isa>(own[0]), first);
     second = marked(second_of<Isa>(own[0]), second);
-    store(weights + key, interleave<false, float>(first, second, Lanes{}));
-    store(weights + key + kTileDepth, interleave<true, float>(first, second, Lanes{}));
+    store(weights + key, first);
+    store(weights + key + kTileDepth, second);
   }
 }
 
@@ -77,28 +83,27 @@ void add_visible_values(float* output, float keep, const float* weights, const K
   }
 }
 
-/// P · V where values are harmed: O = keep · O + P · V, row by row.
-template <class Isa, int n>
-void add_harmed(const Matrix<float>& output, const Scratch<Isa, float, Part<n>>& scratch,
-                const KeyTile<Isa, float, Part<n>>& tile, const KeySource& source, Range keys,
-                Index rows) noexcept {
-  alignas(Isa::kBytes) float weights[KeyTile<Isa, float, Part<n>>::kKeys];
+/// P · V where values are harmed, row by row: O = keep · O + P · V, or where O is summed in place O = O + P · V.
+template <class Isa, class Weight, int n, bool kInPlace>
+void add_harmed(Matrix<float> output, Matrix<const Weight> weights, Panel<const Part<n>> values,
+                const HarmedKeys& harmed, const float* keep, Index rows) noexcept {
+  alignas(Isa::kBytes) float joined[Isa::template kKeyTile<float>];
+  const Index count = harmed.keys.size(), first = parts_depth<n>(harmed.first), depth = parts_depth<n>(count);
   for (Index row = 0; row < rows; ++row) {
-    const Matrix<const WeightOf<Part<n>>> own{scratch.weights.row(row), scratch.weights.stride};
-    join_weights<Isa, n>(pairs_of(own.data), keys.size(), weights);
+    join_weights<Isa, n>(pairs_of(weights.row(row)), count, joined);
     bool sees = false;
-    for (Index key = 0; key < keys.size(); ++key) {
-      sees |= has_key(tile.poison, key) && !is_hidden_mark(weights[key]);
-    }
+    for (Index key = 0; key < count; ++key) sees |= harmed.has(key) && !is_hidden_mark(joined[key]);
+    const Matrix<float> out{output.row(row), output.stride};
+    const Matrix<const Weight> own{weights.row(row), weights.stride};
     if (sees) {
-      with_part_storage(source.storage, [&]<DType kStorage>() {
-        add_visible_values<Isa, kStorage>(output.row(row), scratch.keep[row], weights, source, keys,
-                                          tile.values.columns);
+      with_part_storage(harmed.source.storage, [&]<DType kStorage>() {
+        add_visible_values<Isa, kStorage>(out.data, kInPlace ? 1 : keep[row], joined, harmed.source,
+                                          harmed.keys, values.columns);
       });
+    } else if constexpr (kInPlace) {
+      gemm_of_visible<Isa, float>(out, own, values, 1, depth, Continued{}, first);
     } else {
-      gemm_of_visible<Isa, float>(Matrix<float>{output.row(row), output.stride}, own, as_const(tile.values),
-                                  1, depth_of<float, Part<n>>(keys.size()),
-                                  Accumulated<float>{scratch.keep + row});
+      gemm_of_visible<Isa, float>(out, own, values, 1, depth, Accumulated<float>{keep + row}, first);
     }
   }
 }

@@ -46,8 +46,8 @@ void load_part_rows(const Tensor& t, Index dims, const TaskRows& row_at, Matrix<
       auto* out = reinterpret_cast<Bf16Pair*>(room.row(row));
       for (Index dim = 0; dim < dims; dim += kRunItems) {
         U32<Isa> parts[n];
-        split_in_order<Isa, n>(load_dims<Isa, kStorage>(in, t.stride[3], dim, dims),
-                               load_dims<Isa, kStorage>(in, t.stride[3], dim + kTileDepth, dims), parts);
+        split<Isa, n>(load_dims<Isa, kStorage>(in, t.stride[3], dim, dims),
+                      load_dims<Isa, kStorage>(in, t.stride[3], dim + kTileDepth, dims), parts);
         for (int part = 0; part < n; ++part, out += kTileDepth) store(static_cast<void*>(out), parts[part]);
       }
       harmed[row] = is_harmed<Isa, kStorage>(in, t.stride[3], dims) ? 1 : 0;

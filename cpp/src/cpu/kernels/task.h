@@ -177,34 +177,23 @@ template <class Isa, class T, class Item = T>
 struct Scratch {
   static constexpr Index kMost = kMostDirectRows<Isa, Item>;
 
-  Matrix<T> queries;                     // (rows, dim)
-  Matrix<T> scores;                      // (rows, key tile)
-  Matrix<const WeightOf<Item>> weights;  // over the scores
-  T* keep;                               // (rows)
-  std::uint32_t* harmed;   // (rows), of queries in parts: whether a split would harm it (parts.h)
-  WeightOf<Item>* direct;  // for few rows: interleave_rows, pack_columns
-  std::byte* panel;        // one key tile, where panels are not shared
+  Matrix<T> queries;           // (rows, dim)
+  Matrix<T> scores;            // (rows, key tile)
+  Matrix<const Item> weights;  // over the scores
+  T* keep;                     // (rows)
+  Item* direct;                // for few rows: interleave_rows, pack_columns
+  std::byte* panel;            // one key tile, where panels are not shared
 
   static ATTN_INLINE Index padded(Index items) noexcept { return OnlineSoftmax<Isa, T>::padded(items); }
-  static ATTN_INLINE Index query_stride(Index dim) noexcept {
-    return kSplit<Item> ? depth_of<T, Item>(dim) + kTileDepth : padded(dim);
-  }
-  static constexpr Index weights_before() noexcept {  // the scores
-    if constexpr (kSplit<Item>) return PartWeights<Isa, kParts<Item>>::kBefore;
-    return 0;
-  }
   // A register more than the tile: rows at distances of a power of two would share a few cache sets.
-  static constexpr Index score_stride() noexcept {
-    return weights_before() + Isa::template kKeyTile<T> + kWidth<Isa, T>;
-  }
+  static constexpr Index score_stride() noexcept { return Isa::template kKeyTile<T> + kWidth<Isa, T>; }
 
   // Few rows: those of a gang's other tasks, or that are not there, stand after one's own.
   static ATTN_INLINE Index score_rows(Index rows) noexcept { return max(rows, kMost); }
   static ATTN_INLINE Index items(const Call& call, Index rows) noexcept {
     const Index dims = kDirectTiles<Isa, Item> ? round_up(call.dim, kRunItems) : padded(call.dim);
     const Index direct = rows <= kMost ? kDirectRows * dims : 0;
-    return rows * query_stride(call.dim) + score_rows(rows) * score_stride() +
-           (kSplit<Item> ? 2 : 1) * padded(rows) + direct;
+    return rows * padded(call.dim) + score_rows(rows) * score_stride() + padded(rows) + direct;
   }
 
   /// Never less than for fewer rows: a plan asks for its largest row tile.
@@ -221,16 +210,15 @@ struct Scratch {
   }
 
   static ATTN_INLINE Scratch in(std::byte* memory, const Call& call, Index rows) noexcept {
+    const Index stride = padded(call.dim);
     T* const queries = reinterpret_cast<T*>(memory);
-    T* const scores = queries + rows * query_stride(call.dim);
+    T* const scores = queries + rows * stride;
     T* const keep = scores + score_rows(rows) * score_stride();
-    T* const harmed = keep + padded(rows);
-    return {{queries, query_stride(call.dim)},
-            {scores + weights_before(), score_stride()},
-            {reinterpret_cast<const WeightOf<Item>*>(scores), score_stride()},
+    return {{queries, stride},
+            {scores, score_stride()},
+            {reinterpret_cast<const Item*>(scores), score_stride()},
             keep,
-            reinterpret_cast<std::uint32_t*>(harmed),
-            reinterpret_cast<WeightOf<Item>*>(kSplit<Item> ? harmed + padded(rows) : harmed),
+            reinterpret_cast<Item*>(keep + padded(rows)),
             memory + sizes(call, rows).scratch};
   }
 };

@@ -61,7 +61,7 @@ void coin_factors(const Coins& coins, const Row& row, Index first, T* factors) n
   }
 }
 
-/// The factors of a key tile's keys for one row.
+/// The factors of a row's keys, of a key tile or of a part of one that no multiple of Philox::kKeys is within.
 template <class Isa, class T>
 struct TileCoins {
   static constexpr Index kKeys = Isa::template kKeyTile<T>;
@@ -69,10 +69,11 @@ struct TileCoins {
 
   /// Valid until the next call.
   ATTN_INLINE T* of(const Coins& coins, const Row& row, Range keys) noexcept {
-    for (Index first = 0; first < keys.size(); first += Philox::kKeys) {
-      coin_factors<Isa, T>(coins, row, keys.begin + first, factors + first);
+    const Index before = keys.begin % Philox::kKeys;
+    for (Index first = -before; first < keys.size(); first += Philox::kKeys) {
+      coin_factors<Isa, T>(coins, row, keys.begin + first, factors + before + first);
     }
-    return factors;
+    return factors + before;
   }
 
   alignas(Isa::kBytes) T factors[kKeys];

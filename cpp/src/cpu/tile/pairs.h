@@ -26,7 +26,7 @@ inline constexpr Index kTileDepth = 16;  // pairs that such a unit multiplies at
 /// cancel out.
 template <class Isa>
 struct PairWeights {
-  static constexpr bool kRounded = true;
+  static constexpr bool kRounded = true, kGrows = false;
   static ATTN_INLINE Vec<Isa, float> exp(Vec<Isa, float> score, float origin) noexcept {
     return rounded_exp<Isa>(score, origin);
   }

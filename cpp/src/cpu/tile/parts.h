@@ -10,13 +10,9 @@
 //
 // float16 takes 2 parts; float32 3, or 2 by Precision::high, the second one rounded then.  Weights have as many as values.
 //
-// An item, Part<n>, stands where a pair would, so that panels, products and forward.h are the same but for the depth, which
-// counts parts: of 16 pairs all first parts, then all second ones, …, then the next 16 pairs.  Depths are whole such runs.
-// Parts of weights lie where their scores were: 2 take the same memory; 3 take half as much again, and begin so much before
-// the scores that what is written never overtakes what is read:
-//
-//     scores              |0      |1      |2      |3      |      32 keys each
-//     weights |0          |1          |2          |3          |
+// An item, Part<n>, stands where a pair would, so that panels and products are the same but for the depth, which counts parts: of
+// 16 pairs all first parts, then all second ones, …, then the next 16 pairs.  Depths are whole such runs.  The halves of a pair are
+// 16 dims, or keys, apart, as kPartner has it: so numbers are split without moving any from lane to lane.
 //
 // What a split would harm: Inf and NaN (∞ − ∞), and numbers below 2⁻¹⁰⁰, since the units take subnormal parts for 0.  Packing
 // notices them, key by key; kernels/harmed.h multiplies them otherwise.
@@ -66,6 +62,10 @@ inline constexpr std::array<PartPair, 2> kSmallProducts<RoundedPart>{{{1, 0}, {0
 template <>
 inline constexpr std::array<PartPair, 5> kSmallProducts<Part<3>>{{{2, 0}, {1, 0}, {1, 1}, {0, 1}, {0, 2}}};
 
+/// How many products of parts stand for one of numbers.
+template <class A>
+inline constexpr Index kProducts = Index{kSmallProducts<A>.size()} + 1;
+
 inline constexpr Index kRunItems = 2 * kTileDepth;  // dims or keys of 16 pairs
 
 /// Parts over so many dims or keys.
@@ -78,21 +78,15 @@ ATTN_INLINE Index parts_depth(Index count) noexcept {
 template <class Isa, int n>
 ATTN_INLINE void split(Vec<Isa, float> first, Vec<Isa, float> second, U32<Isa>* parts) noexcept {
   constexpr std::uint32_t kUpper = 0xffff0000U, kHalfUnit = 0x8000;
-  for (int part = 0; part < n; ++part) {
-    const std::uint32_t rounding = n == 2 && part == 1 ? kHalfUnit : 0;
-    const U32<Isa> a = (bit_cast<U32<Isa>>(first) + rounding) & kUpper;
-    const U32<Isa> b = (bit_cast<U32<Isa>>(second) + rounding) & kUpper;
+  for (int part = 0; part < n - 1; ++part) {
+    const U32<Isa> a = bit_cast<U32<Isa>>(first) & kUpper, b = bit_cast<U32<Isa>>(second) & kUpper;
     parts[part] = a >> 16 | b;
     first -= bit_cast<Vec<Isa, float>>(a);
     second -= bit_cast<Vec<Isa, float>>(b);
   }
-}
-
-/// The parts of items that stand one after the other, two registers.
-template <class Isa, int n>
-ATTN_INLINE void split_in_order(Vec<Isa, float> low, Vec<Isa, float> high, U32<Isa>* parts) noexcept {
-  using Lanes = std::make_integer_sequence<int, kWidth<Isa, float>>;
-  split<Isa, n>(every_second<false>(low, high, Lanes{}), every_second<true>(low, high, Lanes{}), parts);
+  constexpr std::uint32_t kRounding = n == 2 ? kHalfUnit : 0;
+  parts[n - 1] =
+      (bit_cast<U32<Isa>>(first) + kRounding) >> 16 | ((bit_cast<U32<Isa>>(second) + kRounding) & kUpper);
 }
 
 /// What the halves of parts add up to; exactly, if they came from numbers.
@@ -105,30 +99,6 @@ ATTN_INLINE void join(const U32<Isa>* parts, Vec<Isa, float>& first, Vec<Isa, fl
     second += second_of<Isa>(parts[part]);
   }
 }
-
-/// How softmax's weights are kept (softmax.h).
-template <class Isa, int n>
-struct PartWeights {
-  static constexpr bool kRounded = n == 2;
-  /// How far before a row's scores its weights begin.
-  static constexpr Index kBefore = n == 3 ? Isa::template kKeyTile<float> / 2 : 0;
-  static_assert(n == 2 || n == 3);
-
-  static ATTN_INLINE Vec<Isa, float> exp(Vec<Isa, float> score, float origin) noexcept {
-    return attncore::exp<Isa, float>(score - origin);
-  }
-  static ATTN_INLINE void keep(float* scores, Index i, Vec<Isa, float> first, Vec<Isa, float> second,
-                               Vec<Isa, float>& sum) noexcept {
-    static_assert(kWidth<Isa, float> == kTileDepth);
-    U32<Isa> parts[n];
-    split_in_order<Isa, n>(first, second, parts);
-    auto* const out = reinterpret_cast<Bf16Pair*>(scores - kBefore) + i / kRunItems * n * kTileDepth;
-    for (int part = 0; part < n; ++part) store(static_cast<void*>(out + part * kTileDepth), parts[part]);
-    if constexpr (kRounded) join<Isa, n>(parts, first, second);
-    sum += first;
-    sum += second;
-  }
-};
 
 /// Lanes that a split would harm: all bits set.
 template <class Isa>
@@ -211,7 +181,7 @@ bool pack_parts_transposed(Panel<Part<n>> panel, const KeySource& source, Index 
         const auto low = get(dim), high = get(dim + kTileDepth);
         harmed |= harmed_lanes<Isa>(low) | harmed_lanes<Isa>(high);
         U32<Isa> parts[n];
-        split_in_order<Isa, n>(low, high, parts);
+        split<Isa, n>(low, high, parts);
         for (int part = 0; part < n; ++part) block[part][key] = parts[part];
       }
       for (int part = 0; part < n; ++part) {
@@ -230,18 +200,19 @@ bool pack_parts(Panel<Part<n>> panel, const KeySource& source, Index first, Inde
   U32<Isa> harmed{};
   for (Index strip = 0; strip < panel.columns; strip += Isa::kColumns * kLanes) {
     const Index stride = strip_registers<Isa, Part<n>>(panel.columns, strip) * kLanes;
-    for (Index key = 0; key < panel.depth / n * 2; key += 2) {
-      const Index run = key / kRunItems, pair = key % kRunItems / 2;
-      Part<n>* const out = panel.data + strip * panel.depth + (run * n * kTileDepth + pair) * stride;
-      const std::byte* const even = source.token(first + min(key, keys - 1));
-      const std::byte* const odd = source.token(first + min(key + 1, keys - 1));
+    for (Index pair = 0; pair < panel.depth / n; ++pair) {
+      const Index run = pair / kTileDepth, key = run * kRunItems + pair % kTileDepth,
+                  partner = key + kTileDepth;
+      Part<n>* const out = panel.data + strip * panel.depth + (run * (n - 1) * kTileDepth + pair) * stride;
+      const std::byte* const token = source.token(first + min(key, keys - 1));
+      const std::byte* const other = source.token(first + min(partner, keys - 1));
       for (Index j = 0; j < stride; j += kLanes) {
-        const auto get = [&](const std::byte* token, bool given) {
+        const auto get = [&](const std::byte* in, bool given) {
           const Index from = strip + j;
-          __builtin_prefetch(token + from * source.dim_stride + kPrefetchTokens * source.token_stride);
-          return load_dims<Isa, kStorage>(token, source.dim_stride, from, given ? panel.columns : 0);
+          __builtin_prefetch(in + from * source.dim_stride + kPrefetchTokens * source.token_stride);
+          return load_dims<Isa, kStorage>(in, source.dim_stride, from, given ? panel.columns : 0);
         };
-        const auto a = get(even, key < keys), b = get(odd, key + 1 < keys);
+        const auto a = get(token, key < keys), b = get(other, partner < keys);
         harmed |= harmed_lanes<Isa>(a) | harmed_lanes<Isa>(b);
         U32<Isa> parts[n];
         split<Isa, n>(a, b, parts);

@@ -21,6 +21,7 @@ inline constexpr int kMaximumLag = 5;
 template <class Isa, class T>
 struct PlainWeights {
   static constexpr bool kRounded = false;
+  static constexpr bool kGrows = false;  // take more memory than their scores
   using V = Vec<Isa, T>;
   static ATTN_INLINE V exp(V score, T origin) noexcept { return attncore::exp<Isa, T>(score - origin); }
   /// Writes the weights of keys i … over their scores, two registers, and adds to `sum` what products will see, one after the
@@ -79,7 +80,8 @@ struct OnlineSoftmax {
 
   /// Scores of one row → weights, in place; keep = the factor of what the row has summed so far.  A hidden
   /// key's weight is 0; with `mark` it is −0, as gemm_of_visible needs.  `coins`: dropout's factors, which the sums
-  /// know nothing of.  Registers go two by two: there is room for one more than the columns fill.
+  /// know nothing of.  Registers go two by two: there is room for one more than the columns fill.  The last go first where
+  /// weights grow: what is written is read by then.
   template <class Weights = PlainWeights<Isa, T>>
   ATTN_INLINE WeightSums<Vec<Isa, T>> weigh(Index row, T* scores, Index columns, bool mark, T* keep,
                                             const T* coins = nullptr) const noexcept {
@@ -100,7 +102,8 @@ struct OnlineSoftmax {
       return weight;
     };
     const V hidden = mark ? -V{} : V{};
-    for (Index i = 0; i < end; i += 2 * n) {
+    for (Index at = 0; at < end; at += 2 * n) {
+      const Index i = Weights::kGrows ? end - 2 * n - at : at;
       const V first = weight_of(i);
       Weights::keep(scores, i, first, i + n < columns ? weight_of(i + n) : hidden, sums.seen);
     }

@@ -92,20 +92,24 @@ ATTN_INLINE void multiply_step(const TileBlock& block, Index a, Index b, TileBuf
   if constexpr (kTall && kWide) Unit::template multiply<3, 5, 7>();
 }
 
-/// step.template operator()<kLoadA, kLoadB>(a, b) for A's and B's places in each product, in order.
+/// step.template operator()<kLoadA, kLoadB>(a, b, begins) for A's and B's places in one of kSmallProducts; the first one begins.
+template <class Item, std::size_t kAt, class Step>
+ATTN_INLINE void small_product(Index k, Step& step) noexcept {
+  constexpr auto kAll = kSmallProducts<Item>;
+  constexpr PartPair kNow = kAll[kAt], kBefore = kAt > 0 ? kAll[kAt - 1] : PartPair{-1, -1};
+  step.template operator()<kNow.a != kBefore.a, kNow.b != kBefore.b>(
+      k + kNow.a * kTileDepth, k + kNow.b * kTileDepth, kAt == 0 && k == 0);
+}
+
+/// The same for all products, in their order.
 template <class Item, class Step, std::size_t... i>
-ATTN_INLINE void each_product(Index depth, Step step, std::index_sequence<i...>) noexcept {
+ATTN_INLINE void each_product(Index depth, Step& step, std::index_sequence<i...>) noexcept {
   constexpr int n = kParts<Item>;
-  constexpr auto kSmall = kSmallProducts<Item>;
-  const auto one = [&]<std::size_t kAt>(Index k) {
-    constexpr PartPair kNow = kSmall[kAt], kBefore = kAt > 0 ? kSmall[kAt - 1] : PartPair{-1, -1};
-    step.template operator()<kNow.a != kBefore.a, kNow.b != kBefore.b>(k + kNow.a * kTileDepth,
-                                                                       k + kNow.b * kTileDepth);
-  };
   if constexpr (n > 1) {
-    for (Index k = 0; k < depth; k += n * kTileDepth) (one.template operator()<i>(k), ...);
+    for (Index k = 0; k < depth; k += n * kTileDepth) (small_product<Item, i>(k, step), ...);
   }
-  for (Index k = 0; k < depth; k += n * kTileDepth) step.template operator()<true, true>(k, k);
+  for (Index k = 0; k < depth; k += n * kTileDepth)
+    step.template operator()<true, true>(k, k, n == 1 && k == 0);
 }
 template <class Item, class Step>
 ATTN_INLINE void each_product(Index depth, Step step) noexcept {
@@ -121,7 +125,7 @@ ATTN_INLINE void multiply_tiles(const TileBlock& block, TileBuffers& buffers) no
   if constexpr (kWide) Unit::template zero<1>();
   if constexpr (kTall) Unit::template zero<2>();
   if constexpr (kTall && kWide) Unit::template zero<3>();
-  each_product<Item>(block.depth, [&]<bool kLoadA, bool kLoadB>(Index a, Index b) {
+  each_product<Item>(block.depth, [&]<bool kLoadA, bool kLoadB>(Index a, Index b, bool) {
     multiply_step<Isa, kTall, kWide, kLoadA, kLoadB>(block, a, b, buffers);
   });
   constexpr Index kStride = sizeof buffers.sums[0];
@@ -231,7 +235,7 @@ void gemm_of_visible(Matrix<T> c, Matrix<const Item> a, Panel<const Values> b, I
       } else {
         Unit::template zero<0>();
       }
-      each_product<Item>(depth, [&]<bool, bool>(Index k, Index from) {
+      each_product<Item>(depth, [&]<bool, bool>(Index k, Index from, bool) {
         get(k, weights);
         get(k - k % kRun, marks);
         copy_visible<Isa>(marks, {in + from * stride, stride}, values);
