@@ -9,9 +9,10 @@ between them.  Keys and values take 1 GiB a line, but where a case says that the
 Outputs are checked against float64 before anything is timed.
 
 GB/s are the keys and values (and factors) of a call, each read once, by its time.  "read" is that
-by the bandwidth measured in the same round; "roof" the time that the slower of reading and
-multiply-adds (of float32: bfloat16's pairs do twice as many) needs at best, by the time taken;
-"first" how much faster than the case's first line.
+by the bandwidth measured in the same round; "peak" the GFLOP/s by what the products' instruction
+reaches in registers then (bfloat16's own, where the instruction set has one); "roof" the time that the
+slower of both needs at best, by the time taken: 100 % is all that this machine can do; "first" how
+much faster than the case's first line.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import argparse
 import json
 import sys
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +33,8 @@ from attncore._cli.measure import (
     Contender,
     Summary,
     WrongOutput,
-    fma_peak,
     human,
+    product_peak,
     read_bandwidth,
     time_in_rounds,
 )
@@ -65,29 +67,33 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
+PROBES = ("read", "peak float32", "peak bfloat16")  # none is a line's name
+
+
 @dataclass
 class Probes:
     """What the machine reaches, measured between the lines: the best of each round."""
 
     held: int
     threads: int
-    now: dict[str, list[float]] = field(default_factory=lambda: {"read": [], "peak": []})
-    rounds: dict[str, list[float]] = field(default_factory=lambda: {"read": [], "peak": []})
+    now: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in PROBES})
+    rounds: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in PROBES})
 
     def contenders(self) -> list[Contender]:
         """To take turns with the lines."""
         return [
             Contender("read", lambda: self.now["read"].append(self.read())),
-            Contender("peak", lambda: self.now["peak"].append(self.peak())),
+            *(Contender(name, partial(self.peak, name)) for name in PROBES[1:]),
         ]
 
     def read(self) -> float:
         """Bytes a second."""
         return 1e9 * read_bandwidth(self.held, self.threads)
 
-    def peak(self) -> float:
-        """Floating-point operations a second."""
-        return 1e9 * (fma_peak(attncore.isa(), np.dtype(np.float32), self.threads) or np.nan)
+    def peak(self, name: str) -> None:
+        """Floating-point operations a second of this dtype's products."""
+        gflops = product_peak(attncore.isa(), name == PROBES[2], self.threads)
+        self.now[name].append(1e9 * gflops)
 
     def end_of_round(self) -> None:
         """Keep the round's best, forget the rest."""
@@ -128,11 +134,11 @@ def run(name: str, lines: Lines, options: argparse.Namespace) -> tuple[list[Reco
     probes = Probes(max(lines[label].bytes * lines[label].sets for label in line), options.threads)
     everyone = [*line.values(), *probes.contenders()]
     times = time_in_rounds(everyone, options.rounds, options.budget, probes.end_of_round)
-    read, peak = (np.array(probes.rounds[probe]) for probe in ("read", "peak"))
+    measured = {probe: np.array(values) for probe, values in probes.rounds.items()}
     first = next(iter(lines))
     rows = []
     for label in line:
-        row = record(lines[label], times[label], read, peak)
+        row = record(lines[label], times[label], measured)
         if first in line:
             pace = lines[label].flops / np.array(times[label])
             row["first"] = float(np.median(pace / (lines[first].flops / np.array(times[first]))))
@@ -157,8 +163,10 @@ def run_appends(options: argparse.Namespace) -> list[Record]:
     return rows
 
 
-def record(step: Step, seconds: list[float], read: Any, peak: Any) -> Record:
+def record(step: Step, seconds: list[float], measured: dict[str, Any]) -> Record:
     """One line's numbers; shares are medians over rounds."""
+    read = measured["read"]
+    peak = measured[PROBES[2] if step.query_dtype == "bfloat16" else PROBES[1]]
     summary = Summary.of(seconds)
     taken = np.array(seconds)
     reading, computing = step.bytes / read, step.flops / peak
@@ -175,6 +183,7 @@ def record(step: Step, seconds: list[float], read: Any, peak: Any) -> Record:
         "read_gbytes": float(np.median(read)) / 1e9,
         "peak_gflops": float(np.median(peak)) / 1e9,
         "read_share": float(np.median(reading / taken)),
+        "peak_share": float(np.median(computing / taken)),
         "roof_share": float(np.median(np.maximum(reading, computing) / taken)),
         "first": None,
     }
@@ -182,7 +191,7 @@ def record(step: Step, seconds: list[float], read: Any, peak: Any) -> Record:
 
 HEADER = (
     f"{'case':<34} {'median':>9} {'spread':>7} {'tokens/s':>9} {'GB/s':>7} {'read':>6}"
-    f" {'GFLOP/s':>8} {'roof':>6} {'first':>7}"
+    f" {'GFLOP/s':>8} {'peak':>6} {'roof':>6} {'first':>7}"
 )
 
 
@@ -197,7 +206,7 @@ def show(row: Record) -> str:
     first = "" if row["first"] is None else f"{row['first']:.2f}x"
     return (
         f"{start} {row['gbytes']:>7.1f} {row['read_share']:>6.0%}"
-        f" {row['gflops']:>8.1f} {row['roof_share']:>6.0%} {first:>7}"
+        f" {row['gflops']:>8.1f} {row['peak_share']:>6.0%} {row['roof_share']:>6.0%} {first:>7}"
     )
 
 
@@ -210,8 +219,9 @@ def run_named(name: str, options: argparse.Namespace) -> tuple[list[Record], lis
     steps = {label: replace(step, held=min(step.held, most)) for label, step in lines.items()}
     rows, below = run(name, steps, options)
     if rows:
+        peaks = " and ".join(f"{peak:.0f}" for peak in sorted({row["peak_gflops"] for row in rows}))
         below.append(f"{'':<34} reads {rows[0]['read_gbytes']:.1f} GB/s, multiply-adds"
-                     f" {rows[0]['peak_gflops']:.0f} GFLOP/s")  # fmt: skip
+                     f" {peaks} GFLOP/s")  # fmt: skip
     return rows, below
 
 

@@ -57,8 +57,11 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.def("set_num_threads", set_num_threads);
   m.def("config", config);
   m.def(
-      "fma_peak", [](const std::string& name, int threads) { return fma_peak(name, DType::f32, threads); },
-      py::call_guard<py::gil_scoped_release>());
+      "fma_peak",
+      [](const std::string& name, int threads, bool bfloat16) {
+        return fma_peak(name, bfloat16 ? DType::bf16 : DType::f32, threads);
+      },
+      py::arg(), py::arg(), py::arg() = false, py::call_guard<py::gil_scoped_release>());
   m.def("read_bandwidth", read_bandwidth, py::call_guard<py::gil_scoped_release>());
 }
 

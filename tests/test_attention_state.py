@@ -9,9 +9,9 @@ import pytest
 
 import attncore
 from kit import assert_same_bits, compare_results, dtype_of, inputs
+from kit_quantised import restore, scale_for, store
 from reference import Array, from_bhsd
 from state_kit import DTYPE_PAIRS, expected, in_pieces, make_state, sizes_to_cuts, updates
-from test_quantised import restore, scale_for, store
 
 B, H, HK, Q, K = 2, 4, 2, 5, 61
 # Sizes of pieces, repeated: single keys, primes, empty ones between, all at once.

@@ -184,7 +184,15 @@ def test_the_script_writes_records_that_compare_reads(tmp_path: Path) -> None:
     assert records[0]["case"] == "small-l2/attention"
     assert records[0]["first"] == 1
     assert all(record["isa"] == attncore.isa() for record in records)
-    for name in ("median", "gbytes", "read_share", "roof_share", "read_gbytes", "peak_gflops"):
+    for name in (
+        "median",
+        "gbytes",
+        "read_share",
+        "peak_share",
+        "roof_share",
+        "read_gbytes",
+        "peak_gflops",
+    ):
         assert all(record[name] > 0 for record in records), name
     assert script("compare.py", str(page), str(page)).returncode == 0
 

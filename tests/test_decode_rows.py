@@ -10,8 +10,8 @@ import pytest
 import attncore
 from kit import DTYPES, assert_same_bits, inputs
 from kit_paged import into_pages
-from test_quantised import QUANTISED, STORED, make
-from test_quantised import check as check_stored
+from kit_quantised import QUANTISED, STORED, make
+from kit_quantised import check as check_stored
 
 ROWS = range(1, 18)
 SIZES = [(1, 1), (15, 33), (16, 16), (40, 9), (66, 130), (130, 64)]  # dim, value_dim

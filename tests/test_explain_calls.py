@@ -11,8 +11,8 @@ import pytest
 import attncore
 from kit import DTYPES, assert_same_bits, inputs
 from kit_paged import Paged, into_pages
+from kit_quantised import stored_pages
 from reference import Array
-from test_quantised import stored_pages
 from varlen_kit import Packed, options_of_all_kinds, packed, untyped
 
 LENGTHS = [(150, 140), (0, 3), (31, 0), (1, 4000), (97, 300)]

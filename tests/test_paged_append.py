@@ -10,8 +10,8 @@ import pytest
 
 import attncore
 from kit import BFLOAT16, DTYPE_NAMES, assert_same_bits, dtype_of
+from kit_quantised import FLOAT8, LARGEST, QUANTISED, packed, unpacked
 from reference import Array
-from test_quantised import FLOAT8, LARGEST, QUANTISED, packed, unpacked
 
 LAYOUTS = ["bshd", "bhsd"]
 # Of unpacked arrays, whose number mypy does not know.

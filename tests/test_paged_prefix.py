@@ -10,8 +10,8 @@ import pytest
 import attncore
 from kit import DTYPES, assert_same_bits
 from kit_paged import Paged
+from kit_quantised import STORED, scale_for, store
 from reference import Array
-from test_quantised import STORED, scale_for, store
 from test_tree import random_tree
 
 SIZE = 64  # tokens of a page

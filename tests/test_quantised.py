@@ -12,90 +12,9 @@ import attncore
 from kit import DTYPE_NAMES, assert_same_bits, compare_results, dtype_of, inputs
 from kit_paged import Paged, into_pages
 from kit_precision import TILES
+from kit_quantised import FLOAT8, QUANTISED, STORED, check, make, restore, store
 from reference import Array, plain, reference
 from test_paged import OPTIONS, options_for
-
-ml_dtypes = pytest.importorskip("ml_dtypes")
-FLOAT8 = np.dtype(ml_dtypes.float8_e4m3fn)
-
-STORED = ["float32", "float16", "bfloat16", "int8", "float8_e4m3fn", "int4"]
-QUANTISED = STORED[3:]
-LARGEST = {"int8": 127.0, "float8_e4m3fn": 448.0, "int4": 7.0}
-
-
-def packed(numbers: Array) -> Array:
-    """int4 in −8 … 7: two in a byte, the first in its low half."""
-    halves = numbers.astype(np.uint8) & 15
-    both: Array = halves[..., ::2] | halves[..., 1::2] << 4
-    return both
-
-
-def unpacked(both: Array) -> Array:
-    """As float32."""
-    halves = np.stack([both & 15, both >> 4], axis=-1).astype(np.int8)
-    return (
-        np.where(halves > 7, halves - 16, halves).reshape(*both.shape[:-1], -1).astype(np.float32)
-    )
-
-
-def store(floats: Array, name: str) -> Array:
-    if name == "int4":
-        return packed(np.rint(floats))
-    dtype = FLOAT8 if name == "float8_e4m3fn" else np.dtype(np.int8) if name == "int8" else None
-    return floats.astype(dtype_of(name) if dtype is None else dtype)
-
-
-def restore(stored: Array) -> Array:
-    return unpacked(stored) if stored.dtype == np.uint8 else stored.astype(np.float32)
-
-
-def scale_for(name: str, of: Array) -> Array:
-    scale: Array = (np.abs(of).max(axis=-1) / LARGEST[name]).astype(np.float32)
-    return np.where(scale == 0, np.float32(1), scale)
-
-
-def stored_pages(paged: Paged, names: tuple[str, str]) -> tuple[Paged, dict[str, Array]]:
-    """The same pages in other dtypes: what these hold once gathered, and their scales."""
-    pools: dict[str, Array] = {}
-    changed: dict[str, Any] = {}
-    safe = np.clip(paged.block_table, 0, len(paged.key_pages) - 1)
-    for what, name in zip(("key", "value"), names, strict=True):
-        pool = getattr(paged, f"{what}_pages")
-        scaled = pool
-        if name in QUANTISED:
-            scale = scale_for(name, pool)
-            pools[f"{what}_scale"] = scale
-            scaled = pool / scale[..., None]
-        stored = store(scaled, name)
-        exact = restore(stored).astype(np.float64)
-        if name in QUANTISED:
-            exact *= pools[f"{what}_scale"][..., None]
-        gathered = exact[safe]
-        gathered = gathered.reshape(len(safe), -1, *gathered.shape[3:]).swapaxes(1, 2)
-        changed |= {f"{what}_pages": stored, what: gathered}
-    return replace(paged, **changed), pools
-
-
-def check(query: Array, paged: Paged, scales: dict[str, Array], **options: Any) -> None:
-    """Against exact attention to what is stored."""
-    out, lse = paged.attend(query, **options, **scales)
-    assert out.dtype == query.dtype
-    options["key_lengths"] = paged.key_lengths
-    exact = reference(query, paged.key, paged.value, **options)
-    kind = np.float32 if query.dtype != np.float64 else np.float64
-    plainly = plain(query, paged.key.astype(kind), paged.value.astype(kind), **options)
-    compare_results(out, lse, exact, plainly)
-
-
-def make(
-    rng: np.random.Generator, names: tuple[str, str], queries: int = 3, **sizes: Any
-) -> tuple[Array, Paged, dict[str, Array]]:
-    lengths = sizes.pop("lengths", [150, 33])
-    query_dtype = sizes.pop("dtype", np.float32)
-    page_size = sizes.pop("page_size", 16)
-    q, k, v = inputs(rng, queries, max(lengths), batch=len(lengths), **sizes)
-    paged = into_pages(rng, k, v, lengths, page_size, poison=0, garbage=10**9)
-    return q.astype(query_dtype), *stored_pages(paged, names)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
@@ -144,7 +63,8 @@ def compare_with_wider(
     got: tuple[Array, Array], query: Array, key: Array, value: Array, stored: str, **options: Any
 ) -> None:
     """Attention to the same numbers in float32 has the bits, and then the rounding, of the result.  But where few rows
-    read bfloat16 keys, two at a time, sums have another order, and so they have in pairs and tiles of bfloat16."""
+    read bfloat16 keys, two at a time, sums have another order, and so they have in pairs and tiles of bfloat16, whose
+    bits bfloat16 queries get with quantised numbers too."""
     assert got[0].dtype == query.dtype
     few = query.shape[1] // key.shape[1] * query.shape[2] <= 16
     isa = attncore.isa()
@@ -154,7 +74,9 @@ def compare_with_wider(
         arrays = query, key, value
         compare_results(*got, reference(*arrays, **options), plain(*arrays, **options))
         return
-    wide: Any = [a.astype(np.float32) for a in (query, key, value)]
+    exact_in_pairs = in_pairs and query.dtype.name == "bfloat16" and stored in QUANTISED
+    kind = query.dtype if exact_in_pairs else np.float32
+    wide: Any = [a.astype(kind) for a in (query, key, value)]
     expected = attncore.attention(*wide, return_lse=True, **options)
     assert_same_bits(got[0], expected[0].astype(query.dtype))
     assert_same_bits(got[1], expected[1], "lse")
@@ -183,6 +105,26 @@ def into_pages_of_bytes(
     pools = [p.astype(np.uint8) for p in (paged.key_pages, paged.value_pages)]
     key_pages, value_pages = (p.view(a.dtype) for p, a in zip(pools, (key, value), strict=True))
     return replace(paged, key_pages=key_pages, value_pages=value_pages)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("stored", QUANTISED)
+@pytest.mark.parametrize("queries", [1, 3, 8, 40])
+def test_every_number(isa: str, queries: int, stored: str, dtype: str, rng: Any) -> None:
+    """Of a single key: its value is the result, and lse what a query picks of it."""
+    every = np.arange(256, dtype=np.uint8).view(store(np.zeros(2), stored).dtype)
+    numbers = restore(every)
+    few = np.where(np.isnan(numbers), 0, numbers)
+    batch = -(-numbers.size // queries)
+    picked = np.arange(batch * queries).reshape(batch, 1, queries) % numbers.size
+    query = (picked[..., None] == np.arange(numbers.size)).astype(dtype_of(dtype))
+    key, value = (np.broadcast_to(a, (batch, 1, 1, a.size)) for a in (store(few, stored), every))
+    paged = into_pages_of_bytes(rng, key, value, [1] * batch, 16)
+    out, lse = paged.attend(query, scale=1.0)
+    np.testing.assert_allclose(lse, few[picked], rtol=4e-7, atol=4e-7)
+    np.testing.assert_array_equal(
+        out.astype(np.float32), np.broadcast_to(numbers, (batch, 1, queries, numbers.size))
+    )
 
 
 @pytest.mark.parametrize("query", DTYPE_NAMES)

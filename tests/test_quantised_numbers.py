@@ -9,8 +9,8 @@ import pytest
 
 import attncore
 from kit import dtype_of
+from kit_quantised import FLOAT8, STORED, restore
 from reference import Array
-from test_quantised import FLOAT8, STORED, restore
 
 
 def codes(name: str) -> Array:

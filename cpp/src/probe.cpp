@@ -104,9 +104,10 @@ double estimated_bandwidth(int threads) {
 }
 
 double fma_peak(const std::string& isa, DType dtype, int num_threads) {
-  const DType compute = accumulation(dtype);
+  const IsaTable& table = table_named(isa);
+  const Kernels& kernels = dtype == DType::bf16 ? *table.bf16 : table.kernels(accumulation(dtype));
   const int threads = num_threads > 0 ? std::min(num_threads, kMostThreads) : get_num_threads();
-  return measured_peak(table_named(isa).kernels(compute), threads) / 1e9;
+  return measured_peak(kernels, threads) / 1e9;
 }
 
 double read_bandwidth(Index bytes, int num_threads) {

@@ -154,6 +154,48 @@ void rows_beside_each_other(const Kernels& kernels) {
   }
 }
 
+/// Random numbers of a dtype, none of them NaN, and the same ones in bfloat16.
+template <DType kStorage>
+std::vector<std::byte> quantised(Halves& same, Index tokens, Index dims, Random& random) {
+  using V = Vec<Modelled, float>;
+  constexpr Index n = kWidth<Modelled, float>, kMost = 128;
+  const Index bytes = kStorage == DType::i4 ? (dims + 1) / 2 : dims;
+  std::vector<std::byte> items(static_cast<std::size_t>(tokens * bytes));
+  for (std::byte& item : items) item = static_cast<std::byte>(random.below(128) * 2);
+  same.resize(static_cast<std::size_t>(tokens * dims));
+  for (Index token = 0; token < tokens; ++token) {
+    std::byte room[kMost]{};
+    std::memcpy(room, items.data() + token * bytes, static_cast<std::size_t>(bytes));
+    for (Index dim = 0; dim < dims; ++dim) {
+      const Index first = dim - dim % n;
+      const V widened = Widen<Modelled, float, kStorage>::load(room + item_offset<kStorage>(first, 1));
+      same[static_cast<std::size_t>(token * dims + dim)] = narrow(widened[dim % n]);
+    }
+  }
+  return items;
+}
+
+/// Quantised keys and values have the bits of the same numbers in bfloat16.
+template <DType kStorage>
+void quantised(const Kernels& kernels) {
+  Random random;
+  for (const Index rows : {3, 5, 16, 20, 40}) {
+    for (const Index slots : {7, 16}) {
+      DecodeCase c(DecodeShape{{1, rows, 1, 1, 141, 72, 38}, slots});
+      const auto k = quantised<kStorage>(c.k, c.pages * slots, 72, random);
+      const auto v = quantised<kStorage>(c.v, c.pages * slots, 38, random);
+      c.problem.key.data = c.k.data(), c.problem.value.data = c.v.data();
+      c.problem.score.scale = 0.01;
+      c.run(kernels, 1);
+      const Halves want = c.out;
+      c.problem.key = Tensor::contiguous(k.data(), kStorage, c.problem.key.shape);
+      c.problem.value = Tensor::contiguous(v.data(), kStorage, c.problem.value.shape);
+      c.run(kernels, 2);
+      CHECK(c.out == want);
+    }
+  }
+}
+
 void check_decoding(const Kernels& kernels) {
   every_shape(kernels);
   strides(kernels);
@@ -165,6 +207,9 @@ void check_decoding(const Kernels& kernels) {
   }
   poison(kernels);
   rows_beside_each_other(kernels);
+  quantised<DType::i8>(kernels);
+  quantised<DType::f8>(kernels);
+  quantised<DType::i4>(kernels);
 }
 
 }  // namespace

@@ -1,4 +1,5 @@
-// Forward attention on the model of a matrix unit: of bfloat16, and of float16 and float32 in parts of it.
+// Forward attention on the model of a matrix unit: of bfloat16, and of float16 and float32 in parts of it; and whether it is chosen.
+#include "choice_checks.h"
 #include "cpu/isa/isa.h"
 #include "decode_checks.h"
 #include "isa_test.h"
@@ -23,6 +24,7 @@ constexpr Kernels kTiles = tile_kernels<Isa, Item, ExactRows>("model", kPairs);
 
 void test() {
   static constexpr Kernels kModel = tile_kernels<Isa, Bf16Pair>("model", kPairs);
+  check_choice(kModel);
   check_forward(kModel);
   check_decoding(kModel);
   check_medium(kTiles<Bf16Pair>);

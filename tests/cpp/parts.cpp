@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "isa_test.h"
+#include "tile_product.h"
 
 namespace {
 
@@ -155,13 +156,13 @@ struct Case {
     Floats out = c;
     const Matrix<float> result{out.data(), c_stride};
     const Matrix<const A> left{reinterpret_cast<const A*>(parts.data()), stride};
-    TileUnit<Isa>::configure();
     if (visible) {
+      TileUnit<Isa>::configure();
       gemm_of_visible<Isa, float>(result, left, as_const(panel.panel), rows, parts_depth<n>(depth), finish);
+      TileUnit<Isa>::release();
     } else {
-      gemm<Isa, float>(result, left, as_const(panel.panel), rows, columns, parts_depth<n>(depth), finish);
+      stream_gemm<Isa>(result, left, as_const(panel.panel), rows, columns, parts_depth<n>(depth), finish);
     }
-    TileUnit<Isa>::release();
     return out;
   }
   void check(const Floats& out, double left_out) const {
@@ -204,6 +205,8 @@ void products(double left_out) {
         const Accumulated<float> accumulated{p.keep.data()};
         const Floats want = p.template multiply<A>(values, false, accumulated);
         CHECK(same_bits(p.template multiply<A>(values, true, accumulated), want));
+        CHECK(same_bits(p.template multiply<A>(values, true, Continued{}),
+                        p.template multiply<A>(values, false, Continued{})));
       }
     }
   }

@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "isa_test.h"
+#include "tile_product.h"
 
 namespace {
 
@@ -53,17 +54,16 @@ struct Case {
   template <class Finish>
   [[nodiscard]] std::vector<float> multiply(Index of_rows, Index of_columns, Finish finish) const {
     std::vector<float> out = c;
-    TileUnit<Isa>::configure();
-    gemm<Isa, float>(Matrix<float>{out.data(), c_stride}, left(), as_const(b.panel), of_rows, of_columns,
+    stream_gemm<Isa>(Matrix<float>{out.data(), c_stride}, left(), as_const(b.panel), of_rows, of_columns,
                      depth, finish);
-    TileUnit<Isa>::release();
     return out;
   }
-  [[nodiscard]] std::vector<float> multiply_visible() const {
+  template <class Finish>
+  [[nodiscard]] std::vector<float> multiply_visible(Finish finish) const {
     std::vector<float> out = c;
     TileUnit<Isa>::configure();
     gemm_of_visible<Isa, float>(Matrix<float>{out.data(), c_stride}, left(), as_const(b.panel), rows, depth,
-                                Accumulated<float>{keep.data()});
+                                finish);
     TileUnit<Isa>::release();
     return out;
   }
@@ -134,7 +134,7 @@ void products() {
   }
 }
 
-/// gemm_of_visible is gemm, bit by bit; what stands at keys of weight −0, or deeper, does not matter to it.
+/// gemm_of_visible is the stream's product, bit by bit; what stands at keys of weight −0, or deeper, does not matter to it.
 void products_of_visible() {
   constexpr Bf16Pair kPoison[] = {0x7f80, 0xff80, 0x7fc0};  // Inf, −Inf, NaN
   Random random;
@@ -149,8 +149,14 @@ void products_of_visible() {
           if (hidden(row, key)) weights = (weights & keep) | mark;
         }
       }
-      const auto want = p.multiply(p.rows, columns, Accumulated<float>{p.keep.data()});
-      CHECK(same_bits(p.multiply_visible(), want, p.rows * p.c_stride));
+      const Accumulated<float> accumulated{p.keep.data()};
+      const auto want = p.multiply(p.rows, columns, accumulated);
+      const auto in_place = p.multiply(p.rows, columns, Continued{});
+      const auto check_both = [&] {
+        CHECK(same_bits(p.multiply_visible(accumulated), want, p.rows * p.c_stride));
+        CHECK(same_bits(p.multiply_visible(Continued{}), in_place, p.rows * p.c_stride));
+      };
+      check_both();
       const auto poison = [&](Index key, Index column) {
         const Bf16Pair keep = key % 2 == 0 ? 0xffff0000U : 0xffffU;
         p.b(key / 2, column) = (p.b(key / 2, column) & keep) | kPoison[random.below(3)] << key % 2 * 16;
@@ -159,10 +165,10 @@ void products_of_visible() {
         for (Index key = 0; key < 2 * depth; key += 3) poison(key, column);
         for (Index key = 2 * depth; key < 2 * p.b.panel.depth; ++key) poison(key, column);
       }
-      CHECK(same_bits(p.multiply_visible(), want, p.rows * p.c_stride));
+      check_both();
       if (depth < 2) continue;  // row 0 sees key 2
       poison(2, 0);
-      CHECK(!std::isfinite(p.multiply_visible()[0]));
+      CHECK(!std::isfinite(p.multiply_visible(accumulated)[0]));
     }
   }
 }

@@ -254,7 +254,8 @@ void set_num_threads(int num_threads);
 /// What was built and what was found: (name, value) pairs.
 [[nodiscard]] std::vector<std::pair<std::string, std::string>> config();
 
-/// Multiply-add throughput of registers in GFLOP/s: the ceiling that a benchmark compares with.
+/// Multiply-add throughput of registers in GFLOP/s: the ceiling that a benchmark compares with.  Of bfloat16 that of its own
+/// products, where an instruction set has such.
 [[nodiscard]] double fma_peak(const std::string& isa, DType dtype, int num_threads);
 
 /// GB/s at which threads read so much memory, each its share, over and over: the ceiling of decoding.  The best of

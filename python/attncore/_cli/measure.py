@@ -188,6 +188,11 @@ def fma_peak(isa: str, dtype: np.dtype[Any], threads: int) -> float | None:
     return peak / 2 if dtype == np.float64 else peak
 
 
+def product_peak(isa: str, bfloat16: bool, threads: int) -> float:
+    """GFLOP/s of an instruction set's own products of bfloat16, or else of float32's multiply-adds."""
+    return _core.fma_peak(isa, threads, bfloat16)
+
+
 def read_bandwidth(held: int, threads: int) -> float:
     """GB/s at which the threads read so many bytes now, of which each reads its share again."""
     return _core.read_bandwidth(held, threads)

@@ -1,7 +1,7 @@
-// avx512 with the dot product of bfloat16 pairs: Zen 4 (2022) and later, Cooper Lake (2020), Sapphire Rapids (2023).
+// avx512 with the dot product of bfloat16 pairs, and VBMI, which looks bytes up: Zen 4 (2022), Sapphire Rapids (2023) and later.
 //
-// AMD's cores start as many of them in a cycle as multiply-adds (measured on Zen 5): twice their work.  On Intel's they take
-// twice as long, so that there avx512 is as fast and more exact.
+// AMD's cores start as many dot products in a cycle as multiply-adds (measured on Zen 4 and 5): twice their work.  On Intel's
+// they take twice as long, so that there avx512 is as fast and more exact.
 #include "avx512_bf16.h"
 
 #include "isa.h"

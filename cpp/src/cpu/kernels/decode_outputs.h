@@ -29,11 +29,13 @@ ATTN_INLINE bool add_strip(T* const* c, const Item* a, TokenWalk b, Index keys, 
     for (int j = 0; j < kColumns; j += kPairs || kTwo ? 2 : 1) {
       const Index at = item_offset<kStorage>(j * n, kItem);
       if constexpr (kTwo) {
-        const Index count = kColumns == 1 ? last : 2 * n;
-        Vec<Isa, Item> beyond;
-        pair_up<Isa>(load_pairs<Isa, kStorage>(in + at, kItem, count),
-                     load_pairs<Isa, kStorage>(second + at, kItem, count), items[j],
-                     j + 1 < kColumns ? items[j + 1] : beyond);
+        if constexpr (kColumns > 1) {
+          LoadPairs<Isa, kStorage>::pair_up(in + at, second + at, items[j], items[j + 1]);
+        } else {
+          Vec<Isa, Item> beyond;
+          pair_up<Isa>(load_pairs<Isa, kStorage>(in + at, kItem, last),
+                       load_pairs<Isa, kStorage>(second + at, kItem, last), items[j], beyond);
+        }
       } else if constexpr (kPairs) {
         Pair::load(in + at, items[j], items[j + 1]);
       } else {

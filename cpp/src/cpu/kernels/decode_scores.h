@@ -65,8 +65,7 @@ ATTN_INLINE void dot_key(Vec<Isa, T> (&sum)[kRows], const Item* a, const std::by
                          const std::byte* fetched, Depth dims) noexcept {
   using Items = Vec<Isa, Item>;
   using In = TokenItems<Isa, Item, kStorage>;
-  using Pair = LoadPair<Isa, T, kStorage>;
-  constexpr Index n = kWidth<Isa, T>, kItem = In::kBytes;
+  constexpr Index n = kWidth<Isa, T>;
   for (int row = 0; row < kRows; ++row) sum[row] = Vec<Isa, T>{};
   const auto add = [&](Items items) {
     for (int row = 0; row < kRows; ++row, a += n)
@@ -74,23 +73,23 @@ ATTN_INLINE void dot_key(Vec<Isa, T> (&sum)[kRows], const Item* a, const std::by
   };
   const Index whole = kInPairs<T, Item> ? dims / 2 : dims;
   Index k = 0;
-  if constexpr (Pair::kGiven && !kInPairs<T, Item>) {
+  if constexpr (In::kTwo) {
     for (; k + 2 * n <= whole; k += 2 * n) {
-      Items even, odd;
-      fetch_later(fetched + k * kItem);
-      Pair::load(key + k * kItem, even, odd);
-      add(even);
-      add(odd);
+      Items first, second;
+      fetch_later(fetched + In::offset(k));
+      In::load(key + In::offset(k), first, second);
+      add(first);
+      add(second);
     }
   }
   for (; k + n <= whole; k += n) {
-    const Index at = item_offset<kStorage>(k, kItem);
+    const Index at = In::offset(k);
     fetch_later(fetched + at);
     add(In::load(key + at));
   }
   const Index rest = kInPairs<T, Item> ? dims - 2 * k : dims - k;
   if (rest <= 0) return;
-  const Index at = item_offset<kStorage>(k, kItem);
+  const Index at = In::offset(k);
   fetch_later(fetched + at);
   add(In::load(key + at, rest));
 }

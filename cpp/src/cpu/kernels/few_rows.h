@@ -241,31 +241,47 @@ ATTN_INLINE void clear(V (&sum)[kRows][kColumns]) noexcept {
   }
 }
 
-/// What few rows read: `count` dims of a token in a register, and the bytes between such registers' first items.
+/// What few rows read: `count` dims of a token in a register, and where item i of it begins.
 template <class Isa, class Item, DType kStorage>
 struct TokenItems {
-  static constexpr Index kBytes = sizeof(typename Storage<kStorage>::Item);
+  static constexpr Index kItem = sizeof(typename Storage<kStorage>::Item);
+  static ATTN_INLINE constexpr Index offset(Index i) noexcept { return item_offset<kStorage>(i, kItem); }
+  using Pair = LoadPair<Isa, Item, kStorage>;
+  static constexpr bool kTwo = Pair::kGiven;  // registers at once: the even items, the odd ones
+  static ATTN_INLINE void load(const std::byte* p, Vec<Isa, Item>& even, Vec<Isa, Item>& odd) noexcept
+    requires kTwo
+  {
+    Pair::load(p, even, odd);
+  }
   static ATTN_INLINE Vec<Isa, Item> load(const std::byte* p) noexcept {
     return Widen<Isa, Item, kStorage>::load(p);
   }
   static ATTN_INLINE Vec<Isa, Item> load(const std::byte* p, Index count) noexcept {
-    return load_items<Isa, Item, kStorage>(p, kBytes, count);
+    return load_items<Isa, Item, kStorage>(p, kItem, count);
   }
 };
-template <class Isa>
-struct TokenItems<Isa, Bf16Pair, DType::bf16> {
-  static constexpr Index kBytes = sizeof(Bf16Pair);
-  static ATTN_INLINE U32<Isa> load(const std::byte* p) noexcept { return attncore::load<U32<Isa>>(p); }
+template <class Isa, DType kStorage>
+struct TokenItems<Isa, Bf16Pair, kStorage> {
+  static constexpr Index kItem = sizeof(typename Storage<kStorage>::Item);
+  static ATTN_INLINE constexpr Index offset(Index i) noexcept { return item_offset<kStorage>(2 * i, kItem); }
+  using Pair = LoadPairs<Isa, kStorage>;
+  static constexpr bool kTwo = Pair::kTwo;  // registers at once, in order
+  static ATTN_INLINE void load(const std::byte* p, U32<Isa>& first, U32<Isa>& second) noexcept
+    requires kTwo
+  {
+    Pair::load(p, first, second);
+  }
+  static ATTN_INLINE U32<Isa> load(const std::byte* p) noexcept { return Pair::load(p); }
   static ATTN_INLINE U32<Isa> load(const std::byte* p, Index count) noexcept {
-    return load_pairs<Isa, DType::bf16>(p, kBytes / 2, count);
+    return load_pairs<Isa, kStorage>(p, kItem, count);
   }
 };
 
-/// run.template operator()<kStorage>() for what keys may be stored as; pairs are of bfloat16.
+/// run.template operator()<kStorage>() for what keys may be stored as; float32 is rounded to pairs in packed tiles only.
 template <class T, class Item, class Run>
 ATTN_INLINE void with_token_storage(DType storage, Run run) noexcept {
   if constexpr (kInPairs<T, Item>) {
-    run.template operator()<DType::bf16>();
+    with_exact_storage(storage, run);
   } else {
     with_key_storage<T>(storage, run);
   }

@@ -59,12 +59,14 @@ class ForwardKernel {
     if (task_.first) state_.clear(rows_);
     for (Index first = seen.begin - seen.begin % key_tile; first < seen.end; first += key_tile) {
       if (!begin_tile({first, min(first + key_tile, seen.end)})) continue;
-      ForwardKernel* const self = this;
-      if (direct_) {
-        run_direct_tile(&self, 1, scratch_.panel);
-      } else {
-        run_packed_tile(state_.recent.output, [&] { return accumulated(); });
+      if constexpr (kPacks) {
+        if (!direct_) {
+          run_packed_tile(state_.recent.output, [&] { return accumulated(); });
+          continue;
+        }
       }
+      ForwardKernel* const self = this;
+      run_direct_tile(&self, 1, scratch_.panel);
     }
     if (task_.last) finish_rows<Isa, T>(call_, row_at_, state_.whole(rows_), rows_);
   }
@@ -118,6 +120,7 @@ class ForwardKernel {
  private:
   using Weights = std::conditional_t<kInPairs<T, Item>, PairWeights<Isa>, PlainWeights<Isa, T>>;
   static constexpr Index kStride = Scratch<Isa, T, Item>::score_stride(), kMost = kMostDirectRows<Isa, Item>;
+  static constexpr bool kPacks = !kInPairs<T, Item> || !HasTiles<Isa>;  // or forward_pipeline.h does
 
   /// run_direct_tile of groups of rows, by a matrix unit.
   static void run_in_tiles(ForwardKernel* const* members, Index count, const RowList<const Item>& queries,
@@ -129,12 +132,13 @@ class ForwardKernel {
     if (!one.packed_) pack_columns<Isa>(packed, queries, dim);
     one.packed_ = true;  // a gang has one tile
     dot_tile_rows<Isa, kStride>(one.scratch_.scores.data, packed, queries.size,
-                                {one.keys_, keys, reach, dim, room}, keys.size(), dim, one.scaled());
+                                {one.keys_, keys, reach, dim, room}, one.keys_.storage, keys.size(), dim,
+                                one.scaled());
     T keep[kMost];
     weigh(members, count, keep);
     add_tile_rows<Isa, kStride>(outputs, reinterpret_cast<const Item*>(one.scratch_.weights.data),
-                                {one.values_, keys, reach, value_dim, room}, keys.size(), value_dim,
-                                Accumulated<T>{keep});
+                                {one.values_, keys, reach, value_dim, room}, one.values_.storage, keys.size(),
+                                value_dim, Accumulated<T>{keep});
   }
 
   /// S → P of each; keep: of their rows.

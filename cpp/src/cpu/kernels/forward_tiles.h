@@ -42,10 +42,15 @@ double multiply_tile_rounds(Index rounds) noexcept {
   alignas(64) Bf16Pair a[2 * kTileRows * kDepth], b[kDepth * 2 * kTileColumns];
   for (Bf16Pair& pair : a) pair = kFactor;
   for (Bf16Pair& pair : b) pair = kFactor;
-  const TileBlock block{{a, kDepth}, {b, 2 * kTileColumns}, 2 * kTileRows, kDepth, 0};
-  TileBuffers buffers;
+  alignas(64) float sums[2 * kTileRows * 2 * kTileColumns];
+  const SumTiles block{sums, 2 * kTileColumns, true, true};
+  auto between = [] {};
+  TileStream<Isa> stream;
   TileUnit<Isa>::configure();
-  for (Index round = 0; round < rounds; round += kSteps) multiply_tiles<Isa, Item, 2, 2>(block, buffers);
+  for (Index round = 0; round < rounds; round += kSteps) {
+    stream.template multiply<Item>({a, kDepth}, {b, 2 * kTileColumns}, kSteps, block, false, between);
+  }
+  stream.flush();
   TileUnit<Isa>::release();
   constexpr Index kRound = 4 * kTileRows * kTileDepth * kTileColumns;  // pairs, whatever their parts
   return 2.0 * 2.0 * kRound * static_cast<double>(round_up(rounds, kSteps));

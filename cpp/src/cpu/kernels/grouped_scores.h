@@ -91,7 +91,8 @@ ATTN_INLINE void dot_groups(Vec<Isa, T> (&sum)[kRegisters][kGroupedKeys], const 
 
 /// Whether keys lie as Items do.
 template <class T, class Item, DType kStorage>
-inline constexpr bool kStraight = kInPairs<T, Item> || std::is_same_v<typename Storage<kStorage>::Item, Item>;
+inline constexpr bool kStraight =
+    kInPairs<T, Item> ? kStorage == DType::bf16 : std::is_same_v<typename Storage<kStorage>::Item, Item>;
 
 /// C (rows, keys) = a block of products; `fetched`: lines to fetch meanwhile.
 template <class Isa, class T, class Item, DType kStorage, Index kStride, int kRegisters, class Finish>
@@ -103,11 +104,25 @@ ATTN_INLINE void dot_group_block(T* c, const Item* a, const std::byte* const* ke
   constexpr int kKeys = kGroupedKeys, kGroup = kGroupLanes<T>;
   V sum[kRegisters][kKeys];
   clear(sum);
-  alignas(Isa::kBytes) Item converted[kKeys][n];
+  alignas(Isa::kBytes) Item converted[kKeys][2 * n];
   const std::byte* rows[kKeys];
   for (int i = 0; i < kKeys; ++i) rows[i] = reinterpret_cast<const std::byte*>(converted[i]);
   const Index whole = kInPairs<T, Item> ? dims / 2 : dims;
   Index k = 0, at = 0;
+  if constexpr (kInPairs<T, Item> && In::kTwo) {
+    for (; k + 2 * n <= whole; k += 2 * n, a += 2 * kRegisters * kGroups<Isa, T> * n) {
+      for (int i = 0; i < kKeys; ++i) {
+        Vec<Isa, Item> first, second;
+        In::load(key[i] + at, first, second);
+        store(converted[i], first);
+        store(converted[i] + n, second);
+      }
+      dot_groups<Isa, T, Item, kRegisters>(sum, a, {rows, 0}, {fetched, at});
+      dot_groups<Isa, T, Item, kRegisters>(sum, a + kRegisters * kGroups<Isa, T> * n, {rows, Isa::kBytes},
+                                           {fetched, In::offset(k + n)});
+      at = In::offset(k + 2 * n);
+    }
+  }
   for (; k + n <= whole; k += n, a += kRegisters * kGroups<Isa, T> * n) {
     if constexpr (kStraight<T, Item, kStorage>) {
       dot_groups<Isa, T, Item, kRegisters>(sum, a, {key, at}, {fetched, at});
@@ -115,7 +130,7 @@ ATTN_INLINE void dot_group_block(T* c, const Item* a, const std::byte* const* ke
       for (int i = 0; i < kKeys; ++i) store(converted[i], In::load(key[i] + at));
       dot_groups<Isa, T, Item, kRegisters>(sum, a, {rows, 0}, {fetched, at});
     }
-    at = item_offset<kStorage>(k + n, In::kBytes);
+    at = In::offset(k + n);
   }
   const Index rest = kInPairs<T, Item> ? dims - 2 * k : dims - k;
   if (rest > 0) {

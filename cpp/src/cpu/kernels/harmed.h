@@ -1,7 +1,7 @@
 // Products of what parts of bfloat16 cannot stand for (parts.h), by multiply-adds of float32 from where it lies:
 //
 //     a score (query, key), if either is harmed;
-//     a row of P · V over a key tile, if the row sees a harmed value; else by the unit, without the hidden ones.
+//     a row of P · V over a chunk of keys, if the row sees a harmed value; else by the unit, without the hidden ones.
 //
 // So a score's bits depend on its query and key, and a row's on what it sees.
 #pragma once
@@ -23,7 +23,7 @@ ATTN_INLINE float dot(const std::byte* a, Index a_stride, const std::byte* b, In
   return horizontal_sum<Isa, float>(sum);
 }
 
-/// Keys of a tile from `first` on, in the order of `source`, and which keys, or values, of the whole tile are harmed.
+/// Keys, or values, where they lie, `first` being the place of theirs in a tile, whose bits say which are harmed.
 struct HarmedKeys {
   const KeySource& source;
   Range keys;

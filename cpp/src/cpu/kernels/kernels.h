@@ -163,6 +163,11 @@ struct Kernels {
   std::uint64_t (*read_memory)(const std::byte* memory, Index bytes, int pattern) noexcept;
 };
 
+/// Whether bfloat16 holds the numbers of a dtype: of those with scales, all.
+ATTN_FN constexpr bool exact_in_bf16(DType dtype) noexcept {
+  return dtype == DType::bf16 || dtype == DType::i8 || dtype == DType::f8 || dtype == DType::i4;
+}
+
 /// An ISA: its tables for float and double accumulation.
 struct IsaTable {
   const char* name;
@@ -179,8 +184,9 @@ struct IsaTable {
   /// Of a forward call.
   [[nodiscard]] const Kernels& forward_kernels(const Call& call) const noexcept {
     const DType dtype = call.query.dtype;
+    if (dtype == DType::bf16 && exact_in_bf16(call.key.dtype) && exact_in_bf16(call.value.dtype))
+      return *bf16;
     if (call.key.dtype != dtype || call.value.dtype != dtype) return kernels(call.compute());
-    if (dtype == DType::bf16) return *bf16;
     if (dtype == DType::f16) return *f16;
     if (dtype != DType::f32) return kernels(dtype);
     return call.precision == Precision::medium ? *medium

@@ -58,16 +58,34 @@ struct TileScales {
   ATTN_INLINE const T* of(const Call& call, const Tensor& scale, const Task& task, Range keys) noexcept {
     if (!scale.given()) return nullptr;
     const KeySource source = key_source(call, scale, task.sequence, task.kv_head);
-    TokenWalk walk(source, keys.begin, keys.end);
-    for (Index i = 0; i < round_up(keys.size(), kWidth<Isa, T>); ++i) {
-      float item = 1;
-      if (i < keys.size()) __builtin_memcpy(&item, walk.next(), sizeof item);
-      factors[i] = item;
+    const Index count = keys.size();
+    for (Index first = 0; first < count;) {
+      const Index key = keys.begin + first;
+      const Index run = source.pages == nullptr
+                            ? count - first
+                            : min(count - first, source.page_size - key % source.page_size);
+      copy_run(source.token(key), source.token_stride, factors + first, run);
+      first += run;
     }
+    for (Index i = count; i < round_up(count, kWidth<Isa, T>); ++i) factors[i] = 1;
     return factors;
   }
 
   alignas(Isa::kBytes) T factors[kKeys];
+
+ private:
+  static ATTN_INLINE void copy_run(const std::byte* in, Index stride, T* out, Index count) noexcept {
+    constexpr Index kItem = sizeof(float);
+    if (stride == kItem && sizeof(T) == kItem) {
+      __builtin_memcpy(out, in, static_cast<std::size_t>(count * kItem));
+      return;
+    }
+    for (Index i = 0; i < count; ++i) {
+      float item;
+      __builtin_memcpy(&item, in + i * stride, sizeof item);
+      out[i] = item;
+    }
+  }
 };
 
 template <class Isa, class T>

@@ -89,6 +89,8 @@ void pack_key_tile(const Call& call, const Sequence& sequence, Index kv_head, Ra
   } else if constexpr (kInPairs<T, Item>) {
     with_pair_storage(k.storage, [&]<DType kStorage>() {
       pack_pairs_transposed<Isa, kStorage>(tile.keys, k, keys.begin, call.dim);
+    });
+    with_pair_storage(v.storage, [&]<DType kStorage>() {
       *tile.poison = pack_pairs<Isa, kStorage>(tile.values, v, keys.begin, keys.size()) ? 0 : 1;
     });
   } else {

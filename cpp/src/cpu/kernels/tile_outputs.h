@@ -19,18 +19,18 @@ ATTN_INLINE V columns_of(V low, V high, std::integer_sequence<int, I...>) noexce
 }
 
 /// Tiles of C: all rows' of kColumnTiles, an even number.
-template <class Isa, Index kStride, int kRowTiles, int kColumnTiles>
+template <class Isa, Index kStride, DType kStorage, int kRowTiles, int kColumnTiles>
 class TileStrip {
  public:
   /// A (all rows of the tiles, keys); so many columns of the tokens from `column` on.
   ATTN_INLINE TileStrip(const Bf16Pair* a, const TokenWalk& b, Index keys, Index column,
                         Index columns) noexcept
-      : a_(a), b_(b), keys_(keys), offset_(column * kItem), columns_(columns - column) {}
+      : a_(a), b_(b), keys_(keys), offset_(offset(column)), columns_(columns - column) {}
 
   /// Sums = A · B.  Tokens are fetched meanwhile.
   void multiply(FetchedLines& ahead) noexcept {
     multiply([&](Bf16Pair* room, Index, Range pairs, const Tokens& tokens) {
-      ahead.fetch(2 * pairs.size() * kColumns * kItem / kLine);
+      ahead.fetch(offset(2 * pairs.size() * kColumns) / kLine);
       for (Index pair = pairs.begin; pair < pairs.end; ++pair)
         load_pair(room + pair * kColumns, tokens[2 * pair], tokens[2 * pair + 1], ~Bf16Pair{});
     });
@@ -64,8 +64,13 @@ class TileStrip {
   using Unit = TileUnit<Isa>;
   using V = Vec<Isa, float>;
   using Tokens = TokenBlock<kTileKeys>;
-  static constexpr Index kItem = sizeof(Bf16Pair) / 2, kColumns = kColumnTiles * kTileColumns, kLine = 64;
+  static constexpr Index kItem = sizeof(typename Storage<kStorage>::Item);
+  static constexpr Index kColumns = kColumnTiles * kTileColumns, kLine = 64;
   static constexpr int kSums = kRowTiles * kColumnTiles;
+
+  static ATTN_INLINE constexpr Index offset(Index items) noexcept {
+    return item_offset<kStorage>(items, kItem);
+  }
 
   /// fill(room, first, pairs, tokens): pairs of room, which holds the 16 from `first` on, of those tokens.
   template <class Fill>
@@ -102,7 +107,7 @@ class TileStrip {
     for (Index column = 0; column < kColumns; column += 2 * kTileColumns, out += 2 * kTileColumns) {
       const auto load = [&](const std::byte* token) {
         return bit_cast<Halves>(
-            load_pairs<Isa, DType::bf16>(token + offset_ + column * kItem, kItem, columns_ - column));
+            load_pairs<Isa, kStorage>(token + offset_ + offset(column), kItem, columns_ - column));
       };
       const Halves a = load(even), b = load(odd);
       store(out, bit_cast<U32<Isa>>(pair_in_lanes<false>(a, b, Lanes{})) & seen);
@@ -119,30 +124,33 @@ class TileStrip {
 /// C (rows, columns) = finish(C, A (rows, keys) · B).  Hidden pairs are marked in A, which has whole tiles of rows, whatever those past C's
 /// hold, and whole runs of 32 keys, hidden ones past the last.
 template <class Isa, Index kStride, class Finish>
-void add_tile_rows(const RowList<float>& c, const Bf16Pair* a, const Tokens<Isa, float>& b, Index keys,
-                   Index columns, Finish finish) noexcept {
+void add_tile_rows(const RowList<float>& c, const Bf16Pair* a, const Tokens<Isa, float>& b, DType storage,
+                   Index keys, Index columns, Finish finish) noexcept {
   constexpr Index kPairOfTiles = 2 * kTileColumns;
   const bool tall = c.size > kTileRows;
   const Index wide = (tall ? 1 : 2) * kPairOfTiles;
-  FetchedLines ahead(columns <= wide ? b.ahead : b.next_tile, columns * Index{sizeof(Bf16Pair)} / 2);
-  const auto add = [&]<int kRowTiles, int kColumnTiles>(Index column) {
-    TileStrip<Isa, kStride, kRowTiles, kColumnTiles> strip(a, b.read, keys, column, columns);
-    strip.multiply(ahead);
-    const bool finite = strip.is_finite(c.size);
-    for (Index row = 0; row < c.size; ++row) {
-      if (!finite) strip.multiply_seen(row);
-      strip.store_row(c.at[row] + column, row, finish);
+  with_exact_storage(storage, [&]<DType kStorage>() {
+    constexpr Index kItem = sizeof(typename Storage<kStorage>::Item);
+    FetchedLines ahead(columns <= wide ? b.ahead : b.next_tile, item_offset<kStorage>(columns, kItem));
+    const auto add = [&]<int kRowTiles, int kColumnTiles>(Index column) {
+      TileStrip<Isa, kStride, kStorage, kRowTiles, kColumnTiles> strip(a, b.read, keys, column, columns);
+      strip.multiply(ahead);
+      const bool finite = strip.is_finite(c.size);
+      for (Index row = 0; row < c.size; ++row) {
+        if (!finite) strip.multiply_seen(row);
+        strip.store_row(c.at[row] + column, row, finish);
+      }
+    };
+    for (Index column = 0; column < columns; column += wide) {
+      if (tall) {
+        add.template operator()<2, 2>(column);
+      } else if (columns - column > kPairOfTiles) {
+        add.template operator()<1, 4>(column);
+      } else {
+        add.template operator()<1, 2>(column);
+      }
     }
-  };
-  for (Index column = 0; column < columns; column += wide) {
-    if (tall) {
-      add.template operator()<2, 2>(column);
-    } else if (columns - column > kPairOfTiles) {
-      add.template operator()<1, 4>(column);
-    } else {
-      add.template operator()<1, 2>(column);
-    }
-  }
+  });
 }
 
 }  // namespace attncore

@@ -46,15 +46,16 @@ ATTN_INLINE void each_of(Run run) noexcept {
   }(std::make_integer_sequence<int, n>{});
 }
 
-/// 32 dims of 16 keys from `dim` on; those that are not there are 0.
-template <class Isa, int kTile>
+/// 32 dims of 16 keys from `dim` on; those that are not there are 0.  Quantised ones are converted on the way.
+template <class Isa, DType kStorage, int kTile>
 ATTN_INLINE void load_keys(const TokenBlock<kTileRows>& keys, Index dim, Index dims,
                            Bf16Pair* room) noexcept {
-  constexpr Index kItem = sizeof(Bf16Pair) / 2;
-  if (keys.first() != nullptr && dim + kRunItems <= dims)
-    return TileUnit<Isa>::template load<kTile>(keys.first() + dim * kItem, keys.stride());
+  constexpr Index kItem = sizeof(typename Storage<kStorage>::Item);
+  const Index at = item_offset<kStorage>(dim, kItem);
+  if (kStorage == DType::bf16 && keys.first() != nullptr && dim + kRunItems <= dims)
+    return TileUnit<Isa>::template load<kTile>(keys.first() + at, keys.stride());
   for (Index i = 0; i < kTileRows; ++i)
-    store(room + i * kTileDepth, load_pairs<Isa, DType::bf16>(keys[i] + dim * kItem, kItem, dims - dim));
+    store(room + i * kTileDepth, load_pairs<Isa, kStorage>(keys[i] + at, kItem, dims - dim));
   load_tile<Isa, kTile>({room, kTileDepth});
 }
 
@@ -68,15 +69,18 @@ ATTN_INLINE void store_transposed(float* c, const float* sums, Index rows, Finis
 }
 
 /// dot_tile_rows of so many tiles of rows.
-template <class Isa, Index kStride, int kRowTiles, class Finish>
+template <class Isa, Index kStride, DType kStorage, int kRowTiles, class Finish>
 void dot_row_tiles(float* c, const Bf16Pair* a, Index rows, const Tokens<Isa, float>& b, Index keys,
                    Index dims, Finish finish) noexcept {
   using Unit = TileUnit<Isa>;
-  constexpr Index kBytes = kTileColumns * Index{sizeof(float)};
+  constexpr Index kBytes = kTileColumns * Index{sizeof(float)},
+                  kItem = sizeof(typename Storage<kStorage>::Item);
+  constexpr Index kFetched =
+      kTileRows * item_offset<kStorage>(kRunItems, kItem) / 64 / kRowTiles;  // lines a product
   alignas(64) float sums[2 * kRowTiles][kTilePairs];
   alignas(64) Bf16Pair room[2][kTilePairs];
   TokenWalk read = b.read;
-  FetchedLines ahead(b.ahead, dims * Index{sizeof(Bf16Pair)} / 2, kTileKeys);
+  FetchedLines ahead(b.ahead, item_offset<kStorage>(dims, kItem), kTileKeys);
   const auto finish_keys = [&](auto i,
                                Index at) {  // register i: key tile i / kRowTiles, row tile i % kRowTiles
     const Index row = i % kRowTiles * kTileRows, key = at + i / kRowTiles * kTileRows;
@@ -92,13 +96,13 @@ void dot_row_tiles(float* c, const Bf16Pair* a, Index rows, const Tokens<Isa, fl
         if constexpr (kKeys == 0)
           load_tile<Isa, 6 + kRows>(
               {queries + kRows * (round_up(dims, kRunItems) / 2) * kTileRows, kTileRows});
-        if constexpr (kRows == 0) load_keys<Isa, 4 + kKeys>(block[kKeys], dim, dims, room[kKeys]);
+        if constexpr (kRows == 0) load_keys<Isa, kStorage, 4 + kKeys>(block[kKeys], dim, dims, room[kKeys]);
         if (dim == 0) {
           Unit::template store<i>(sums[i], kBytes);  // of the keys before
           Unit::template zero<i>();
         }
         Unit::template multiply<i, 4 + kKeys, 6 + kRows>();
-        ahead.fetch(kTileRows / kRowTiles);
+        ahead.fetch(kFetched);
         if (dim == 0 && at > 0) finish_keys(i, at - kTileKeys);
       });
     }
@@ -109,10 +113,12 @@ void dot_row_tiles(float* c, const Bf16Pair* a, Index rows, const Tokens<Isa, fl
 
 /// C (rows, keys) = finish(A (rows, dims) · Bᵀ), A as pack_columns has it; C has room for whole kTileKeys.
 template <class Isa, Index kStride, class Finish>
-void dot_tile_rows(float* c, const Bf16Pair* a, Index rows, const Tokens<Isa, float>& b, Index keys,
-                   Index dims, Finish finish) noexcept {
-  if (rows > kTileRows) return dot_row_tiles<Isa, kStride, 2>(c, a, rows, b, keys, dims, finish);
-  dot_row_tiles<Isa, kStride, 1>(c, a, rows, b, keys, dims, finish);
+void dot_tile_rows(float* c, const Bf16Pair* a, Index rows, const Tokens<Isa, float>& b, DType storage,
+                   Index keys, Index dims, Finish finish) noexcept {
+  with_exact_storage(storage, [&]<DType kStorage>() {
+    if (rows > kTileRows) return dot_row_tiles<Isa, kStride, kStorage, 2>(c, a, rows, b, keys, dims, finish);
+    dot_row_tiles<Isa, kStride, kStorage, 1>(c, a, rows, b, keys, dims, finish);
+  });
 }
 
 }  // namespace attncore

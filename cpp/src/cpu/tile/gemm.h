@@ -4,7 +4,7 @@
 // B is packed in strips of kColumns registers (panel.h), so that a product streams memory.  A block of C of
 // kRows rows and one strip stays in registers for the whole depth: kRows · kColumns multiply-adds for kRows +
 // kColumns loads. Every element of C is one chain of multiply-adds over the depth whatever block it falls in:
-// bits do not depend on the number of rows.  A matrix-unit ISA specialises Panel and gemm together.
+// bits do not depend on the number of rows.  A matrix unit has its own products (tile_stream.h).
 #pragma once
 
 #include "panel.h"

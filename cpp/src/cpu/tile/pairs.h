@@ -39,44 +39,6 @@ struct PairWeights {
   }
 };
 
-/// `count` items of bfloat16 or of float32, which is rounded, `stride` bytes apart, two by two; the rest is 0.
-template <class Isa, DType kStorage>
-ATTN_INLINE U32<Isa> load_pairs(const std::byte* p, Index stride, Index count) noexcept {
-  constexpr Index kItem = 2, kLanes = kWidth<Isa, float>, n = 2 * kLanes;
-  const Index given = max(0, min(count, n));
-  if constexpr (kStorage == DType::f32) {
-    const Index second = max(0, given - kLanes);
-    return MultiplyPairs<Isa>::narrow(load_items<Isa, float, kStorage>(p, stride, given - second),
-                                      load_items<Isa, float, kStorage>(p + kLanes * stride, stride, second));
-  } else {
-    if (count >= n && stride == kItem) return load<U32<Isa>>(p);
-    alignas(Isa::kBytes) std::uint16_t items[n]{};
-    if (stride == kItem) {
-      __builtin_memcpy(items, p, static_cast<std::size_t>(given * kItem));
-    } else {
-      for (Index i = 0; i < given; ++i) __builtin_memcpy(&items[i], p + i * stride, kItem);
-    }
-    return load<U32<Isa>>(static_cast<const void*>(items));
-  }
-}
-
-/// run.template operator()<kStorage>() for what pairs are made of.
-template <class Run>
-ATTN_INLINE decltype(auto) with_pair_storage(DType dtype, Run run) noexcept {
-  return dtype == DType::f32 ? run.template operator()<DType::f32>() : run.template operator()<DType::bf16>();
-}
-
-/// panel.h's pack_transposed: `dims` of each key, two by two.
-template <class Isa, DType kStorage>
-void pack_pairs_transposed(Panel<Bf16Pair> panel, const KeySource& source, Index first, Index dims) noexcept {
-  constexpr Index n = kWidth<Isa, float>;
-  pack_squares<Isa>(panel, source, first, [&](const std::byte* token, Index pair, bool given) {
-    const std::byte* const p = token + 2 * pair * source.dim_stride;
-    __builtin_prefetch(p + n * source.token_stride);
-    return load_pairs<Isa, kStorage>(p, source.dim_stride, given ? dims - 2 * pair : 0);
-  });
-}
-
 /// Items of the same columns of two tokens, pair by pair.
 template <class Isa>
 ATTN_INLINE void pair_up(U32<Isa> even, U32<Isa> odd, U32<Isa>& low, U32<Isa>& high) noexcept {
@@ -85,6 +47,83 @@ ATTN_INLINE void pair_up(U32<Isa> even, U32<Isa> odd, U32<Isa>& low, U32<Isa>& h
   const auto a = bit_cast<Halves>(even), b = bit_cast<Halves>(odd);
   low = bit_cast<U32<Isa>>(interleave<false, std::uint16_t>(a, b, Lanes{}));
   high = bit_cast<U32<Isa>>(interleave<true, std::uint16_t>(a, b, Lanes{}));
+}
+
+/// As many items as two registers of float32 have lanes, beside each other, two by two.  float32 is rounded; what keys and values are
+/// quantised to is exact.  An ISA with a shorter way specialises it: the same bits.
+template <class Isa, DType kStorage>
+struct LoadPairs;
+
+/// What is the same of all that know no shorter way than to load one register after the other.
+template <class Isa, DType kStorage>
+struct OneByOne {
+  static constexpr bool kTwo = false;  // whether load(p, first, second) loads two
+  /// The same columns of two tokens, pair by pair.
+  static ATTN_INLINE void pair_up(const std::byte* even, const std::byte* odd, U32<Isa>& low,
+                                  U32<Isa>& high) noexcept {
+    using Load = LoadPairs<Isa, kStorage>;
+    attncore::pair_up<Isa>(Load::load(even), Load::load(odd), low, high);
+  }
+};
+template <class Isa, DType kStorage>
+struct LoadPairs : OneByOne<Isa, kStorage> {
+  static ATTN_INLINE U32<Isa> load(const std::byte* p) noexcept {
+    constexpr Index kSecond =
+        item_offset<kStorage>(kWidth<Isa, float>, sizeof(typename Storage<kStorage>::Item));
+    return MultiplyPairs<Isa>::narrow(Widen<Isa, float, kStorage>::load(p),
+                                      Widen<Isa, float, kStorage>::load(p + kSecond));
+  }
+};
+template <class Isa>
+struct LoadPairs<Isa, DType::bf16> : OneByOne<Isa, DType::bf16> {
+  static ATTN_INLINE U32<Isa> load(const std::byte* p) noexcept { return attncore::load<U32<Isa>>(p); }
+};
+
+/// `count` items, `stride` bytes apart, two by two; the rest is 0.
+template <class Isa, DType kStorage>
+ATTN_INLINE U32<Isa> load_pairs(const std::byte* p, Index stride, Index count) noexcept {
+  using Item = typename Storage<kStorage>::Item;
+  constexpr Index kItem = sizeof(Item), n = 2 * kWidth<Isa, float>;
+  if (count >= n && stride == kItem) return LoadPairs<Isa, kStorage>::load(p);
+  alignas(Isa::kBytes) Item items[n]{};
+  const Index given = item_offset<kStorage>(max(0, min(count, n)), 1);
+  if (stride == kItem) {
+    __builtin_memcpy(items, p, static_cast<std::size_t>(given * kItem));
+  } else {
+    for (Index i = 0; i < given; ++i) __builtin_memcpy(&items[i], p + i * stride, kItem);
+  }
+  return LoadPairs<Isa, kStorage>::load(reinterpret_cast<const std::byte*>(items));
+}
+
+/// run.template operator()<kStorage>() for what bfloat16 holds.
+template <class Run>
+ATTN_INLINE decltype(auto) with_exact_storage(DType dtype, Run run) noexcept {
+  switch (dtype) {
+    case DType::i8:
+      return run.template operator()<DType::i8>();
+    case DType::f8:
+      return run.template operator()<DType::f8>();
+    case DType::i4:
+      return run.template operator()<DType::i4>();
+    default:
+      return run.template operator()<DType::bf16>();
+  }
+}
+/// The same for what pairs are packed of.
+template <class Run>
+ATTN_INLINE decltype(auto) with_pair_storage(DType dtype, Run run) noexcept {
+  return dtype == DType::f32 ? run.template operator()<DType::f32>() : with_exact_storage(dtype, run);
+}
+
+/// panel.h's pack_transposed: `dims` of each key, two by two.
+template <class Isa, DType kStorage>
+void pack_pairs_transposed(Panel<Bf16Pair> panel, const KeySource& source, Index first, Index dims) noexcept {
+  constexpr Index n = kWidth<Isa, float>;
+  pack_squares<Isa>(panel, source, first, [&](const std::byte* token, Index pair, bool given) {
+    const std::byte* const p = token + item_offset<kStorage>(2 * pair, source.dim_stride);
+    __builtin_prefetch(p + n * source.token_stride);
+    return load_pairs<Isa, kStorage>(p, source.dim_stride, given ? dims - 2 * pair : 0);
+  });
 }
 
 /// Both halves as float32.
@@ -122,10 +161,12 @@ bool pack_pairs(Panel<Bf16Pair> panel, const KeySource& source, Index first, Ind
         continue;
       }
       const bool alone = partner >= keys;
-      const std::byte* const even = source.token(first + key) + strip * source.dim_stride;
-      const std::byte* const odd = alone ? even : source.token(first + partner) + strip * source.dim_stride;
+      const Index offset = item_offset<kStorage>(strip, source.dim_stride);
+      const std::byte* const even = source.token(first + key) + offset;
+      const std::byte* const odd = alone ? even : source.token(first + partner) + offset;
       for (Index j = 0; j < registers; j += 2) {
-        const Index dims = panel.columns - strip - j * n, at = j * n * source.dim_stride;
+        const Index dims = panel.columns - strip - j * n;
+        const Index at = item_offset<kStorage>(j * n, source.dim_stride);
         __builtin_prefetch(even + at + kPrefetchTokens * source.token_stride);
         __builtin_prefetch(odd + at + kPrefetchTokens * source.token_stride);
         U32<Isa> items[2];

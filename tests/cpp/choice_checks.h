@@ -1,29 +1,25 @@
 // Which ISA is taken where nobody asks for one: what is to be tried is taken if it is right and clearly faster.  The model of a
 // matrix unit (tile_model.h) is right and slow, and wrong where it is broken; the baseline is fast beside one that does its work
 // several times.
-#include "cpu/choice.h"
+#pragma once
 
 #include <string>
 
+#include "cpu/choice.h"
 #include "cpu/dispatch.h"
-#include "cpu/isa/isa.h"
 #include "tile_model.h"
 
+namespace attncore {
 namespace {
 
-using namespace attncore;
-
-constexpr Kernels kPairs = forward_kernels<Modelled, float, Bf16Pair>("pairs");
-constexpr Kernels kModel = tile_kernels<Modelled, Bf16Pair>("model", kPairs);
-
-const Kernels& plain() { return *table_named("baseline").f32; }
+const Kernels& of_baseline() { return *table_named("baseline").f32; }
 
 /// The baseline's, but their work done several times: of tasks that begin with nothing, so that they end with the same.
 Kernels repeated() {
-  Kernels kernels = plain();
+  Kernels kernels = of_baseline();
   kernels.forward = [](const Call& call, const Task& task, std::byte* scratch) noexcept {
     CHECK(task.first && task.last);
-    for (int i = 0; i < 4; ++i) plain().forward(call, task, scratch);
+    for (int i = 0; i < 4; ++i) of_baseline().forward(call, task, scratch);
   };
   return kernels;
 }
@@ -36,30 +32,30 @@ IsaTable with(const char* name, bool (*preferred)() noexcept, const Kernels& f32
 
 bool contains(const std::string& text, const char* part) { return text.find(part) != std::string::npos; }
 
-void trials() {
+void trials(const Kernels& in_tiles) {
   const Kernels slow = repeated();
   for (const DType dtype : {DType::bf16, DType::f16, DType::f32}) {
-    const Trial fast = try_kernels(plain(), slow, dtype);
+    const Trial fast = try_kernels(of_baseline(), slow, dtype);
     CHECK(fast.right && fast.speedup > 1.2);
-    const Trial tardy = try_kernels(slow, plain(), dtype);
+    const Trial tardy = try_kernels(slow, of_baseline(), dtype);
     CHECK(tardy.right && tardy.speedup > 0 && tardy.speedup < 1);
   }
-  const Trial model = try_kernels(kModel, plain(), DType::bf16);
+  const Trial model = try_kernels(in_tiles, of_baseline(), DType::bf16);
   CHECK(model.right && model.speedup > 0 && model.speedup < 1);
   tiles.broken = true;
-  const Trial broken = try_kernels(kModel, slow, DType::bf16);
+  const Trial broken = try_kernels(in_tiles, slow, DType::bf16);
   tiles.broken = false;
   CHECK(!broken.right && broken.speedup == 0);
-  Kernels nothing = plain();  // fast, and wrong: what is in out stays there
+  Kernels nothing = of_baseline();  // fast, and wrong: what is in out stays there
   nothing.forward = [](const Call&, const Task&, std::byte*) noexcept {};
   CHECK(!try_kernels(nothing, slow, DType::f32).right);
 }
 
-void choices() {
-  const Kernels slow = repeated(), fast = plain();
+void choices(const Kernels& in_tiles) {
+  const Kernels slow = repeated(), fast = of_baseline();
   const IsaTable last = with("last", yes, slow, slow);
   const IsaTable rapid = with("rapid", nullptr, slow, fast), both = with("both", nullptr, fast, fast);
-  const IsaTable model = with("model", nullptr, slow, kModel), unwanted = with("unwanted", no, slow, slow);
+  const IsaTable model = with("model", nullptr, slow, in_tiles), unwanted = with("unwanted", no, slow, slow);
 
   const Choice one = choose({&rapid, &unwanted, &last});
   CHECK(one.table == &rapid);
@@ -89,7 +85,7 @@ void choices() {
 }
 
 /// This machine's own; asking changes it and the reason.
-void own() {
+void own_choice() {
   const Choice choice = choose(available_tables());
   CHECK(choice.table->preferred == nullptr || choice.table->preferred());
   const std::string before = isa(), reason = isa_reason();
@@ -101,11 +97,11 @@ void own() {
   CHECK(isa_reason() == reason);
 }
 
-}  // namespace
-
-int main() {
-  trials();
-  choices();
-  own();
-  return finish();
+void check_choice(const Kernels& in_tiles) {
+  trials(in_tiles);
+  choices(in_tiles);
+  own_choice();
 }
+
+}  // namespace
+}  // namespace attncore
