@@ -87,7 +87,7 @@ struct LoadPairs<Avx512, DType::i4> : OneByOne<Avx512, DType::i4> {
 };
 
 /// Of int8 and float8: 64 at once.
-template <const ByteTable& table, bool kTwosComplement>
+template <DType kStorage>
 struct LookedUp {
   using Pairs = U32<Avx512>;
   static constexpr __mmask64 kAll = ~__mmask64{0};
@@ -109,6 +109,9 @@ struct LookedUp {
   }
 
  private:
+  static constexpr bool kTwosComplement = kStorage == DType::i8;
+  static constexpr const ByteTable& kTable = kTwosComplement ? kI8Table : kF8Table;
+
   static ATTN_INLINE __m512i table_at(const std::uint8_t* p) noexcept {
     return attncore::load<__m512i>(static_cast<const void*>(p));
   }
@@ -119,10 +122,10 @@ struct LookedUp {
   static ATTN_INLINE void look_up(__m512i items, Pairs& first, Pairs& second) noexcept {
     constexpr int kOrAnd = 0xf8;  // a | (b & c)
     const __m512i at = kTwosComplement ? _mm512_maskz_abs_epi8(kAll, items) : items;
-    const __m512i lower = _mm512_permutex2var_epi8(table_at(table.lower), at, table_at(table.lower + 64));
+    const __m512i lower = _mm512_permutex2var_epi8(table_at(kTable.lower), at, table_at(kTable.lower + 64));
     const __mmask64 seen = kTwosComplement ? _mm512_test_epi8_mask(items, items) : kAll;
     const __m512i magnitude =
-        _mm512_maskz_permutex2var_epi8(seen, table_at(table.upper), at, table_at(table.upper + 64));
+        _mm512_maskz_permutex2var_epi8(seen, table_at(kTable.upper), at, table_at(kTable.upper + 64));
     const __m512i upper =
         _mm512_ternarylogic_epi32(magnitude, items, _mm512_set1_epi8(static_cast<char>(0x80)), kOrAnd);
     first = bit_cast<Pairs>(_mm512_maskz_unpacklo_epi8(kAll, lower, upper));
@@ -130,9 +133,9 @@ struct LookedUp {
   }
 };
 template <>
-struct LoadPairs<Avx512, DType::i8> : LookedUp<kI8Table, true> {};
+struct LoadPairs<Avx512, DType::i8> : LookedUp<DType::i8> {};
 template <>
-struct LoadPairs<Avx512, DType::f8> : LookedUp<kF8Table, false> {};
+struct LoadPairs<Avx512, DType::f8> : LookedUp<DType::f8> {};
 
 namespace {
 [[maybe_unused]] bool supported_with_pairs() noexcept {

@@ -117,8 +117,7 @@ void dot_few_rows(T* c, const RowList<const Item>& a, const Tokens<Isa, T>& b, D
         for (Index row = 0; row < a.size; row += kRows) {
           interleave_rows<Isa, T, Item, kStorage, kRows>(room, a, row, depth_of<T, Item>(dims));
           TokenWalk read = b.read, fetch = b.ahead;
-          Index key = 0;
-          const auto dot = [&]<Index kKeys>() {
+          const auto dot = [&]<Index kKeys>(Index key) {
             Vec<Isa, T> sum[kRows * kKeys];
 #pragma GCC unroll 16
             for (int i = 0; i < kKeys; ++i) {
@@ -130,12 +129,12 @@ void dot_few_rows(T* c, const RowList<const Item>& a, const Tokens<Isa, T>& b, D
             store(sums, finish(sums, sum_lanes<n, kRows * kKeys>(sum), 0));
             for (Index i = 0; i < kRows; ++i)
               __builtin_memcpy(c + (row + i) * kStride + key, sums + i * kKeys, kKeys * sizeof(T));
-            key += kKeys;
           };
+          Index key = 0;
           if constexpr (kRows == 1) {
-            while (b.near && keys - key >= kSums) dot.template operator()<kSums>();
+            for (; b.near && keys - key >= kSums; key += kSums) dot.template operator()<kSums>(key);
           }
-          while (key < keys) dot.template operator()<kFew>();
+          for (; key < keys; key += kFew) dot.template operator()<kFew>(key);
         }
       });
     });

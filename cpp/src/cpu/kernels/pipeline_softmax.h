@@ -71,10 +71,8 @@ class PipelineSoftmax {
     if (pace_ > 0) fetch_ahead(rows.size());
     if (!stage.plain) {
       weigh_rows(stage, rows);
-    } else if constexpr (kSplit<Item>) {
-      weigh_plain_rows<false>(stage, rows);
-    } else if (folds_) {
-      weigh_plain_rows<true>(stage, rows);
+    } else if (!kSplit<Item> && folds_) {
+      weigh_plain_rows<!kSplit<Item>>(stage, rows);
     } else {
       weigh_plain_rows<false>(stage, rows);
     }

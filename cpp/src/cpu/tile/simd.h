@@ -79,7 +79,7 @@ ATTN_INLINE V broadcast(T x) noexcept {
 /// v, loaded once: g++ would load it again for each of the multiply-adds that it is in.
 template <class V>
 ATTN_INLINE V in_register(V v) noexcept {
-#if defined(__AVX512F__)
+#ifdef __AVX512F__
   constexpr std::size_t kWidest = 64;
 #elif defined(__AVX__)
   constexpr std::size_t kWidest = 32;
