@@ -86,14 +86,11 @@ class Planner {
   }
 
   void add_sequence(const Sequence& sequence, Index kv_head, Index kv_heads) {
-    Sequence padding = sequence;  // rows past the query's length, as if there were no keys: 0 is written
-    padding.keys = 0;
     const Index rows = sequence.queries * call_.group, end = sequence.query_place.tokens * call_.group;
-    const Section section{.sequence = sequence, .kv_head = kv_head, .kv_heads = kv_heads};
+    Section section{.sequence = sequence, .kv_head = kv_head, .kv_heads = kv_heads};
     add_rows(section, {0, rows});
-    Section hidden = section;
-    hidden.sequence = padding;
-    add_rows(hidden, {rows, end});
+    section.sequence.keys = 0;  // rows past the query's length, as if there were no keys: 0 is written
+    add_rows(section, {rows, end});
   }
 
   void add_group(const PrefixGroup& group) {

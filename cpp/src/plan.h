@@ -28,22 +28,19 @@ namespace attncore {
 
 struct Section {
   Sequence sequence;
-  Index
-      kv_head = 0,
-      kv_heads =
-          1;  // the first; how many of them, from it on, have this section (one if it is shared, or in a gang)
-  Range rows;           // in the order of Task
-  Index tile_rows = 0;  // rows of a row tile
-  Index tiles = 1;      // row tiles
+  Index kv_head = 0, kv_heads = 1;  // the first, and how many have it; one if it is shared, or in a gang
+  Range rows;                       // in the order of Task
+  Index tile_rows = 0;              // rows of a row tile
+  Index tiles = 1;                  // row tiles
   bool shared = false, alone = false;
   Index parts = 1;       // split: parts of the keys
   Index gang_parts = 0;  // split: the first of them, which gangs run
   Index part_keys = 0;   // split: keys of a part; shared: keys of a super-block
   Range keys;            // what any row sees, from a multiple of part_keys on
-  Index state_slot =
-      -1;  // of the first head: number among the sections whose state waits (in slot number % state_slots), or −1
-  Index first_tile =
-      0;  // shared: among the row tiles of all such sections with state: their progress is counted
+  // The first head's number among the sections whose state waits (in slot number % state_slots), or −1.
+  Index state_slot = -1;
+  // Shared: among the row tiles of all such sections with state, whose progress is counted.
+  Index first_tile = 0;
 
   /// Of its state: row tiles, or parts.
   [[nodiscard]] Index states() const noexcept { return shared ? tiles : parts; }
@@ -85,17 +82,15 @@ struct Plan {
   Index tasks = 0;
   int threads = 1;
 
-  Index blocks = 0;       // super-blocks
-  Index block_slots = 0;  // of them in memory at a time
-  Index block_bytes = 0;  // of one slot
-  Index state_slots =
-      0;  // sections with state in memory at a time: at least those of a gang and between them
-  Index state_bytes = 0;  // of one slot
-  Index states = 0;       // sections with state, of each head
-  Index state_tiles = 0;  // row tiles of the shared ones
-  Sizes task{};           // of the largest row tile
-  Index thread_bytes =
-      0;  // a thread's own: state, scratch, and the panels of a key tile, or of a section that is alone
+  Index blocks = 0;        // super-blocks
+  Index block_slots = 0;   // of them in memory at a time
+  Index block_bytes = 0;   // of one slot
+  Index state_slots = 0;   // sections with state in memory at a time: those of a gang, at least
+  Index state_bytes = 0;   // of one slot
+  Index states = 0;        // sections with state, of each head
+  Index state_tiles = 0;   // row tiles of the shared ones
+  Sizes task{};            // of the largest row tile
+  Index thread_bytes = 0;  // a thread's own: state, scratch, panels of a tile or of a section that is alone
   Index workspace_bytes = 0;
 
   double flops = 0, bytes = 0;  // of the visible tiles; of the operands

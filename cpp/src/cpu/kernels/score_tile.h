@@ -59,13 +59,10 @@ struct TileScales {
     if (!scale.given()) return nullptr;
     const KeySource source = key_source(call, scale, task.sequence, task.kv_head);
     const Index count = keys.size();
-    for (Index first = 0; first < count;) {
-      const Index key = keys.begin + first;
-      const Index run = source.pages == nullptr
-                            ? count - first
-                            : min(count - first, source.page_size - key % source.page_size);
-      copy_run(source.token(key), source.token_stride, factors + first, run);
-      first += run;
+    TokenWalk walk(source, keys.begin, keys.end);
+    for (Index first = 0, run = 0; first < count; first += run) {
+      run = min(count - first, walk.run());
+      copy_run(walk.take(run), walk.stride(), factors + first, run);
     }
     for (Index i = count; i < round_up(count, kWidth<Isa, T>); ++i) factors[i] = 1;
     return factors;
