@@ -1,5 +1,4 @@
 // linear, linear_backward and rope on tensors that only C++ callers have: heads by strides, rotations in the products.
-#include <attncore/layers.hpp>
 #include <cmath>
 #include <cstring>
 #include <functional>
@@ -7,33 +6,11 @@
 #include <vector>
 
 #include "check.h"
-#include "random.h"
+#include "layer_case.h"
 
 namespace {
 
 using namespace attncore;
-
-struct Shape {
-  Index batch, tokens, in_heads, in_dim, out_heads, out_dim;
-  [[nodiscard]] Index in() const { return in_heads * in_dim; }
-  [[nodiscard]] Index out() const { return out_heads * out_dim; }
-  [[nodiscard]] Index rows() const { return batch * tokens; }
-};
-
-std::vector<float> noise(Index count, Random& random) {
-  std::vector<float> x(static_cast<std::size_t>(count));
-  for (float& item : x) item = random.number();
-  return x;
-}
-
-/// (batch, token, head · dim) memory as (batch, head, token, dim).
-Tensor split(std::vector<float>& memory, Index batch, Index tokens, Index heads, Index dim) {
-  constexpr Index kItem = sizeof(float);
-  return {memory.data(),
-          DType::f32,
-          {batch, heads, tokens, dim},
-          {tokens * heads * dim * kItem, dim * kItem, heads * dim * kItem, kItem}};
-}
 
 /// Turns pair `pair` of (a, b) in double, by the definition.
 void turn_pair(double& a, double& b, const Rope& rope, Index dims, Index pair, Index position, bool inverse) {
@@ -56,44 +33,6 @@ void turn_row(double* row, const Shape& n, const Rope& rope, Index position, boo
     }
   }
 }
-
-/// One layer and its gradients, in memory where the heads of a token lie beside each other.
-struct Case {
-  Shape n;
-  std::vector<float> x, weight, bias, y, d_y, d_x, d_weight, d_bias;
-  std::vector<Index> at;  // positions, (batch, token)
-  Rope rope;
-
-  Case(const Shape& shape, Random& random) : n(shape) {
-    x = noise(n.rows() * n.in(), random);
-    weight = noise(n.out() * n.in(), random);
-    bias = noise(n.out(), random);
-    d_y = noise(n.rows() * n.out(), random);
-    y.resize(d_y.size()), d_x.resize(x.size()), d_weight.resize(weight.size()), d_bias.resize(bias.size());
-    for (Index i = 0; i < n.rows(); ++i) at.push_back(random.below(5000) - 100);
-  }
-
-  void give_positions() {
-    rope.positions = Tensor::contiguous(at.data(), DType::i64, {n.batch, 1, n.tokens, 1});
-  }
-  [[nodiscard]] Index position(Index row) const {
-    return rope.positions.given() ? at[static_cast<std::size_t>(row)] : row % n.tokens;
-  }
-  Tensor xs() { return split(x, n.batch, n.tokens, n.in_heads, n.in_dim); }
-  Tensor ys() { return split(y, n.batch, n.tokens, n.out_heads, n.out_dim); }
-  Tensor weights() { return Tensor::contiguous(weight.data(), DType::f32, {1, 1, n.out(), n.in()}); }
-  Tensor biases() { return Tensor::contiguous(bias.data(), DType::f32, {1, 1, 1, n.out()}); }
-
-  void run(const Options& options, const Rope* rotary) {
-    linear(xs(), weights(), biases(), ys(), rotary, options);
-    const LinearGradients gradients{
-        .d_x = split(d_x, n.batch, n.tokens, n.in_heads, n.in_dim),
-        .d_weight = Tensor::contiguous(d_weight.data(), DType::f32, {1, 1, n.out(), n.in()}),
-        .d_bias = Tensor::contiguous(d_bias.data(), DType::f32, {1, 1, 1, n.out()})};
-    linear_backward(split(d_y, n.batch, n.tokens, n.out_heads, n.out_dim), xs(), weights(), gradients, rotary,
-                    options);
-  }
-};
 
 bool near(double ours, double exact, Index terms) {
   return std::fabs(ours - exact) <= 4e-7 * std::sqrt(static_cast<double>(terms) + 4) * 4;

@@ -228,7 +228,7 @@ void multiply(const Product& product, const Options& options) {
   if (product.rows == 0 || product.columns == 0) return;
   Product p = product;
   const Angles angles_of_a(p.rotate_a, rows_of(p.a)), angles_of_c(p.rotate_c, p.rows);
-  const Kernels& kernels = kernels_of(p.compute());
+  const Kernels& kernels = current_table().product_kernels(p);
   if (p.rows <= kFewRows) return multiply_few_rows(p, kernels, options);
   const ProductPlan plan(p, kernels, options);
   ProductRun(p, plan, kernels, options).run();

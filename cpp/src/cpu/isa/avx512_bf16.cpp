@@ -8,7 +8,8 @@
 
 namespace attncore {
 namespace {
-constexpr Kernels kPairs = forward_kernels<Avx512, float, Bf16Pair>("dot products of bf16 pairs");
+constexpr Kernels kPairs = with_products<Avx512, float, Bf16Pair>(
+    forward_kernels<Avx512, float, Bf16Pair>("dot products of bf16 pairs"));
 
 bool few_rows(const Call& call, const Task& task) noexcept {
   return reads_in_place<Avx512, float>(call, task.sequence);
@@ -33,9 +34,12 @@ constexpr Kernels kRounded = rounded_kernels();
 bool preferred() noexcept { return supported_with_pairs() && __builtin_cpu_is("amd") != 0; }
 }  // namespace
 
+/// By name, since amx has its products of layers too.
+extern constinit const Kernels avx512_pairs = kPairs;
+
 /// But for bfloat16 and what is rounded to it, avx512's own kernels.
 extern constinit const IsaTable avx512_bf16 = {
-    "avx512_bf16", supported_with_pairs, preferred,   &avx512_f32, &avx512_f64,
-    &kPairs,       &avx512_f32,          &avx512_f32, &avx512_f32, &kRounded};
+    "avx512_bf16", supported_with_pairs, preferred,   &avx512_f32, &avx512_f64,  &avx512_pairs,
+    &avx512_f32,   &avx512_f32,          &avx512_f32, &kRounded,   &avx512_pairs};
 
 }  // namespace attncore

@@ -44,17 +44,23 @@ constexpr Kernels forward_kernels(const char* name) noexcept {
   };
 }
 
+/// These, and what layers' products call.
+template <class Isa, class T, class Item = T>
+constexpr Kernels with_products(Kernels kernels) noexcept {
+  kernels.product_sizes = ProductScratch<Isa, T, Item>::sizes;
+  kernels.pack_product = pack_product<Isa, T, Item>;
+  kernels.product = product_task<Isa, T, Item>;
+  return kernels;
+}
+
 template <class Isa, class T>
 constexpr Kernels make_kernels(const char* name) noexcept {
-  Kernels kernels = forward_kernels<Isa, T>(name);
+  Kernels kernels = with_products<Isa, T>(forward_kernels<Isa, T>(name));
   kernels.weights = weights_task<Isa, T>;
   kernels.backward_sizes = backward_sizes<Isa, T>;
   kernels.backward_rows = backward_rows_task<Isa, T>;
   kernels.backward = backward_task<Isa, T>;
   kernels.backward_bias = backward_bias_task<Isa, T>;
-  kernels.product_sizes = ProductScratch<Isa, T>::sizes;
-  kernels.pack_product = pack_product<Isa, T>;
-  kernels.product = product_task<Isa, T>;
   kernels.column_sums = column_sums<Isa, T>;
   kernels.rope_scratch = rope_scratch<Isa, T>;
   kernels.rope = rope_task<Isa, T>;
@@ -70,7 +76,7 @@ inline constexpr Kernels kF64 = make_kernels<Isa, double>("fma f64");
 template <class Isa>
 constexpr IsaTable make_table(const char* name, bool (*supported)() noexcept, const Kernels& f32 = kF32<Isa>,
                               const Kernels& f64 = kF64<Isa>) noexcept {
-  return {name, supported, supported, &f32, &f64, &f32, &f32, &f32, &f32, &f32};
+  return {name, supported, supported, &f32, &f64, &f32, &f32, &f32, &f32, &f32, &f32};
 }
 
 }  // namespace attncore

@@ -177,9 +177,14 @@ struct IsaTable {
   const Kernels *f32, *f64;                // of all but what follows
   const Kernels *bf16, *f16;               // forward of queries, keys and values in this dtype
   const Kernels *highest, *high, *medium;  // forward of those in float32, by Precision
+  const Kernels* bf16_products;            // layers' products of this dtype
 
   [[nodiscard]] const Kernels& kernels(DType compute) const noexcept {
     return compute == DType::f64 ? *f64 : *f32;
+  }
+  [[nodiscard]] const Kernels& product_kernels(const Product& p) const noexcept {
+    const bool in_pairs = p.c.dtype == DType::bf16 && !p.rotate_a.given();  // rotated numbers are not rounded
+    return in_pairs ? *bf16_products : kernels(p.compute());
   }
   /// Of a forward call.
   [[nodiscard]] const Kernels& forward_kernels(const Call& call) const noexcept {
