@@ -27,7 +27,7 @@ Kernels repeated() {
 bool yes() noexcept { return true; }
 bool no() noexcept { return false; }
 IsaTable with(const char* name, bool (*preferred)() noexcept, const Kernels& f32, const Kernels& bf16) {
-  return {name, yes, preferred, &f32, table_named("baseline").f64, &bf16, &f32, &f32, &f32, &f32, &f32};
+  return {name, yes, preferred, &f32, table_named("baseline").f64, &bf16, &f32, &f32, &f32, &f32, &f32, &f32};
 }
 
 bool contains(const std::string& text, const char* part) { return text.find(part) != std::string::npos; }

@@ -120,7 +120,7 @@ class BackwardRun {
 }  // namespace
 
 void run_backward(const BackwardCall& backward, const Options& options) {
-  const Kernels& kernels = current_table().kernels(backward.call.compute());
+  const Kernels& kernels = current_table().gradient_kernels(backward.call.query.dtype);
   const BackwardPlan plan = make_plan(backward, kernels, Machine{threads_of(options)});
   BackwardRun(backward, plan, options).run();
 }

@@ -8,7 +8,7 @@
 
 namespace attncore {
 namespace {
-constexpr Kernels kPairs = with_products<Avx512, float, Bf16Pair>(
+constexpr Kernels kPairs = with_training<Avx512, float, Bf16Pair>(
     forward_kernels<Avx512, float, Bf16Pair>("dot products of bf16 pairs"));
 
 bool few_rows(const Call& call, const Task& task) noexcept {
@@ -39,7 +39,7 @@ extern constinit const Kernels avx512_pairs = kPairs;
 
 /// But for bfloat16 and what is rounded to it, avx512's own kernels.
 extern constinit const IsaTable avx512_bf16 = {
-    "avx512_bf16", supported_with_pairs, preferred,   &avx512_f32, &avx512_f64,  &avx512_pairs,
-    &avx512_f32,   &avx512_f32,          &avx512_f32, &kRounded,   &avx512_pairs};
+    "avx512_bf16", supported_with_pairs, preferred,   &avx512_f32, &avx512_f64,   &avx512_pairs,
+    &avx512_f32,   &avx512_f32,          &avx512_f32, &kRounded,   &avx512_pairs, &avx512_pairs};
 
 }  // namespace attncore

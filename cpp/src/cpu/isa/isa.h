@@ -13,14 +13,15 @@
 
 namespace attncore {
 
-template <class Isa, class T>
+template <class Isa, class T, class Item>
 BackwardSizes backward_sizes(const Call& call, Index owned_rows) noexcept {
   const Index rows = call.query.shape[0] * call.kv_heads * call.query.shape[2] * call.group;
-  return {.row_tile = backward_rows(call, Isa::kRows),
-          .stats = 3 * rows * Index{sizeof(T)},
-          .scratch = max(BackwardKernel<Isa, T>::bytes(call, owned_rows), rows_scratch<Isa, T>(call)),
-          .bias_queries = BackwardBiasKernel<Isa, T>::bias_queries(call),
-          .bias_scratch = BackwardBiasKernel<Isa, T>::bytes(call)};
+  return {
+      .row_tile = backward_rows(call, Isa::kRows),
+      .stats = 3 * rows * Index{sizeof(T)},
+      .scratch = max(BackwardKernel<Isa, T, Item>::bytes(call, owned_rows), rows_scratch<Isa, T, Item>(call)),
+      .bias_queries = BackwardBiasKernel<Isa, T, Item>::bias_queries(call),
+      .bias_scratch = BackwardBiasKernel<Isa, T, Item>::bytes(call)};
 }
 
 /// What forward calls; Item: what its products multiply.
@@ -44,9 +45,13 @@ constexpr Kernels forward_kernels(const char* name) noexcept {
   };
 }
 
-/// These, and what layers' products call.
+/// These, and what gradients and layers' products call.
 template <class Isa, class T, class Item = T>
-constexpr Kernels with_products(Kernels kernels) noexcept {
+constexpr Kernels with_training(Kernels kernels) noexcept {
+  kernels.backward_sizes = backward_sizes<Isa, T, Item>;
+  kernels.backward_rows = backward_rows_task<Isa, T, Item>;
+  kernels.backward = backward_task<Isa, T, Item>;
+  kernels.backward_bias = backward_bias_task<Isa, T, Item>;
   kernels.product_sizes = ProductScratch<Isa, T, Item>::sizes;
   kernels.pack_product = pack_product<Isa, T, Item>;
   kernels.product = product_task<Isa, T, Item>;
@@ -55,12 +60,8 @@ constexpr Kernels with_products(Kernels kernels) noexcept {
 
 template <class Isa, class T>
 constexpr Kernels make_kernels(const char* name) noexcept {
-  Kernels kernels = with_products<Isa, T>(forward_kernels<Isa, T>(name));
+  Kernels kernels = with_training<Isa, T>(forward_kernels<Isa, T>(name));
   kernels.weights = weights_task<Isa, T>;
-  kernels.backward_sizes = backward_sizes<Isa, T>;
-  kernels.backward_rows = backward_rows_task<Isa, T>;
-  kernels.backward = backward_task<Isa, T>;
-  kernels.backward_bias = backward_bias_task<Isa, T>;
   kernels.column_sums = column_sums<Isa, T>;
   kernels.rope_scratch = rope_scratch<Isa, T>;
   kernels.rope = rope_task<Isa, T>;
@@ -76,7 +77,7 @@ inline constexpr Kernels kF64 = make_kernels<Isa, double>("fma f64");
 template <class Isa>
 constexpr IsaTable make_table(const char* name, bool (*supported)() noexcept, const Kernels& f32 = kF32<Isa>,
                               const Kernels& f64 = kF64<Isa>) noexcept {
-  return {name, supported, supported, &f32, &f64, &f32, &f32, &f32, &f32, &f32, &f32};
+  return {name, supported, supported, &f32, &f64, &f32, &f32, &f32, &f32, &f32, &f32, &f32};
 }
 
 }  // namespace attncore

@@ -15,12 +15,12 @@
 
 namespace attncore {
 
-template <class Isa, class T>
+template <class Isa, class T, class Item>
 class BackwardKernel {
  public:
   /// Scratch for tasks that own so many rows.
   static Index bytes(const Call& call, Index owned_rows) noexcept {
-    return BackwardScratch<Isa, T>::in(nullptr, call).bytes + ParameterShares<Isa, T>::bytes(call) +
+    return BackwardScratch<Isa, T, Item>::in(nullptr, call).bytes + ParameterShares<Isa, T>::bytes(call) +
            owned_rows * padded_dim(call) * Index{sizeof(T)};
   }
 
@@ -82,42 +82,46 @@ class BackwardKernel {
     tile_.load_keys(keys);
     if (!task_.owns_rows) return;
     key_panel_ = scratch_.key_panel;
-    key_panel_.depth = keys.size();
+    key_panel_.depth = depth_of<T, Item>(keys.size());
     const KeySource source = key_source(call_, call_.key, task_.sequence, task_.kv_head);
-    keys_are_finite_ = pack_rows<Isa, T>(key_panel_, source, keys.begin);
+    keys_are_finite_ = pack_items<Isa, T>(key_panel_, source, keys.begin, keys.size());
   }
 
-  void run_tile(Range rows, const typename BackwardTile<Isa, T>::Seen& seen) noexcept {
+  void run_tile(Range rows, const typename BackwardTile<Isa, T, Item>::Seen& seen) noexcept {
     tile_.load_rows(rows);
     if (task_.owns_keys) {
       parameters_.begin_tile(block_of(call_, task_.sequence, task_.kv_head, rows), seen.keys);
       tile_.differentiate(
           seen, [&](const Row& row, const T* d_scores) { parameters_.add(row, d_scores, seen.keys); });
       parameters_.end_tile();
-      add_keys(gradients_.d_value, scratch_.d_value, scratch_.weights, scratch_.d_out_panel, tile_.d_out(),
-               seen.keys);
-      add_keys(gradients_.d_key, scratch_.d_key, scratch_.d_scores, scratch_.query_panel, tile_.queries(),
-               seen.keys);
     } else {
       tile_.differentiate(seen, [](const Row&, const T*) {});
     }
+    tile_.make_operands(seen);
+    if (task_.owns_keys) {
+      add_keys(gradients_.d_value, scratch_.d_value, scratch_.weights_by_rows, scratch_.d_out_panel,
+               tile_.d_out(), seen.keys);
+      add_keys(gradients_.d_key, scratch_.d_key, scratch_.d_scores_by_rows, scratch_.query_panel,
+               tile_.queries(), seen.keys);
+    }
     if (!task_.owns_rows) return;
     const Matrix<T> d_query{d_query_.row(rows.begin - task_.rows.begin), d_query_.stride};
-    add_product(d_query, as_const(scratch_.d_scores), key_panel_, keys_are_finite_, rows.size(),
-                seen.keys.size());
+    add_product(d_query, as_const(scratch_.d_scores_by_keys), key_panel_, keys_are_finite_, rows.size(),
+                depth_of<T, Item>(seen.keys.size()));
   }
 
-  /// sums (keys, dims) += pairsᵀ · rows, with the rows packed here.
-  void add_keys(const Tensor& wanted, Matrix<T> sums, Matrix<T> pairs, Panel<T> panel, Matrix<const T> rows,
-                Range keys) const noexcept {
+  /// sums (keys, dims) += tileᵀ · rows, with the rows packed here.
+  void add_keys(const Tensor& wanted, Matrix<T> sums, Matrix<Item> tile, Panel<Item> panel,
+                Matrix<const Item> rows, Range keys) const noexcept {
     if (!wanted.given()) return;
-    panel.depth = tile_.rows().size();
-    const bool finite = pack_rows<Isa, T>(panel, source_of(rows), 0);
-    add_product(sums, transposed(as_const(pairs)), panel, finite, keys.size(), panel.depth);
+    const Index count = tile_.rows().size();
+    panel.depth = depth_of<T, Item>(count);
+    const bool finite = pack_items<Isa, T>(panel, source_of<T>(rows), 0, count);
+    add_product(sums, transposed(as_const(tile)), panel, finite, keys.size(), panel.depth);
   }
 
   template <class A>
-  void add_product(Matrix<T> c, A a, Panel<T> b, bool finite, Index rows, Index depth) const noexcept {
+  void add_product(Matrix<T> c, A a, Panel<Item> b, bool finite, Index rows, Index depth) const noexcept {
     if (finite) return gemm<Isa, T>(c, a, as_const(b), rows, b.columns, depth, Added<T>{});
     gemm_of_visible<Isa, T>(c, a, as_const(b), rows, depth, Added<T>{});
   }
@@ -155,17 +159,17 @@ class BackwardKernel {
   const Call& call_;
   const Gradients& gradients_;
   const BackwardTask& task_;
-  BackwardTile<Isa, T> tile_;
-  const BackwardScratch<Isa, T>& scratch_;
+  BackwardTile<Isa, T, Item> tile_;
+  const BackwardScratch<Isa, T, Item>& scratch_;
   ParameterShares<Isa, T> parameters_;
   Matrix<T> d_query_;  // (rows of the task, dim)
-  Panel<T> key_panel_{};
+  Panel<Item> key_panel_{};
   bool keys_are_finite_ = true;
 };
 
-template <class Isa, class T>
+template <class Isa, class T, class Item>
 void backward_task(const BackwardCall& backward, const BackwardTask& task, std::byte* scratch) noexcept {
-  BackwardKernel<Isa, T>(backward, task, scratch).run();
+  BackwardKernel<Isa, T, Item>(backward, task, scratch).run();
 }
 
 }  // namespace attncore

@@ -6,12 +6,12 @@
 
 namespace attncore {
 
-template <class Isa, class T>
+template <class Isa, class T, class Item>
 class BackwardBiasKernel {
  public:
   static Index bytes(const Call& call) noexcept {
     const Index rows = max(bias_queries(call), 1) * call.group;
-    return BackwardScratch<Isa, T>::in(nullptr, call).bytes + rows * row_items() * Index{sizeof(T)};
+    return BackwardScratch<Isa, T, Item>::in(nullptr, call).bytes + rows * row_items() * Index{sizeof(T)};
   }
 
   /// Queries of a tile of a bias's gradient.
@@ -25,8 +25,8 @@ class BackwardBiasKernel {
         task_(task),
         d_bias_(backward.gradients.d_biases.items[task.bias]),
         memory_(memory),
-        sums_{reinterpret_cast<T*>(memory + BackwardScratch<Isa, T>::in(nullptr, call_).bytes), row_items()} {
-  }
+        sums_{reinterpret_cast<T*>(memory + BackwardScratch<Isa, T, Item>::in(nullptr, call_).bytes),
+              row_items()} {}
 
   void run() noexcept {
     __builtin_memset(sums_.data, 0, static_cast<std::size_t>(sum_rows() * sums_.stride) * sizeof(T));
@@ -54,7 +54,7 @@ class BackwardBiasKernel {
     const Index key_tile = Isa::template kKeyTile<T>;
     const Range queries = intersect(task_.queries, {0, sequence.queries});
     const Range all_keys = intersect(task_.keys, {0, sequence.keys});
-    BackwardTile<Isa, T> tile(backward_, sequence, kv_head, memory_, task_.stats);
+    BackwardTile<Isa, T, Item> tile(backward_, sequence, kv_head, memory_, task_.stats);
     for (Index key = all_keys.begin; key < all_keys.end; key += key_tile) {
       const Range keys{key, min(key + key_tile, all_keys.end)};
       bool loaded = false;
@@ -108,10 +108,10 @@ class BackwardBiasKernel {
   Matrix<T> sums_;  // (queries of the tile or 1, heads of the group or 1; key tile)
 };
 
-template <class Isa, class T>
+template <class Isa, class T, class Item>
 void backward_bias_task(const BackwardCall& backward, const BackwardBiasTask& task,
                         std::byte* scratch) noexcept {
-  BackwardBiasKernel<Isa, T>(backward, task, scratch).run();
+  BackwardBiasKernel<Isa, T, Item>(backward, task, scratch).run();
 }
 
 }  // namespace attncore

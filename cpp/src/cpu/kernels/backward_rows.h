@@ -17,8 +17,8 @@ ATTN_INLINE bool is_rounded(T exact, T lse) noexcept {
 }
 
 /// Maximum and sum of the rows anew, as the forward pass had them.
-template <class Isa, class T>
-void renormalise(const Call& call, const BackwardTask& task, BackwardTile<Isa, T>& tile, Range rows,
+template <class Isa, class T, class Item>
+void renormalise(const Call& call, const BackwardTask& task, BackwardTile<Isa, T, Item>& tile, Range rows,
                  const OnlineSoftmax<Isa, T>& softmax, T* keep) noexcept {
   softmax.clear(rows.size());
   tile.load_rows(rows);
@@ -60,22 +60,22 @@ ATTN_INLINE T dot(const std::byte* d_out, const Tensor& like_d_out, const std::b
 }
 
 /// Scratch that backward_rows_task needs.
-template <class Isa, class T>
+template <class Isa, class T, class Item>
 Index rows_scratch(const Call& call) noexcept {
   const Index rows = backward_rows(call, Isa::kRows);
-  return BackwardScratch<Isa, T>::in(nullptr, call).bytes + OnlineSoftmax<Isa, T>::bytes(rows, 0) +
+  return BackwardScratch<Isa, T, Item>::in(nullptr, call).bytes + OnlineSoftmax<Isa, T>::bytes(rows, 0) +
          OnlineSoftmax<Isa, T>::padded(rows) * Index{sizeof(T)};
 }
 
 /// task.rows: the stats, and for each head of the group the rows' share of the sink's gradient,
 /// Σ exp(sink − lse) · −delta.
-template <class Isa, class T>
+template <class Isa, class T, class Item>
 void backward_rows_task(const BackwardCall& backward, const BackwardTask& task, std::byte* scratch) noexcept {
   const Call& call = backward.call;
   const Tensor &d_out = backward.gradients.d_out, &d_lse = backward.gradients.d_lse,
                &sinks = call.score.sinks;
   using Softmax = OnlineSoftmax<Isa, T>;
-  BackwardTile<Isa, T> tile(backward, task.sequence, task.kv_head, scratch, task.stats);
+  BackwardTile<Isa, T, Item> tile(backward, task.sequence, task.kv_head, scratch, task.stats);
   const auto stats = RowStats<T>::in(task.stats, call, task.sequence, task.kv_head);
   const Index most = backward_rows(call, Isa::kRows);
   const auto softmax = Softmax::in(scratch + tile.scratch().bytes, most, 0);

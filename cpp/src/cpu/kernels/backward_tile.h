@@ -6,6 +6,8 @@
 //
 // (Dao et al. 2022, appendix B.4).  lse in its dtype may lack the digits that P needs: rows where it is large carry
 // their own maximum and sum instead (backward_rows.h), as `origin` and `factor`: P = factor · exp(s − origin).
+//
+// Items are T, or bfloat16 two by two along the depth of each product: then P · Z and dS are rounded to it for theirs.
 #pragma once
 
 #include "forward.h"
@@ -34,19 +36,23 @@ struct RowStats {
 };
 
 /// A pass's memory, carved up.
-template <class Isa, class T>
+template <class Isa, class T, class Item>
 struct BackwardScratch {
-  Matrix<T> queries, d_out;           // (rows, dim), (rows, value_dim): where they can't be read in place
-  Matrix<T> weights, d_scores;        // (rows, key tile)
-  Panel<T> query_panel, d_out_panel;  // the same rows, packed
-  Panel<T> keys_transposed, values_transposed, key_panel;
+  Matrix<Item> queries, d_out;           // (rows, dim), (rows, value_dim): where they can't be read in place
+  Matrix<T> weights, d_scores;           // (rows, key tile)
+  Matrix<Item> weights_by_rows;          // over weights: pairs are of two rows
+  Matrix<Item> d_scores_by_rows;         // over d_scores
+  Matrix<Item> d_scores_by_keys;         // the same, or pairs of two keys
+  Panel<Item> query_panel, d_out_panel;  // the same rows, packed
+  Panel<Item> keys_transposed, values_transposed, key_panel;
   Matrix<T> d_key, d_value;  // (key tile, dim), (key tile, value_dim): sums over the rows
   T* slopes;                 // (key tile), of one row
   Index bytes;
 
   /// Without memory, only counts the bytes.
   static ATTN_INLINE BackwardScratch in(std::byte* memory, const Call& call) noexcept {
-    constexpr Index kKeys = Isa::template kKeyTile<T>;
+    constexpr Index kKeys = Isa::template kKeyTile<T>, kRowsApart = kInPairs<T, Item> ? 2 : 1;
+    static_assert(sizeof(Item) == sizeof(T));
     const Index rows = backward_rows(call, Isa::kRows);
     Index used = 0;
     const auto take = [&](Index items) {
@@ -58,15 +64,27 @@ struct BackwardScratch {
       const Index stride = round_up(items, kWidth<Isa, T>);
       return Matrix<T>{take(count * stride), stride};
     };
-    const auto panel = [&](Index columns, Index depth) {
-      return Panel<T>{take(panel_items<Isa, T>(columns, depth)), columns, depth};
+    const auto items = [](Matrix<T> m, Index apart = 1) {
+      return Matrix<Item>{reinterpret_cast<Item*>(m.data), apart * m.stride};
+    };
+    const auto operand = [&](Index count, Index depth) {
+      return items(matrix(count, depth_of<T, Item>(depth)));
+    };
+    const auto panel = [&](Index columns, Index length) {
+      const Index depth = depth_of<T, Item>(length);
+      return Panel<Item>{reinterpret_cast<Item*>(take(panel_items<Isa, Item>(columns, depth))), columns,
+                         depth};
     };
     // A register more than the tile: rows at distances of a power of two would share a few cache sets.
     const Index score_stride = kKeys + kWidth<Isa, T>;
-    BackwardScratch s{.queries = matrix(rows, call.dim),
-                      .d_out = matrix(rows, call.value_dim),
-                      .weights = matrix(rows, score_stride),
-                      .d_scores = matrix(rows, score_stride),
+    const Matrix<T> weights = matrix(rows, score_stride), d_scores = matrix(rows, score_stride);
+    BackwardScratch s{.queries = operand(rows, call.dim),
+                      .d_out = operand(rows, call.value_dim),
+                      .weights = weights,
+                      .d_scores = d_scores,
+                      .weights_by_rows = items(weights, kRowsApart),
+                      .d_scores_by_rows = items(d_scores, kRowsApart),
+                      .d_scores_by_keys = kInPairs<T, Item> ? operand(rows, score_stride) : items(d_scores),
                       .query_panel = panel(call.dim, rows),
                       .d_out_panel = panel(call.value_dim, rows),
                       .keys_transposed = panel(kKeys, call.dim),
@@ -81,14 +99,16 @@ struct BackwardScratch {
   }
 };
 
-template <class T>
-ATTN_INLINE KeySource source_of(Matrix<const T> m) noexcept {
-  return {reinterpret_cast<const std::byte*>(m.data), m.stride * Index{sizeof(T)}, sizeof(T),
-          sizeof(T) == 8 ? DType::f64 : DType::f32};
+template <class T, class Item>
+ATTN_INLINE KeySource source_of(Matrix<const Item> m) noexcept {
+  constexpr bool kPairs = kInPairs<T, Item>;
+  constexpr DType kDType = kPairs ? DType::bf16 : sizeof(T) == 8 ? DType::f64 : DType::f32;
+  constexpr Index kItem = sizeof(Item);
+  return {reinterpret_cast<const std::byte*>(m.data), m.stride * kItem, kPairs ? kItem / 2 : kItem, kDType};
 }
 
 /// One tile at a time: the keys and rows that are loaded.
-template <class Isa, class T>
+template <class Isa, class T, class Item>
 class BackwardTile {
  public:
   BackwardTile(const BackwardCall& backward, const Sequence& sequence, Index kv_head, std::byte* scratch,
@@ -96,7 +116,7 @@ class BackwardTile {
       : call_(backward.call),
         d_out_(backward.gradients.d_out),
         task_{.sequence = sequence, .kv_head = kv_head},
-        scratch_(BackwardScratch<Isa, T>::in(scratch, backward.call)),
+        scratch_(BackwardScratch<Isa, T, Item>::in(scratch, backward.call)),
         stats_(RowStats<T>::in(stats, backward.call, sequence, kv_head)) {}
 
   /// Which keys of the tile `keys` the rows see, if any, and what the steps do there.
@@ -117,16 +137,16 @@ class BackwardTile {
     const KeySource k = key_source(call_, call_.key, task_.sequence, task_.kv_head);
     const KeySource v = key_source(call_, call_.value, task_.sequence, task_.kv_head);
     scratch_.keys_transposed.columns = scratch_.values_transposed.columns = keys.size();
-    pack_transposed<Isa, T>(scratch_.keys_transposed, k, keys.begin);
-    pack_transposed<Isa, T>(scratch_.values_transposed, v, keys.begin);
+    pack_items_transposed<Isa, T>(scratch_.keys_transposed, k, keys.begin, call_.dim);
+    pack_items_transposed<Isa, T>(scratch_.values_transposed, v, keys.begin, call_.value_dim);
   }
 
   /// Query and d_out of the rows.
   void load_rows(Range rows) noexcept {
     task_.rows = rows;
     const TaskRows row_at{call_, task_};
-    queries_ = rows_of<Isa, T>(call_.query, call_.dim, row_at, scratch_.queries, rows.size(), true);
-    d_outs_ = rows_of<Isa, T>(d_out_, call_.value_dim, row_at, scratch_.d_out, rows.size(), true);
+    queries_ = load_items_of(call_.query, call_.dim, row_at, scratch_.queries, rows.size());
+    d_outs_ = load_items_of(d_out_, call_.value_dim, row_at, scratch_.d_out, rows.size());
   }
 
   /// Scores of the loaded rows and keys, with the steps applied; visit(row, its Row, scores, whether
@@ -137,8 +157,8 @@ class BackwardTile {
     const TaskRows row_at{call_, task_};
     const Index rows = task_.rows.size();
     fetch_first_rows(call_, row_at, rows, seen.steps, keys);
-    gemm<Isa, T>(scratch_.weights, queries_, as_const(scratch_.keys_transposed), rows, keys.size(), call_.dim,
-                 Scaled<T>{static_cast<T>(call_.scale)});
+    gemm<Isa, T>(scratch_.weights, queries_, as_const(scratch_.keys_transposed), rows, keys.size(),
+                 depth_of<T, Item>(call_.dim), Scaled<T>{static_cast<T>(call_.scale)});
     for (Index row = 0; row < rows; ++row) {
       T* const scores = scratch_.weights.row(row);
       fetch_next_row(call_, row_at, row, rows, seen.steps, keys);
@@ -162,7 +182,7 @@ class BackwardTile {
   template <class Visit>
   void differentiate(const Seen& seen, Visit visit) const noexcept {
     gemm<Isa, T>(scratch_.d_scores, d_outs_, as_const(scratch_.values_transposed), task_.rows.size(),
-                 seen.keys.size(), call_.value_dim, Stored<T>{});
+                 seen.keys.size(), depth_of<T, Item>(call_.value_dim), Stored<T>{});
     TileCoins<Isa, T> coins;
     score(seen, [&](Index row, const Row& r, T* scores, bool sloped) {
       T* const d_scores = scratch_.d_scores.row(row);
@@ -173,13 +193,56 @@ class BackwardTile {
     });
   }
 
-  [[nodiscard]] const BackwardScratch<Isa, T>& scratch() const noexcept { return scratch_; }
-  [[nodiscard]] Matrix<const T> queries() const noexcept { return queries_; }
-  [[nodiscard]] Matrix<const T> d_out() const noexcept { return d_outs_; }
+  /// Makes operands of the tile's weights and d_scores, which are lost where those are pairs.
+  void make_operands(const Seen& seen) const noexcept {
+    if constexpr (kInPairs<T, Item>) {
+      for (Index row = 0; row < task_.rows.size(); row += 2) pair_rows(row, seen.keys.size());
+    }
+  }
+
+  [[nodiscard]] const BackwardScratch<Isa, T, Item>& scratch() const noexcept { return scratch_; }
+  [[nodiscard]] Matrix<const Item> queries() const noexcept { return queries_; }
+  [[nodiscard]] Matrix<const Item> d_out() const noexcept { return d_outs_; }
   [[nodiscard]] Range rows() const noexcept { return task_.rows; }
 
  private:
   using V = Vec<Isa, T>;
+
+  static ATTN_INLINE Matrix<const Item> load_items_of(const Tensor& t, Index dims, const TaskRows& row_at,
+                                                      Matrix<Item> room, Index rows) noexcept {
+    if constexpr (kInPairs<T, Item>) {
+      load_pair_rows<Isa>(t, dims, row_at, {reinterpret_cast<T*>(room.data), room.stride}, rows);
+      return as_const(room);
+    } else {
+      return rows_of<Isa, T>(t, dims, row_at, room, rows, true);
+    }
+  }
+
+  /// Rows `row` and `row` + 1, rounded: by rows over the first of them.
+  ATTN_INLINE void pair_rows(Index row, Index count) const noexcept {
+    constexpr Index n = kWidth<Isa, T>;
+    const bool alone = row + 1 == task_.rows.size();
+    T* const weights = scratch_.weights.row(row);
+    T* const d_scores = scratch_.d_scores.row(row);
+    const Index next = alone ? 0 : scratch_.weights.stride;
+    if (count % 2 != 0) d_scores[count] = d_scores[next + count] = -T{0};  // a half without a key
+    const auto by_rows = [](T* to, U32<Isa> even, U32<Isa> odd) {
+      U32<Isa> low, high;
+      pair_up<Isa>(even, odd, low, high);
+      store(static_cast<void*>(to), low);
+      store(static_cast<void*>(to + n), high);
+    };
+    const auto narrow = [](const T* from) {
+      return MultiplyPairs<Isa>::narrow(load<V>(from), load<V>(from + n));
+    };
+    for (Index i = 0; i < count; i += 2 * n) {
+      const U32<Isa> none{}, even = narrow(d_scores + i), odd = narrow(d_scores + next + i);
+      by_rows(weights + i, narrow(weights + i), alone ? none : narrow(weights + next + i));
+      by_rows(d_scores + i, even, alone ? none : odd);
+      store(scratch_.d_scores_by_keys.row(row) + i / 2, even);
+      if (!alone) store(scratch_.d_scores_by_keys.row(row + 1) + i / 2, odd);
+    }
+  }
 
   /// Scores → P · Z and d_out · v → dS, in place.
   ATTN_INLINE void weigh(Index row, T* scores, T* d_scores, Index count, const T* coins) const noexcept {
@@ -212,9 +275,9 @@ class BackwardTile {
   const Call& call_;
   const Tensor& d_out_;
   Task task_;  // its rows: those that are loaded
-  BackwardScratch<Isa, T> scratch_;
+  BackwardScratch<Isa, T, Item> scratch_;
   RowStats<T> stats_;
-  Matrix<const T> queries_{}, d_outs_{};
+  Matrix<const Item> queries_{}, d_outs_{};
 };
 
 }  // namespace attncore

@@ -177,7 +177,8 @@ struct IsaTable {
   const Kernels *f32, *f64;                // of all but what follows
   const Kernels *bf16, *f16;               // forward of queries, keys and values in this dtype
   const Kernels *highest, *high, *medium;  // forward of those in float32, by Precision
-  const Kernels* bf16_products;            // layers' products of this dtype
+  const Kernels *bf16_products,
+      *bf16_gradients;  // layers' products, and attention's gradients, of this dtype
 
   [[nodiscard]] const Kernels& kernels(DType compute) const noexcept {
     return compute == DType::f64 ? *f64 : *f32;
@@ -185,6 +186,9 @@ struct IsaTable {
   [[nodiscard]] const Kernels& product_kernels(const Product& p) const noexcept {
     const bool in_pairs = p.c.dtype == DType::bf16 && !p.rotate_a.given();  // rotated numbers are not rounded
     return in_pairs ? *bf16_products : kernels(p.compute());
+  }
+  [[nodiscard]] const Kernels& gradient_kernels(DType dtype) const noexcept {
+    return dtype == DType::bf16 ? *bf16_gradients : kernels(accumulation(dtype));
   }
   /// Of a forward call.
   [[nodiscard]] const Kernels& forward_kernels(const Call& call) const noexcept {

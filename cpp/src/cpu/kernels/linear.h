@@ -106,13 +106,8 @@ void pack_panel(const Product& p, Item* data, Range depth, Range columns,
   const Index dim = p.b_transposed ? depth.begin : columns.begin;
   const Index first = p.b_transposed ? columns.begin : depth.begin;
   const KeySource source{at(p.b, 0, 0, 0, dim), p.b.stride[2], p.b.stride[3], p.b.dtype};
-  if constexpr (kInPairs<T, Item>) {
-    if (p.b_transposed) return pack_pairs_transposed<Isa, DType::bf16>(panel, source, first, depth.size());
-    pack_pairs<Isa, DType::bf16>(panel, source, first, depth.size());
-  } else {
-    if (p.b_transposed) return pack_transposed<Isa, T>(panel, source, first);
-    pack_rows<Isa, T>(panel, source, first);
-  }
+  if (p.b_transposed) return pack_items_transposed<Isa, T>(panel, source, first, depth.size());
+  pack_items<Isa, T>(panel, source, first, depth.size());
 }
 
 template <class Isa, class T, class Item>

@@ -23,8 +23,8 @@ void load_bf16_row(const Tensor& t, Index row, Range columns, Bf16Pair* out) noe
   __builtin_memset(items + columns.size() * kItem, 0, kItem);
 }
 
-/// Some columns of two rows, pair by pair, or of one and zeros; `room` is for both.  Writes up to two registers more
-/// than the columns, but whole ones.
+/// Some columns of two rows, pair by pair, or of one and zeros; `room` is for both.  Writes whole pairs of
+/// registers.
 template <class Isa>
 void load_paired_rows(const Tensor& t, Range rows, Range columns, Bf16Pair* const (&room)[2],
                       Bf16Pair* out) noexcept {

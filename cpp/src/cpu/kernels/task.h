@@ -78,6 +78,26 @@ void pack_split_tile(const KeyTile<Isa, float, Part<n>>& tile, const KeySource& 
   });
 }
 
+/// Packs keys transposed, of so many dims, where pairs are of bfloat16.
+template <class Isa, class T, class Item>
+ATTN_INLINE void pack_items_transposed(Panel<Item> panel, const KeySource& source, Index first,
+                                       Index dims) noexcept {
+  if constexpr (kInPairs<T, Item>) {
+    pack_pairs_transposed<Isa, DType::bf16>(panel, source, first, dims);
+  } else {
+    pack_transposed<Isa, T>(panel, source, first);
+  }
+}
+/// The same of so many keys as they are.  Returns whether all items are finite.
+template <class Isa, class T, class Item>
+ATTN_INLINE bool pack_items(Panel<Item> panel, const KeySource& source, Index first, Index keys) noexcept {
+  if constexpr (kInPairs<T, Item>) {
+    return pack_pairs<Isa, DType::bf16>(panel, source, first, keys);
+  } else {
+    return pack_rows<Isa, T>(panel, source, first);
+  }
+}
+
 template <class Isa, class T, class Item>
 void pack_key_tile(const Call& call, const Sequence& sequence, Index kv_head, Range keys,
                    std::byte* memory) noexcept {
