@@ -62,3 +62,26 @@ def test_explain_says_so(rng: np.random.Generator) -> None:
     assert "pairs" in attncore.explain(bf16, bf16, bf16).kernel
     wide = bf16.astype(np.float32)
     assert "pairs" not in attncore.explain(wide, wide, wide).kernel
+
+
+def test_gradients_of_other_dtypes_are_those_of_avx512(rng: np.random.Generator) -> None:
+    """Bit by bit; amx takes bfloat16's from there too."""
+    dtypes = ["float32", "float16"] + (["bfloat16"] if attncore.isa() != "avx512_bf16" else [])
+    for name in dtypes:
+        arrays = [draw(rng, 1, 2, 50, 33).astype(dtype_of(name)) for _ in range(4)]
+        with attncore.use_isa("avx512"):
+            out, lse = attncore.attention(*arrays[1:], return_lse=True)
+            expected = attncore.attention_backward(*arrays, out, lse)
+        got = attncore.attention_backward(*arrays, out, lse)
+        for one, other in zip(got[:3], expected[:3], strict=True):
+            assert_same_bits(one, other)
+
+
+@pytest.mark.parametrize("rows", [3, 60])
+def test_layers_of_amx_are_those_of_avx512_bf16(rows: int, rng: np.random.Generator) -> None:
+    x, weight, d_y = draw(rng, rows, 75), draw(rng, 130, 75), draw(rng, rows, 130)
+    got = attncore.linear(x, weight), *attncore.linear_backward(d_y, x, weight)
+    with attncore.use_isa("avx512_bf16"):
+        expected = attncore.linear(x, weight), *attncore.linear_backward(d_y, x, weight)
+    for one, other in zip(got, expected, strict=True):
+        assert_same_bits(one, other)
