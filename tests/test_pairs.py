@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 
 import attncore
 from kit import assert_same_bits, dtype_of
+from kit_backward import attention_backward
 from reference import Array
 
 
@@ -22,6 +24,11 @@ def pairs(request: pytest.FixtureRequest) -> Iterator[None]:
 
 def draw(rng: np.random.Generator, *shape: int) -> Array:
     return rng.standard_normal(shape).astype(dtype_of("bfloat16"))
+
+
+def assert_same_arrays(got: Iterable[Any], expected: Iterable[Any]) -> None:
+    for one, other in zip(got, expected, strict=True):
+        assert_same_bits(one, other)
 
 
 @pytest.mark.parametrize("queries", [1, 3, 50])
@@ -71,10 +78,9 @@ def test_gradients_of_other_dtypes_are_those_of_avx512(rng: np.random.Generator)
         arrays = [draw(rng, 1, 2, 50, 33).astype(dtype_of(name)) for _ in range(4)]
         with attncore.use_isa("avx512"):
             out, lse = attncore.attention(*arrays[1:], return_lse=True)
-            expected = attncore.attention_backward(*arrays, out, lse)
-        got = attncore.attention_backward(*arrays, out, lse)
-        for one, other in zip(got[:3], expected[:3], strict=True):
-            assert_same_bits(one, other)
+            expected = attention_backward(*arrays, out, lse)
+        got = attention_backward(*arrays, out, lse)
+        assert_same_arrays(got[:3], expected[:3])
 
 
 @pytest.mark.parametrize("rows", [3, 60])
@@ -83,5 +89,4 @@ def test_layers_of_amx_are_those_of_avx512_bf16(rows: int, rng: np.random.Genera
     got = attncore.linear(x, weight), *attncore.linear_backward(d_y, x, weight)
     with attncore.use_isa("avx512_bf16"):
         expected = attncore.linear(x, weight), *attncore.linear_backward(d_y, x, weight)
-    for one, other in zip(got, expected, strict=True):
-        assert_same_bits(one, other)
+    assert_same_arrays(got, expected)

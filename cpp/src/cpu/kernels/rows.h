@@ -55,15 +55,17 @@ void load_part_rows(const Tensor& t, Index dims, const TaskRows& row_at, Matrix<
   });
 }
 
-/// Rows where they lie, if products can take them from there; else no data.
-template <class T>
-ATTN_INLINE Matrix<T> rows_in_place(const Tensor& t, const TaskRows& row_at) noexcept {
-  constexpr Index kItem = sizeof(T);
+/// Rows where they lie, if products can take them from there; else no data.  Of pairs, so that all their dims have a partner.
+template <class T, class Item = T>
+ATTN_INLINE Matrix<Item> rows_in_place(const Tensor& t, const TaskRows& row_at) noexcept {
+  constexpr Index kItem = sizeof(Item), kDims = kInPairs<T, Item> ? 2 : 1;
+  const DType dtype = kInPairs<T, Item> ? DType::bf16 : row_at.call.compute();
   std::byte* const data = at(t, row_at(0));
-  const bool aligned = t.stride[2] % kItem == 0 && reinterpret_cast<std::uintptr_t>(data) % alignof(T) == 0;
-  const bool beside =
-      t.dtype == row_at.call.compute() && row_at.call.group == 1 && t.stride[3] == kItem && aligned;
-  return {beside ? reinterpret_cast<T*>(data) : nullptr, t.stride[2] / kItem};
+  const bool aligned =
+      t.stride[2] % kItem == 0 && reinterpret_cast<std::uintptr_t>(data) % alignof(Item) == 0;
+  const bool beside = t.dtype == dtype && row_at.call.group == 1 && t.stride[3] * kDims == kItem &&
+                      t.shape[3] % kDims == 0 && aligned;
+  return {beside ? reinterpret_cast<Item*>(data) : nullptr, t.stride[2] / kItem};
 }
 
 /// load_rows' rows where they lie, if they lie so; else in `room`, loaded if asked.
