@@ -174,11 +174,10 @@ struct IsaTable {
   bool (*supported)() noexcept;
   bool (
       *preferred)() noexcept;  // whether it is faster than those after it; where not, it must be asked for; null: to be tried
-  const Kernels *f32, *f64;                // of all but what follows
-  const Kernels *bf16, *f16;               // forward of queries, keys and values in this dtype
-  const Kernels *highest, *high, *medium;  // forward of those in float32, by Precision
-  const Kernels *bf16_products,
-      *bf16_gradients;  // layers' products, and attention's gradients, of this dtype
+  const Kernels *f32, *f64;                       // of all but what follows
+  const Kernels *bf16, *f16;                      // forward of queries, keys and values in this dtype
+  const Kernels *highest, *high, *medium;         // forward of those in float32, by Precision
+  const Kernels *bf16_products, *bf16_gradients;  // of layers, and of attention, in this dtype
 
   [[nodiscard]] const Kernels& kernels(DType compute) const noexcept {
     return compute == DType::f64 ? *f64 : *f32;
