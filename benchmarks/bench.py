@@ -260,6 +260,15 @@ def environment() -> Record:
     }
 
 
+def write(options: argparse.Namespace, about: Record, records: list[Record]) -> None:
+    """The files that were asked for, after each job: a run that is stopped has left its lines."""
+    page = json.dumps({"environment": about, "records": records}, indent=1, default=str)
+    if options.json:
+        options.json.write_text(page + "\n", encoding="utf-8")
+    if options.markdown:
+        options.markdown.write_text(markdown.table(records), encoding="utf-8")
+
+
 def main() -> int:
     """Run the jobs; exit status 1 where an output of attncore is wrong."""
     options = arguments().parse_args()
@@ -269,27 +278,21 @@ def main() -> int:
     work = jobs(options)
     print(HEADER + ("  peer's time / our time" if options.peers else ""), flush=True)
     records: list[Record] = []
-    failed = False
+    about, failed = environment(), False
     for job in progress(work, "bench"):
         try:
             rows = run(job)
         except WrongOutput as wrong:
             say(f"WRONG OUTPUT: {wrong}")
-            failed = True
-            continue
+            failed, rows = True, []
         for row in rows:
             say(show(row))
             if options.memory and not job.case.training:
                 who = ("attncore", *row["peers"])
-                row["memory"] = {
-                    x: footprint.footprint(x, job.case, job.dtype, job.threads) for x in who
-                }
+                row["memory"] = {x: footprint.footprint(x, job.case, job.dtype, job.threads)
+                                 for x in who}  # fmt: skip
         records += rows
-    if options.json:
-        page = {"environment": environment(), "records": records}
-        options.json.write_text(json.dumps(page, indent=1, default=str) + "\n", encoding="utf-8")
-    if options.markdown:
-        options.markdown.write_text(markdown.table(records), encoding="utf-8")
+        write(options, about, records)
     return int(failed)
 
 

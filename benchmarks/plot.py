@@ -75,7 +75,7 @@ def draw_roofline(axes: Any, rows: list[Record]) -> None:
     axes.barh(range(len(rows)), shares, 0.7, color=COLOURS["attncore"])
     for y, share in enumerate(shares):
         axes.text(share + 1, y, f"{share:.0f}", va="center", fontsize=8)
-    axes.set_xlim(0, 100)
+    axes.set_xlim(0, max([100, *(share + 8 for share in shares)]))
     axes.set_title(
         "attncore: % of the multiply-add peak,\nor of the read bandwidth where that bounds"
     )
