@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "cpu/gang_tile.h"
 #include "score/steps.h"
 #include "stopwatch.h"
 
@@ -23,6 +24,7 @@ struct Piece {
   Index kv_head = 0;
   Range rows, keys;
   bool packed = false;  // its keys are packed before
+  Index heads = 1;      // of a gang of KV heads
 };
 
 double bytes_of(const Tensor& t) noexcept {
@@ -77,7 +79,7 @@ class Sampler {
 
   /// What a piece costs, roughly: registers' worth of scores.
   [[nodiscard]] double size(const Piece& piece) const noexcept {
-    return static_cast<double>(round_up(piece.rows.size(), kernels_.row_block)) *
+    return static_cast<double>(piece.heads * round_up(piece.rows.size(), kernels_.row_block)) *
            static_cast<double>(round_up(piece.keys.size(), kernels_.key_block));
   }
 
@@ -88,11 +90,11 @@ class Sampler {
   /// visit(piece) for each task that multiplies.
   template <class Visit>
   void each_piece(Visit visit) const {
-    const auto meet = [&](const Section& section, Range rows, Range keys, bool packed) {
+    const auto meet = [&](const Section& section, Range rows, Range keys, bool packed, Index heads = 1) {
       keys = intersect(keys, seen(section, rows));
       keys.begin -= keys.begin % kernels_.key_tile;
       for (Index head = 0; head < section.kv_heads && !keys.empty(); ++head)
-        visit(Piece{&section, section.kv_head + head, rows, keys, packed});
+        visit(Piece{&section, section.kv_head + head, rows, keys, packed, heads});
     };
     for (const Batch& batch : plan_.batches) {
       const Section& section = plan_.sections[static_cast<std::size_t>(batch.section)];
@@ -101,7 +103,9 @@ class Sampler {
         const Gang& gang = plan_.gangs[static_cast<std::size_t>(batch.gang)];
         for (const Index number : gang.sections) {
           const Section& member = plan_.sections[static_cast<std::size_t>(number)];
-          meet(member, member.rows, part(member, gang.part), false);
+          meet(member, member.rows, part(member, gang.part), false,
+               gang.heads ? static_cast<Index>(gang.sections.size()) : 1);
+          if (gang.heads) break;
         }
       } else if (batch.block >= 0 || section.alone) {
         const Range keys = section.alone ? section.keys : batch.keys;
@@ -148,8 +152,9 @@ class Sampler {
     const Index tiles =
         max(plan_.block_bytes / max(1, plan_.task.panel), ceil_div(kSampleKeys, kernels_.key_tile));
     const Index panels = (tiles + 1) * plan_.task.panel;
-    state_ = memory_.reserve(static_cast<std::size_t>(plan_.task.state + plan_.task.scratch + panels));
-    scratch_ = state_ + plan_.task.state;
+    const Index states = (plan_.gangs.empty() ? 1 : kMostGangHeads) * plan_.task.state;
+    state_ = memory_.reserve(static_cast<std::size_t>(states + plan_.task.scratch + panels));
+    scratch_ = state_ + states;
     panels_ = scratch_ + plan_.task.scratch + plan_.task.panel;
   }
 
@@ -160,8 +165,24 @@ class Sampler {
     task.state = state_;
     task.reach = piece.keys.end;
     task.packed = piece.packed ? panels_ : nullptr;
+    if (piece.heads > 1) return {0, timed([&] { run_heads(task, piece.heads); })};
     const double pack_seconds = piece.packed ? timed([&] { pack(task); }) : 0;
     return {pack_seconds, timed([&] { kernels_.forward(call_, task, scratch_); })};
+  }
+
+  void run_heads(const Task& first, Index heads) noexcept {
+    for (Index key = first.keys.begin; key < first.keys.end; key += kernels_.key_tile) {
+      GangTile tile(call_, kernels_, true, scratch_);
+      for (Index i = 0; i < heads; ++i) {
+        Task task = first;
+        task.kv_head += i;
+        task.state += i * plan_.task.state;
+        task.keys = {key, min(key + kernels_.key_tile, first.keys.end)};
+        task.first = key == first.keys.begin;
+        tile.add(task);
+      }
+      tile.run();
+    }
   }
 
   void pack(const Task& task) noexcept {

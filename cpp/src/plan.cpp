@@ -4,6 +4,7 @@
 
 #include "mask_notes.h"
 #include "plan_order.h"
+#include "plan_sizes.h"
 #include "prefix.h"
 #include "score/steps.h"
 #include "work.h"
@@ -11,32 +12,20 @@
 namespace attncore {
 namespace {
 
-// Sizes that bits depend on: they may be functions of the sequence, head group, dims, dtype and ISA only.
-constexpr Index kSplitRows = 32;   // at most so many rows of a sequence and KV head: their keys are split
-constexpr Index kPartKeys = 1024;  // keys of a part, at least
-constexpr Index kMostParts = 32;
-
-// Sizes that bits do not depend on.
-constexpr Index kScratchBytes = 200 << 10;        // of a tile: its queries, scores and output stay in L2
-constexpr Index kBlockKeys = 512;                 // keys of a super-block, unless they are few
-constexpr Index kBlockBytes = Index{8} << 20;     // of a super-block, at most
+constexpr Index kTaskBytes = 256 << 10;           // of a task's scratch and state, at most
 constexpr Index kAloneBytes = 512 << 10;          // of the panels of a section that is alone: they stay in L2
 constexpr Index kAllAloneBytes = Index{8} << 20;  // of all threads' such panels
-constexpr Index kAloneSections = 8;  // of a thread, at least, so that all end at about the same time
-constexpr Index kBlockSlots = 3;     // in use, being packed, still read by a late thread
-constexpr Index kStateBytes = Index{2} << 20;  // of states that wait, a thread, in two sections or more
-constexpr double kThreadFlops = 1e6;           // work that is worth another thread: some 10 µs
+constexpr Index kAloneSections = 8;   // of a thread, at least, so that all end at about the same time
+constexpr Index kTasksOfThread = 4;   // where tasks take several KV heads, at least
+constexpr Index kBlockSlots = 3;      // in use, being packed, still read by a late thread
+constexpr double kThreadFlops = 1e6;  // work that is worth another thread: some 10 µs
 constexpr double kThreadBytes = 256 << 10;
+constexpr double kHeadsBytes = 4 << 20;  // of the operands, at least, where tasks take several KV heads
 
 class Planner {
  public:
   Planner(const Call& call, const Kernels& kernels, const Machine& machine)
-      : call_(call),
-        kernels_(kernels),
-        machine_(machine),
-        most_tile_rows_(tile_rows(call, kernels)),
-        block_keys_(block_keys(call, kernels)),
-        most_parts_(parts(call, kernels)) {}
+      : call_(call), kernels_(kernels), machine_(machine), sizes_(call, kernels) {}
 
   Plan make() {
     measure();
@@ -58,7 +47,7 @@ class Planner {
   /// So many sequences' states may wait at a time.
   [[nodiscard]] std::size_t most_members() const {
     const Index rows = max(1, min(kSplitRows, call_.queries * call_.group));
-    const Index parts = max(1, min(most_parts_, ceil_div(call_.keys, kPartKeys)));
+    const Index parts = max(1, min(sizes_.most_parts, ceil_div(call_.keys, kPartKeys)));
     const Index bytes = parts * kernels_.sizes(call_, rows).state;
     return static_cast<std::size_t>(max(2, plan_.threads * kStateBytes / bytes));
   }
@@ -66,12 +55,15 @@ class Planner {
   /// Keys of the parts that a sequence may share with others: a window would leave them different ones.
   [[nodiscard]] Index shared_part_keys(const Sequence& sequence) const {
     const Index rows = sequence.queries * call_.group;
-    const bool one_tile = rows > 0 && rows <= min(kSplitRows, most_tile_rows_);
-    return one_tile && call_.score.left == kUnbounded ? part_keys(sequence) : 0;
+    const bool one_tile = rows > 0 && rows <= min(kSplitRows, sizes_.tile_rows);
+    return one_tile && call_.score.left == kUnbounded ? sizes_.part_keys(sequence) : 0;
   }
 
   /// The KV heads' sections are those of the first; shared ones are copied.
   void add_sequence(const Sequence& sequence) {
+    if (heads_beside_) {
+      if (const Index heads = heads_together(sequence); heads > 1) return add_heads(sequence, heads);
+    }
     const std::size_t begin = plan_.sections.size();
     add_sequence(sequence, 0, call_.kv_heads);
     const std::size_t end = plan_.sections.size();
@@ -93,7 +85,39 @@ class Planner {
     add_rows(section, {rows, end});
   }
 
+  /// How many KV heads are one task where those of a token lie beside each other, so that memory is read in its order: few rows, for whose
+  /// states and scratch there is room.
+  [[nodiscard]] Index heads_together(const Sequence& sequence) const {
+    const Index rows = sequence.queries * call_.group;
+    if (rows == 0 || rows > sizes_.tile_rows || !kernels_.reads_in_place(call_, sequence)) return 1;
+    const Index parts = ceil_div(sequence.keys, sizes_.part_keys(sequence));
+    const Sizes sizes = kernels_.sizes(call_, rows);
+    const Index states = plan_.threads * kStateBytes / max(1, parts * sizes.state);
+    const Index tasks = call_.batch * parts * call_.kv_heads / (kTasksOfThread * plan_.threads);
+    const Index most = min(kMostGangHeads, (kTaskBytes - sizes.state) / sizes.scratch);
+    const Index heads = max(1, min(call_.kv_heads, min(most, min(states, tasks))));
+    return ceil_div(call_.kv_heads, ceil_div(call_.kv_heads, heads));
+  }
+
+  void add_heads(const Sequence& sequence, Index heads) {
+    for (Index first = 0; first < call_.kv_heads; first += heads) {
+      std::vector<Index> sections;
+      SharedPart part{.part = 0, .members = {}};
+      for (Index kv_head = first; kv_head < min(first + heads, call_.kv_heads); ++kv_head) {
+        part.members.push_back(sections.size());
+        sections.push_back(static_cast<Index>(plan_.sections.size()));
+        add_sequence(sequence, kv_head, 1);
+      }
+      const Section& section = plan_.sections[static_cast<std::size_t>(sections[0])];
+      for (const Index parts = section.parts; part.part < parts; ++part.part) add_gang(part, sections, true);
+      most_states_ = max(most_states_, heads);
+      const Index scratch = kernels_.sizes(call_, section.rows.size()).scratch;
+      gang_scratch_ = max(gang_scratch_, heads * scratch);
+    }
+  }
+
   void add_group(const PrefixGroup& group) {
+    if (group.parts.empty()) return add_sequence(group.sequences[0]);
     const Index first_state = plan_.states;
     for (Index kv_head = 0; kv_head < call_.kv_heads; ++kv_head) {
       std::vector<Index> sections;
@@ -102,12 +126,14 @@ class Planner {
         add_sequence(sequence, kv_head, 1);
       }
       for (const SharedPart& part : group.parts) add_gang(part, sections);
-      if (kv_head == 0 && !group.parts.empty()) most_states_ = max(most_states_, plan_.states - first_state);
+      if (kv_head == 0) most_states_ = max(most_states_, plan_.states - first_state);
     }
+    gang_scratch_ =
+        max(gang_scratch_, kMostGangTasks * kernels_.sizes(call_, kernels_.gang_rows / kMostGangTasks).gang);
   }
 
-  void add_gang(const SharedPart& shared, const std::vector<Index>& sections) {
-    Gang gang{.part = shared.part, .sections = {}};
+  void add_gang(const SharedPart& shared, const std::vector<Index>& sections, bool heads = false) {
+    Gang gang{.part = shared.part, .sections = {}, .heads = heads};
     for (const std::size_t member : shared.members) {
       Section& section = plan_.sections[static_cast<std::size_t>(sections[member])];
       if (section.gang_parts != shared.part || shared.part >= section.parts || section.state_slot < 0)
@@ -125,26 +151,10 @@ class Planner {
     plan_.bytes = work.bytes;
     const double worth = std::max(plan_.flops / kThreadFlops, plan_.bytes / kThreadBytes);
     plan_.threads = std::clamp(static_cast<int>(std::min(worth, 1e6)), 1, machine_.threads);
-  }
-
-  /// Rows of a tile, at most.
-  static Index tile_rows(const Call& call, const Kernels& kernels) {
-    const Sizes sizes = kernels.sizes(call, kernels.row_block);
-    const Index blocks = max(1, kScratchBytes / (sizes.scratch + sizes.state));
-    return min(kernels.most_rows / kernels.row_block, blocks) * kernels.row_block;
-  }
-
-  /// Keys of a super-block.
-  static Index block_keys(const Call& call, const Kernels& kernels) {
-    const Index panels = kBlockBytes / kernels.sizes(call, 0).panel;
-    return max(1, min(panels, kBlockKeys / kernels.key_tile)) * kernels.key_tile;
-  }
-
-  /// Parts that a sequence's keys are split into, at most.  Whether states are double is a matter of the longest entry,
-  /// and of padding: here they always are.
-  static Index parts(const Call& call, const Kernels& kernels) {
-    const Index state = kernels.sizes(call, kSplitRows).state * (call.keys > kFoldKeys ? 1 : 2);
-    return max(1, min(kMostParts, kStateBytes / state));
+    const auto beside = [](const Tensor& t) {
+      return t.stride[1] > 0 && t.shape[1] * t.stride[1] <= t.stride[2];
+    };
+    heads_beside_ = plan_.bytes >= kHeadsBytes && beside(call_.key) && beside(call_.value);
   }
 
   void add_rows(Section section, Range rows) {
@@ -152,7 +162,7 @@ class Planner {
     section.rows = rows;
     const Sequence& sequence = section.sequence;
     const bool few = rows.size() <= kSplitRows;
-    Index tiles = ceil_div(rows.size(), most_tile_rows_);
+    Index tiles = ceil_div(rows.size(), sizes_.tile_rows);
     if (!few && plan_.threads > 1) {  // short of tiles for the threads: smaller ones
       const Index wanted = ceil_div(4 * Index{plan_.threads}, call_.batch * call_.kv_heads);
       tiles = max(tiles, min(wanted, ceil_div(rows.size(), 4 * kernels_.row_block)));
@@ -160,18 +170,14 @@ class Planner {
     section.tile_rows = round_up(ceil_div(rows.size(), tiles), kernels_.row_block);
     section.tiles = ceil_div(rows.size(), section.tile_rows);
     section.shared = !few && section.tiles > 1;
-    section.part_keys = few ? part_keys(sequence) : section.shared ? block_keys_ : max(1, sequence.keys);
+    section.part_keys = few              ? sizes_.part_keys(sequence)
+                        : section.shared ? sizes_.block_keys
+                                         : max(1, sequence.keys);
     if (section.shared) {
       add_shared(section);
     } else {
       for (Index tile = 0; tile < section.tiles; ++tile) add_split(section, section.tile(tile));
     }
-  }
-
-  [[nodiscard]] Index part_keys(const Sequence& sequence) const {
-    Index keys = round_up(kPartKeys, kernels_.key_tile);  // in steps of 2, so that sequences share parts
-    while (ceil_div(sequence.keys, keys) > most_parts_) keys *= 2;
-    return keys;
   }
 
   [[nodiscard]] Range visible(const Section& section) const {
@@ -218,7 +224,7 @@ class Planner {
   /// Whether a section that sees so many keys is one task.
   [[nodiscard]] bool is_alone(Index keys) const {
     const Index bytes = ceil_div(keys, kernels_.key_tile) * kernels_.sizes(call_, 0).panel;
-    return keys <= block_keys_ && bytes <= min(kAloneBytes, kAllAloneBytes / plan_.threads) &&
+    return keys <= sizes_.block_keys && bytes <= min(kAloneBytes, kAllAloneBytes / plan_.threads) &&
            call_.batch * call_.kv_heads >= kAloneSections * plan_.threads;
   }
 
@@ -247,14 +253,10 @@ class Planner {
       if (!s.shared) panels = max(panels, s.alone ? ceil_div(s.keys.size(), kernels_.key_tile) : 1);
     }
     plan_.task = kernels_.sizes(call_, most_rows);
-    if (!plan_.gangs.empty()) {  // each of a gang's tasks has its own
-      const Index of_gang =
-          kMostGangTasks * kernels_.sizes(call_, kernels_.gang_rows / kMostGangTasks).scratch;
-      plan_.task.scratch = max(plan_.task.scratch, of_gang);
-    }
+    plan_.task.scratch = max(plan_.task.scratch, gang_scratch_);
     plan_.threads = static_cast<int>(min(plan_.threads, max(1, plan_.tasks)));
     plan_.block_slots = min(plan_.blocks, kBlockSlots);
-    plan_.block_bytes = block_keys_ / kernels_.key_tile * plan_.task.panel;
+    plan_.block_bytes = sizes_.block_keys / kernels_.key_tile * plan_.task.panel;
     const Index slots = max(2, plan_.threads * kStateBytes / max(1, plan_.state_bytes));
     plan_.state_slots = min(plan_.states, max(most_states_, plan_.threads > 1 ? slots : 1));
     plan_.thread_bytes = plan_.task.state + plan_.task.scratch + panels * plan_.task.panel;
@@ -268,8 +270,10 @@ class Planner {
   const Call& call_;
   const Kernels& kernels_;
   const Machine& machine_;
-  const Index most_tile_rows_, block_keys_, most_parts_;
-  Index most_states_ = 1;  // of a group's sequences and a KV head
+  const PlanSizes sizes_;
+  bool heads_beside_ = false;  // and worth it
+  Index most_states_ = 1;      // of a gang's sections
+  Index gang_scratch_ = 0;     // each of a gang's tasks has its own
   Plan plan_{.kernels = &kernels_};
 };
 

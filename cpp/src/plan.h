@@ -13,7 +13,8 @@
 //
 // In any other there is one row tile, which packs for itself.  If the rows are few (decoding), its keys are
 // split into parts of a size that depends on the sequence alone; each part leaves a state, and the last one
-// to end merges them.  Parts that several sequences read from the same pages are one task, a *gang*.
+// to end merges them.  Parts that several sequences read from the same pages are one task, a *gang*; so are those of a sequence's KV heads
+// where each token's heads lie beside each other.
 //
 // A *batch* is a run of tasks, claimed one by one (crew.h): the packing of a super-block's key tiles,
 // or the row tiles against it, or the parts of a split, of one head after another, or a gang.  Packing stands one super-block ahead of its use.
@@ -59,10 +60,11 @@ struct Section {
   }
 };
 
-/// Sections that read the same keys as part `part`.
+/// Sections that read part `part` of their keys together: sequences, the same keys; or KV heads of a sequence, what lies beside each other.
 struct Gang {
   Index part = 0;
   std::vector<Index> sections;
+  bool heads = false;
 };
 
 struct Batch {

@@ -6,95 +6,11 @@
 
 #include "check.h"
 #include "cpu/dispatch.h"
-#include "random.h"
-#include "tensor.h"
+#include "plan_case.h"
 
 namespace {
 
 using namespace attncore;
-
-/// A call without arrays: only lengths and offsets are read by plans.
-struct Given {
-  std::array<Index, 4> query, key;
-  DType dtype = DType::f32;
-  Index value_dim = 1;
-  Score score;
-  std::vector<Index> query_lengths, key_lengths, offsets;
-
-  explicit Given(Random& random) {
-    const auto pick = [&](std::initializer_list<Index> of) {
-      return of.begin()[random.below(static_cast<Index>(of.size()))];
-    };
-    const Index batch = random.one_of(20) ? 0 : 1 + random.below(4), kv_heads = 1 + random.below(3);
-    const Index queries = pick({0, 1, 1, 2, 7, 31, 33, 100, 513, 3000}),
-                keys = pick({0, 1, 100, 128, 129, 1000, 5000, 40000});
-    const auto dim = [&] {
-      return random.one_of(2) ? 1 + random.below(256) : pick({16, 64, 64, 128, 256, 576, 4096});
-    };
-    query = {batch, kv_heads * pick({1, 1, 2, 4, 8, 32}), queries, dim()};
-    key = {batch, kv_heads, keys, query[3]};
-    value_dim = random.one_of(2) ? query[3] : dim();
-    constexpr DType kDTypes[] = {DType::f32, DType::f64, DType::f16, DType::bf16};
-    dtype = kDTypes[random.below(4)];
-    score.causal = random.one_of(2);
-    if (random.one_of(3)) score.left = pick({0, 1, 100, 2000, Index{1} << 50});
-    if (random.one_of(3)) score.right = pick({0, 1, 100, 2000, Index{1} << 50});
-    for (Index entry = 0; entry < batch; ++entry) {
-      query_lengths.push_back(random.below(queries + 1));
-      key_lengths.push_back(random.below(keys + 1));
-      offsets.push_back(
-          pick({0, keys - queries, random.below(2 * keys + 1) - keys, Index{1} << 60, -(Index{1} << 60)}));
-    }
-    if (random.one_of(2)) query_lengths.clear();
-    if (random.one_of(2)) key_lengths.clear();
-    if (random.one_of(2)) offsets.clear();
-  }
-
-  /// The call of batch entries first … first + count − 1.
-  [[nodiscard]] Call call(Index first, Index count) const {
-    Index number = 0;
-    const auto tensor = [&](DType type, std::array<Index, 4> shape) {
-      shape[0] = count;
-      return Tensor::contiguous(reinterpret_cast<const void*>(++number << 44), type, shape);
-    };
-    const auto ints = [&](const std::vector<Index>& values) {
-      return values.empty() ? Tensor{}
-                            : Tensor::contiguous(values.data() + first, DType::i64, {count, 1, 1, 1});
-    };
-    Problem p;
-    p.score = score;
-    p.query = tensor(dtype, query);
-    p.key = tensor(dtype, key);
-    p.value = tensor(dtype, {0, key[1], key[2], value_dim});
-    p.out = tensor(dtype, {0, query[1], query[2], value_dim});
-    p.score.query_lengths = ints(query_lengths);
-    p.score.key_lengths = ints(key_lengths);
-    p.score.query_offset = ints(offsets);
-    return validate(p);
-  }
-  [[nodiscard]] Call call() const { return call(0, query[0]); }
-
-  /// The call whose split keys leave most state: as many rows as are split, long dims and many keys.
-  static Given of_most_parts(Random& random) {
-    Given given(random);
-    given.query = {1, 8, 4, 256};
-    given.key = {1, 1, 40000, 256};
-    given.value_dim = 256;
-    given.dtype = DType::f64;
-    given.score = {};
-    given.query_lengths.clear(), given.key_lengths.clear(), given.offsets.clear();
-    return given;
-  }
-
-  void print() const {
-    std::printf(
-        "  query %s, key %s, value_dim %lld, %s, causal %d, left %lld, right %lld, lengths %d %d, offsets "
-        "%d\n",
-        shape_text(query).c_str(), shape_text(key).c_str(), static_cast<long long>(value_dim), name(dtype),
-        int{score.causal}, static_cast<long long>(score.left), static_cast<long long>(score.right),
-        int{!query_lengths.empty()}, int{!key_lengths.empty()}, int{!offsets.empty()});
-  }
-};
 
 /// The keys that a row sees, from the definition.
 Range visible(const Call& call, const Sequence& sequence, Index query) {
@@ -111,6 +27,7 @@ class Check {
   Check(const Call& call, const Plan& plan, int threads) : call_(call), plan_(plan), kernels_(*plan.kernels) {
     CHECK(plan.threads >= 1 && plan.threads <= threads && plan.threads <= max(1, plan.tasks));
     rows();
+    gangs();
     batches();
     order();
     memory();
@@ -145,6 +62,27 @@ class Check {
     CHECK(std::all_of(met.begin(), met.end(), [](int times) { return times == 1; }));
   }
 
+  /// A gang is KV heads one after another, all of whose parts it runs.
+  void gangs() {
+    std::vector<Index> met(plan_.sections.size());
+    for (const Gang& gang : plan_.gangs) {
+      const Section& first = plan_.sections[static_cast<std::size_t>(gang.sections[0])];
+      const Sizes sizes = kernels_.sizes(call_, first.rows.size());
+      const auto count = static_cast<Index>(gang.sections.size());
+      CHECK(gang.heads && count <= kMostGangHeads && count <= plan_.state_slots);
+      CHECK(count * sizes.scratch <= plan_.task.scratch);
+      for (Index i = 0; i < count; ++i) {
+        const Index number = gang.sections[static_cast<std::size_t>(i)];
+        const Section& s = plan_.sections[static_cast<std::size_t>(number)];
+        CHECK(s.kv_head == first.kv_head + i && s.kv_heads == 1 && s.sequence.batch == first.sequence.batch);
+        CHECK(s.keys.begin == first.keys.begin && s.keys.end == first.keys.end && s.parts == first.parts);
+        CHECK(s.state_slot == first.state_slot + i && s.gang_parts == s.parts);
+        CHECK(met[static_cast<std::size_t>(number)]++ == gang.part);
+      }
+    }
+    for (std::size_t i = 0; i < met.size(); ++i) CHECK(met[i] == plan_.sections[i].gang_parts);
+  }
+
   /// The batches of a section cut its keys into pieces without a gap, at multiples of the key tile.
   void batches() {
     std::vector<Index> next(plan_.sections.size(), -1);
@@ -154,6 +92,10 @@ class Check {
       const Section& s = section(batch);
       if (batch.packs) {
         tasks += ceil_div(batch.keys.size(), kernels_.key_tile);
+        continue;
+      }
+      if (batch.gang >= 0) {
+        ++tasks;
         continue;
       }
       tasks += s.kv_heads * (s.shared ? s.tiles : s.parts);
@@ -169,7 +111,8 @@ class Check {
       }
     }
     CHECK(tasks == plan_.tasks);
-    for (std::size_t i = 0; i < next.size(); ++i) CHECK(next[i] == plan_.sections[i].keys.end);
+    for (std::size_t i = 0; i < next.size(); ++i)
+      CHECK(next[i] == (plan_.sections[i].gang_parts > 0 ? -1 : plan_.sections[i].keys.end));
   }
 
   /// Tasks wait for what was claimed before them only: packing for the last use of its slot, use for packing,
@@ -191,7 +134,12 @@ class Check {
         CHECK(used[block]++ == 0);
       }
       const Index slot = batch.packs ? -1 : section(batch).state_slot;
-      if (slot >= 0) {
+      if (batch.gang >= 0) {
+        const Gang& gang = plan_.gangs[static_cast<std::size_t>(batch.gang)];
+        const auto count = static_cast<Index>(gang.sections.size());
+        CHECK(slot == (gang.part == 0 ? ran : ran - count));
+        ran = slot + count;
+      } else if (slot >= 0) {
         CHECK(slot == ran || (slot == ran - 1 && section(batch).shared));
         ran = slot + section(batch).kv_heads;
       }

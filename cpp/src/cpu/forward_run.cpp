@@ -7,6 +7,7 @@
 #include "../score/steps.h"
 #include "ahead.h"
 #include "crew.h"
+#include "gang_tile.h"
 #include "memory.h"
 
 namespace attncore {
@@ -235,7 +236,8 @@ class ForwardRun {
     }
     const Section& first = plan_.sections[static_cast<std::size_t>(gang.sections[0])];
     std::byte* const panel = packs ? scratch(thread) + plan_.task.scratch : nullptr;
-    const Index begin = gang.part * first.part_keys, end = begin + first.part_keys;
+    const Index begin = first.keys.begin + gang.part * first.part_keys;
+    const Index end = min(begin + first.part_keys, first.keys.end);
     for (Index key = begin; key < end; key += plan_.kernels->key_tile) {
       const Range keys{key, min(key + plan_.kernels->key_tile, end)};
       if (packs) plan_.kernels->pack(call_, first.sequence, first.kv_head, keys, panel);
@@ -255,28 +257,21 @@ class ForwardRun {
   }
 
   void run_gang_tile(const Gang& gang, Range part, Range keys, const std::byte* panel, int thread) noexcept {
-    Task tasks[kMostGangTasks];
-    Index count = 0, rows = 0;
-    const auto run = [&] {
-      if (count > 0) plan_.kernels->forward_gang(call_, tasks, count, scratch(thread));
-      count = rows = 0;
-    };
+    GangTile tile(call_, *plan_.kernels, gang.heads, scratch(thread));
     for (const bool in_place : {false, true}) {  // those may copy keys to where the panel is
       for (const Index number : gang.sections) {
         const Section& s = plan_.sections[static_cast<std::size_t>(number)];
         if (plan_.kernels->reads_in_place(call_, s.sequence) != in_place) continue;
         Task task = gang_task(gang, s, part, keys);
-        if (!in_place) {
-          task.packed = panel;
-          plan_.kernels->forward(call_, task, scratch(thread));
+        if (in_place) {
+          tile.add(task);
           continue;
         }
-        if (count == kMostGangTasks || rows + s.rows.size() > plan_.kernels->gang_rows) run();
-        tasks[count++] = task;
-        rows += s.rows.size();
+        task.packed = panel;
+        plan_.kernels->forward(call_, task, scratch(thread));
       }
     }
-    run();
+    tile.run();
   }
 
   const Call& call_;

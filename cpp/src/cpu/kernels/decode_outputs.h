@@ -5,11 +5,23 @@
 
 namespace attncore {
 
+/// How C's rows begin, as sums over the keys before, and where they end.
+template <class T>
+struct StripRows {
+  T* const* c;
+  const T* const* before;  // none: 0
+
+  template <class V>
+  [[nodiscard]] ATTN_INLINE V begin(Index row, Index column) const noexcept {
+    return before != nullptr ? load<V>(before[row] + column) : V{};
+  }
+};
+
 /// kRows × kColumns registers of C from `column` on, a single one of which may have but `last` items: Σ over the keys.  False where a sum
 /// is not finite: nothing is stored then.  Tokens are fetched meanwhile.
 template <class Isa, class T, class Item, Index kStride, DType kStorage, int kRows, int kColumns,
           class Finish>
-ATTN_INLINE bool add_strip(T* const* c, const Item* a, TokenWalk b, Index keys, Index column, Index rows,
+ATTN_INLINE bool add_strip(StripRows<T> c, const Item* a, TokenWalk b, Index keys, Index column, Index rows,
                            Index last, Fetching& fetching, Finish finish) noexcept {
   using V = Vec<Isa, T>;
   constexpr Index n = kWidth<Isa, T>, kItem = sizeof(typename Storage<kStorage>::Item);
@@ -18,8 +30,17 @@ ATTN_INLINE bool add_strip(T* const* c, const Item* a, TokenWalk b, Index keys, 
   constexpr bool kPairs = Pair::kGiven && kColumns % 2 == 0 && !kTwo;
   constexpr Index kFetched = item_offset<kStorage>(kColumns * n, kItem);  // of each token
   const Index offset = item_offset<kStorage>(column, kItem);
+  using Lanes = std::make_integer_sequence<int, kWidth<Isa, T>>;
   V sum[kRows][kColumns];
   clear(sum);
+  for (int row = 0; c.before != nullptr && row < kRows; ++row) {
+    for (int j = 0; j < kColumns; ++j) sum[row][j] = c.template begin<V>(min(row, rows - 1), column + j * n);
+    for (int j = 0; kPairs && j < kColumns; j += 2) {
+      const V low = sum[row][j], high = sum[row][j + 1];
+      sum[row][j] = every_second<false>(low, high, Lanes{});
+      sum[row][j + 1] = every_second<true>(low, high, Lanes{});
+    }
+  }
   for (Index k = 0; k < depth_of<T, Item>(keys); ++k) {
     fetching.template step<kFetched>();
     if constexpr (kTwo) fetching.template step<kFetched>();
@@ -53,7 +74,6 @@ ATTN_INLINE bool add_strip(T* const* c, const Item* a, TokenWalk b, Index keys, 
     for (int j = 0; j < kColumns; ++j) zero += sum[row][j] * T{0};
   }
   if (horizontal_sum<Isa, T>(zero) != 0) return false;
-  using Lanes = std::make_integer_sequence<int, kWidth<Isa, T>>;
   for (Index row = 0; row < rows; ++row) {
     for (int j = 0; j < kColumns; ++j) {
       V total = sum[row][j];
@@ -62,7 +82,7 @@ ATTN_INLINE bool add_strip(T* const* c, const Item* a, TokenWalk b, Index keys, 
         total =
             j % 2 == 0 ? interleave<false, T>(even, odd, Lanes{}) : interleave<true, T>(even, odd, Lanes{});
       }
-      T* const out = c[row] + column + j * n;
+      T* const out = c.c[row] + column + j * n;
       store(out, finish(out, total, row));
     }
   }
@@ -71,13 +91,13 @@ ATTN_INLINE bool add_strip(T* const* c, const Item* a, TokenWalk b, Index keys, 
 
 /// A register of columns, without the terms of hidden pairs (gemm_of_visible).
 template <class Isa, class T, class Item, Index kStride, DType kStorage, class Finish>
-void add_visible(T* const* c, const Item* a, const TokenWalk& b, Index keys, Index column, Index rows,
+void add_visible(StripRows<T> c, const Item* a, const TokenWalk& b, Index keys, Index column, Index rows,
                  Index last, Finish finish) noexcept {
   using V = Vec<Isa, T>;
   constexpr Index kItem = sizeof(typename Storage<kStorage>::Item);
   const Index offset = item_offset<kStorage>(column, kItem);
   for (Index row = 0; row < rows; ++row) {
-    V sum{};
+    V sum = c.template begin<V>(row, column);
     TokenWalk walk = b;
     for (Index k = 0; k < depth_of<T, Item>(keys); ++k) {
       const std::byte* const in = walk.next() + offset;
@@ -91,7 +111,7 @@ void add_visible(T* const* c, const Item* a, const TokenWalk& b, Index keys, Ind
       }
       sum = VisibleTerm<Isa, Item>::add(a[row * kStride + k], items, sum);
     }
-    T* const out = c[row] + column;
+    T* const out = c.c[row] + column;
     store(out, finish(out, sum, row));
   }
 }
@@ -103,32 +123,33 @@ ATTN_INLINE Index strips_of(Index columns, Index n, int most) noexcept {
          (columns % n > 0 ? 1 : 0);
 }
 
-/// C (rows, columns) = finish(C, A (rows, keys) · B).  Hidden pairs are marked in A, whose rows past C's are zeros.
+/// C (rows, columns) = finish(C, before + A (rows, keys) · B).  Hidden pairs are marked in A, whose rows past C's are zeros.
 template <class Isa, class T, class Item, Index kStride, class Finish>
-void add_few_rows(const RowList<T>& c, const Item* a, const Tokens<Isa, T>& b, DType storage, Index keys,
-                  Index columns, Finish finish) noexcept {
+void add_few_rows(const RowList<T>& c, const T* const* before, const Item* a, const Tokens<Isa, T>& b,
+                  DType storage, Index keys, Index columns, Finish finish) noexcept {
   constexpr Index n = kWidth<Isa, T>;
   with_token_storage<T, Item>(storage, [&]<DType kStorage>() {
     with_rows<Isa, T>(c.size, [&]<Index kRows>() {
       constexpr int kColumns = max(1, min(8, kFewSums<Isa> / kRows));
       constexpr Index kItem = sizeof(typename Storage<kStorage>::Item);
       const Index strips = ceil_div(c.size, kRows) * strips_of(columns, n, kColumns);
-      Fetching fetching(strips == 1 ? b.ahead : b.next_tile, item_offset<kStorage>(columns, kItem),
-                        ceil_div(c.size, kRows));
+      Fetching fetching(strips == 1 ? b.pieces_ahead() : b.next_pieces(),
+                        item_offset<kStorage>(columns, kItem), ceil_div(c.size, kRows));
       const auto add = [&]<int kRegisters>(Index column) {
         const Index last = min(n, columns - column - (kRegisters - 1) * n);
         for (Index row = 0; row < c.size; row += kRows) {
           const Index rows = min(kRows, c.size - row);
+          const StripRows<T> of_c{c.at + row, before != nullptr ? before + row : nullptr};
           const Item* const of_a = a + row * kStride;
           const auto finish_row = [&](const T* p, Vec<Isa, T> sum, Index i) {
             return finish(p, sum, row + i);
           };
           if (add_strip<Isa, T, Item, kStride, kStorage, kRows, kRegisters>(
-                  c.at + row, of_a, b.read, keys, column, rows, last, fetching, finish_row)) {
+                  of_c, of_a, b.read, keys, column, rows, last, fetching, finish_row)) {
             continue;
           }
           for (Index at = column; at < column + kRegisters * n; at += n) {
-            add_visible<Isa, T, Item, kStride, kStorage>(c.at + row, of_a, b.read, keys, at, rows,
+            add_visible<Isa, T, Item, kStride, kStorage>(of_c, of_a, b.read, keys, at, rows,
                                                          min(n, columns - at), finish_row);
           }
         }

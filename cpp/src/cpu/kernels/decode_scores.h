@@ -116,7 +116,8 @@ void dot_few_rows(T* c, const RowList<const Item>& a, const Tokens<Isa, T>& b, D
       with_depth<kRows>(dims, [&](auto depth) {
         for (Index row = 0; row < a.size; row += kRows) {
           interleave_rows<Isa, T, Item, kStorage, kRows>(room, a, row, depth_of<T, Item>(dims));
-          TokenWalk read = b.read, fetch = b.ahead;
+          TokenWalk read = b.read;
+          PieceWalk fetch = b.pieces_ahead();
           const auto dot = [&]<Index kKeys>(Index key) {
             Vec<Isa, T> sum[kRows * kKeys];
 #pragma GCC unroll 16

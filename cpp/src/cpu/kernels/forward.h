@@ -2,30 +2,12 @@
 // (Rabe & Staats 2021; Dao et al. 2022).
 #pragma once
 
-#include "decode_outputs.h"
-#include "decode_scores.h"
-#include "grouped_scores.h"
+#include "direct_products.h"
 #include "rows.h"
 #include "score_tile.h"
 #include "tile_outputs.h"
 
 namespace attncore {
-
-/// Bits depend on it: it may look at nothing but the sequence's own rows.
-template <class Isa, class T, class Item = T>
-bool reads_in_place(const Call& call, const Sequence& sequence) noexcept {
-  // Packing as many keys as a cache holds costs less than it saves, but for a matrix unit.
-  constexpr Index kFew = 8, kMany = kDirectTiles<Isa, Item> ? 0 : 256;
-  const Index rows = sequence.queries * call.group;
-  return rows <= kFew || (rows <= kMostDirectRows<Isa, Item> && sequence.keys >= kMany);
-}
-
-/// The same.
-template <class Isa, class T>
-bool groups_rows(const Call& call, const Sequence& sequence) noexcept {
-  constexpr Index kMostApart = 4;
-  return kGroups<Isa, T> > 1 && sequence.queries * call.group > kMostApart;
-}
 
 template <class Isa, class T, class Item>
 class ForwardKernel {
@@ -35,12 +17,9 @@ class ForwardKernel {
         task_(task),
         row_at_{call, task},
         rows_(task.rows.size()),
-        scratch_(Scratch<Isa, T, Item>::in(memory, call, rows_)),
+        scratch_(Scratch<Isa, T, Item>::in(memory, call, rows_, task.in_gang ? kMost : 0)),
         state_(RowState<Isa, T>::in(task.state, call, rows_)),
-        keys_(key_source(call, call.key, task.sequence, task.kv_head)),
-        values_(key_source(call, call.value, task.sequence, task.kv_head)),
-        direct_(reads_in_place<Isa, T, Item>(call, task.sequence)),
-        grouped_(groups_rows<Isa, T>(call, task.sequence)),
+        direct_(call, task),
         pace_(task.ahead.pace(rows_ * ceil_div(task.keys.size(), Isa::template kKeyTile<T>))) {
     if constexpr (kInPairs<T, Item>) {
       queries_ = {reinterpret_cast<const Item*>(scratch_.queries.data), scratch_.queries.stride};
@@ -60,7 +39,7 @@ class ForwardKernel {
     for (Index first = seen.begin - seen.begin % key_tile; first < seen.end; first += key_tile) {
       if (!begin_tile({first, min(first + key_tile, seen.end)})) continue;
       if constexpr (kPacks) {
-        if (!direct_) {
+        if (!direct_.in_place) {
           run_packed_tile(state_.recent.output, [&] { return accumulated(); });
           continue;
         }
@@ -82,16 +61,13 @@ class ForwardKernel {
     return false;
   }
 
-  [[nodiscard]] bool is_grouped() const noexcept { return grouped_; }
+  [[nodiscard]] bool is_grouped() const noexcept { return direct_.grouped; }
+  [[nodiscard]] bool takes_tiles() const noexcept { return kDirectTiles<Isa, Item> && direct_.grouped; }
 
   /// The rows of `count` tasks, grouped all or none, kMost in all at most, against the tile of keys that they share, where it lies.
   /// `room`: for a key tile.
   static void run_direct_tile(ForwardKernel* const* members, Index count, std::byte* room) noexcept {
     const ForwardKernel& one = *members[0];
-    const Call& call = one.call_;
-    const Range keys = one.tile_;
-    const Matrix<T> scores = one.scratch_.scores;
-    const auto weights = reinterpret_cast<const Item*>(one.scratch_.weights.data);
     RowList<const Item> queries;
     RowList<T> outputs;
     for (Index i = 0; i < count; ++i) {
@@ -102,22 +78,39 @@ class ForwardKernel {
       }
     }
     if constexpr (kDirectTiles<Isa, Item>) {
-      if (one.grouped_) return run_in_tiles(members, count, queries, outputs, room);
+      if (one.takes_tiles()) return run_in_tiles(members, count, queries, outputs, room);
     }
-    const auto dot = one.grouped_ ? dot_grouped_rows<Isa, T, Item, kStride, Scaled<T>>
-                                  : dot_few_rows<Isa, T, Item, kStride, Scaled<T>>;
-    dot(scores.data, queries, {one.keys_, keys, one.task_.reach, call.dim, room}, one.keys_.storage,
-        keys.size(), call.dim, reinterpret_cast<Item*>(one.scratch_.direct), one.scaled());
+    const Range keys = one.tile_;
+    one.direct_.dot(one.scratch_.scores.data, queries, keys, {}, one.scratch_.direct, room);
     T keep[kMost];
     weigh(members, count, keep);
-    for (Index row = outputs.size; row < round_up(outputs.size, rows_at_once<Isa, T>(outputs.size)); ++row)
-      __builtin_memset(scores.row(row), 0, kStride * sizeof(T));
-    add_few_rows<Isa, T, Item, kStride>(
-        outputs, weights, {one.values_, keys, one.task_.reach, call.value_dim, room}, one.values_.storage,
-        keys.size(), call.value_dim, Accumulated<T>{keep});
+    one.direct_.add(outputs, nullptr, one.scratch_.scores, keys, 0, {}, room, keep);
+  }
+
+  /// The rows of several KV heads, whose tokens lie beside each other, against a whole tile of keys: some tokens of each head, then the
+  /// next ones, so that memory is read in its order.
+  static void run_heads_tile(ForwardKernel* const* members, Index count, std::byte* room) noexcept {
+    const Index keys = members[0]->tile_.size();
+    const Index of_keys = members[1]->direct_.keys.data - members[0]->direct_.keys.data;
+    const Index of_values = members[1]->direct_.values.data - members[0]->direct_.values.data;
+    for (Index at = 0, some = at_once(count * of_keys); at < keys; at += some) {
+      for (Index i = 0; i < count; ++i)
+        members[i]->dot_some({at, min(at + some, keys)}, {count, of_keys, i}, room);
+    }
+    for (Index i = 0; i < count; ++i) members[i]->weigh(true);
+    for (Index at = 0, some = at_once(count * of_values); at < keys; at += some) {
+      for (Index i = 0; i < count; ++i)
+        members[i]->add_some({at, min(at + some, keys)}, {count, of_values, i}, room);
+    }
   }
 
  private:
+  /// Tokens of so many bytes: the second cache holds them and the next ones.
+  static Index at_once(Index bytes) noexcept {
+    constexpr Index kFewest = 8, kMany = 32, kBytes = 128 << 10;
+    return bytes * kMany <= kBytes ? kMany : max(kFewest, kBytes / bytes / kFewest * kFewest);
+  }
+
   using Weights = std::conditional_t<kInPairs<T, Item>, PairWeights<Isa>, PlainWeights<Isa, T>>;
   static constexpr Index kStride = Scratch<Isa, T, Item>::score_stride(), kMost = kMostDirectRows<Isa, Item>;
   static constexpr bool kPacks = !kInPairs<T, Item> || !HasTiles<Isa>;  // or forward_pipeline.h does
@@ -132,13 +125,33 @@ class ForwardKernel {
     if (!one.packed_) pack_columns<Isa>(packed, queries, dim);
     one.packed_ = true;  // a gang has one tile
     dot_tile_rows<Isa, kStride>(one.scratch_.scores.data, packed, queries.size,
-                                {one.keys_, keys, reach, dim, room}, one.keys_.storage, keys.size(), dim,
-                                one.scaled());
+                                {one.direct_.keys, keys, reach, dim, room}, one.direct_.keys.storage,
+                                keys.size(), dim, one.scaled());
     T keep[kMost];
     weigh(members, count, keep);
     add_tile_rows<Isa, kStride>(outputs, reinterpret_cast<const Item*>(one.scratch_.weights.data),
-                                {one.values_, keys, reach, value_dim, room}, one.values_.storage, keys.size(),
-                                value_dim, Accumulated<T>{keep});
+                                {one.direct_.values, keys, reach, value_dim, room},
+                                one.direct_.values.storage, keys.size(), value_dim, Accumulated<T>{keep});
+  }
+
+  [[nodiscard]] Range in_tile(Range some) const noexcept {
+    return {tile_.begin + some.begin, tile_.begin + some.end};
+  }
+  void dot_some(Range some, const Beside& beside, std::byte* room) const noexcept {
+    RowList<const Item> queries;
+    for (Index row = 0; row < rows_; ++row) queries.add(queries_.row(row));
+    direct_.dot(scratch_.scores.data + some.begin, queries, in_tile(some), beside, scratch_.direct, room);
+  }
+  /// The tile's sums wait where queries were until all its keys are there.
+  void add_some(Range some, const Beside& beside, std::byte* room) const noexcept {
+    const bool last = some.end == tile_.size();
+    RowList<T> sums, outputs;
+    for (Index row = 0; row < rows_; ++row) {
+      sums.add(reinterpret_cast<T*>(scratch_.direct) + row * scratch_.padded(call_.value_dim));
+      outputs.add(state_.recent.output.row(row));
+    }
+    direct_.add(last ? outputs : sums, some.begin > 0 ? sums.at : nullptr, scratch_.scores, in_tile(some),
+                some.begin, beside, room, last ? scratch_.keep : nullptr);
   }
 
   /// S → P of each; keep: of their rows.
@@ -163,7 +176,7 @@ class ForwardKernel {
   bool run_only_tile(Range keys) noexcept {
     const bool only = task_.first && task_.last && !keys.empty() && keys.size() <= Isa::template kKeyTile<T>;
     const bool whole = call_.value_dim % kWidth<Isa, T> == 0 && !call_.score.sinks.given();
-    if (!only || !whole || direct_) return false;
+    if (!only || !whole || direct_.in_place) return false;
     const Matrix<T> out = rows_in_place<T>(call_.out, row_at_);
     if (out.data == nullptr || !begin_tile(keys)) return false;
     const auto& softmax = state_.recent;
@@ -196,15 +209,17 @@ class ForwardKernel {
   /// S → P: scales, softcap, biases and masks where they have work, then the online softmax; `mark`: hidden pairs become −0.
   void weigh(bool mark) noexcept {
     const Range keys = tile_;
-    factors_.look_up(call_, task_, keys);
+    TileFactors<Isa, T> factors;
+    TileCoins<Isa, T> coins;
+    factors.look_up(call_, task_, keys);
     for (Index row = 0; row < rows_; ++row) {
       T* const scores = scratch_.scores.row(row);
       fetch_next_row(call_, row_at_, row, rows_, steps_, keys);
       for (Index i = 0; i < pace_; ++i) task_.ahead.fetch(fetched_++);
-      const T* const factors =
-          factors_.apply(call_, row_at_, row, steps_, keys, task_.sequence.keys, scores, coins_);
-      state_.recent.template update<Weights>(row, scores, keys.size(), mark || factors_.values != nullptr,
-                                             scratch_.keep, factors);
+      const T* const of_row =
+          factors.apply(call_, row_at_, row, steps_, keys, task_.sequence.keys, scores, coins);
+      state_.recent.template update<Weights>(row, scores, keys.size(), mark || factors.values != nullptr,
+                                             scratch_.keep, of_row);
     }
   }
 
@@ -217,16 +232,13 @@ class ForwardKernel {
   const Index rows_;
   Scratch<Isa, T, Item> scratch_;
   const RowState<Isa, T> state_;
-  const KeySource keys_, values_;
-  const bool direct_, grouped_;
+  const DirectProducts<Isa, T, Item> direct_;
   bool packed_ = false;           // whether run_in_tiles' queries are
   const Index pace_;              // rows of task.ahead to fetch with each row
   Index fetched_ = 0;             // of them
   Matrix<const Item> queries_{};  // (rows, dim)
   Range tile_;                    // of keys: the one at work, and the score steps that have work there
   StepSet steps_ = 0;
-  TileCoins<Isa, T> coins_;
-  TileFactors<Isa, T> factors_;
 };
 
 template <class Isa, class T, class Item>
@@ -234,20 +246,26 @@ void forward_task(const Call& call, const Task& task, std::byte* scratch) noexce
   ForwardKernel<Isa, T, Item>(call, task, scratch).run();
 }
 
-/// Tasks of several sequences that share their keys, one tile, where it lies; kDirectRows rows in all at most.
+/// Tasks of one tile of keys, where it lies: of several sequences that share it, kDirectRows rows in all at most, or of KV heads whose tokens
+/// lie beside each other.
 template <class Isa, class T, class Item>
 void forward_gang(const Call& call, const Task* tasks, Index count, std::byte* scratch) noexcept {
   using Kernel = ForwardKernel<Isa, T, Item>;
-  alignas(Kernel) std::byte memory[kDirectRows][sizeof(Kernel)];
-  Kernel* members[kDirectRows];
+  const bool heads = count > 1 && tasks[0].kv_head != tasks[1].kv_head;
+  alignas(Kernel) std::byte memory[kMostGangHeads][sizeof(Kernel)];
+  Kernel* members[kMostGangHeads];
   Index ready = 0;
   for (Index i = 0; i < count; ++i) {
     members[ready] = new (memory[i]) Kernel(call, tasks[i], scratch);
-    scratch += Scratch<Isa, T, Item>::sizes(call, tasks[i].rows.size()).scratch;
+    const Sizes sizes = Scratch<Isa, T, Item>::sizes(call, tasks[i].rows.size());
+    scratch += tasks[i].in_gang ? sizes.gang : sizes.scratch;
     if (members[ready]->begin_gang()) ++ready;
   }
+  if (heads && ready == count && !members[0]->takes_tiles())
+    return Kernel::run_heads_tile(members, count, scratch);
   for (Index first = 0, end = 0; first < ready; first = end) {
-    while (end < ready && members[end]->is_grouped() == members[first]->is_grouped()) ++end;
+    do ++end;
+    while (end < ready && !heads && members[end]->is_grouped() == members[first]->is_grouped());
     Kernel::run_direct_tile(members + first, end - first, scratch);
   }
 }

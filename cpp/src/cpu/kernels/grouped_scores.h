@@ -159,7 +159,8 @@ void dot_grouped_rows(T* c, const RowList<const Item>& a, const Tokens<Isa, T>& 
     for (Index row = 0; row < a.size; row += kRows) {
       group_rows<Isa, Item, kRegisters>(room + row / kRows * block, a, row, depth);
     }
-    TokenWalk read = b.read, fetch = b.ahead;
+    TokenWalk read = b.read;
+    PieceWalk fetch = b.pieces_ahead();
     for (Index at = 0; at < keys; at += kGroupedKeys) {
       const std::byte *key[kGroupedKeys], *fetched[kGroupedKeys];
       for (int i = 0; i < kGroupedKeys; ++i) key[i] = read.next(), fetched[i] = fetch.next();

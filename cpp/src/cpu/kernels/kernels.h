@@ -49,7 +49,8 @@ struct Task {
   const std::byte* packed = nullptr;  // the tiles of `keys`, Sizes::panel bytes each; none: pack them here
   Index reach = 0;                    // keys up to here are read next, and may be fetched ahead
   Ahead ahead = {};
-  bool loaded = false;  // the scratch has the rows' queries, from the keys before
+  bool loaded = false;   // the scratch has the rows' queries, from the keys before
+  bool in_gang = false;  // of sequences: one's scratch has the scores of all
   TouchNotes notes = {};
 };
 
@@ -57,9 +58,9 @@ struct Task {
 /// one and begins anew, so that rounding errors grow with the number of such stretches, not of key tiles.
 inline constexpr Index kFoldKeys = 2048;
 
-/// Bytes of memory that a task of so many rows needs.
+/// Bytes of memory that a task of so many rows needs; `gang`: its scratch in a gang of sequences.
 struct Sizes {
-  Index scratch, state, panel;
+  Index scratch, gang, state, panel;
 };
 
 /// How a task learns that the call was cancelled: it asks now and then.
@@ -124,7 +125,7 @@ struct BackwardSizes {
 inline constexpr Index kReadStep = 1024;
 inline constexpr int kReadPatterns = 6;
 
-inline constexpr Index kMostGangTasks = 8;  // that forward_gang is given
+inline constexpr Index kMostGangTasks = 8, kMostGangHeads = 32;  // that forward_gang is given
 
 struct Kernels {
   const char* name;
@@ -138,7 +139,8 @@ struct Kernels {
   void (*pack)(const Call&, const Sequence&, Index kv_head, Range keys,
                std::byte* panel) noexcept;  // one key tile
   void (*forward)(const Call&, const Task&, std::byte* scratch) noexcept;
-  /// Tasks of several sequences that read the same keys in place, one tile of them.
+  /// Tasks of several sequences that read the same keys in place, one tile of them; or of KV heads one after another, whose tokens lie
+  /// beside each other.
   void (*forward_gang)(const Call&, const Task* tasks, Index count, std::byte* scratch) noexcept;
   /// Merges the states of `parts` tasks, in their order, and writes out and lse; task.state is the first.
   void (*combine)(const Call&, const Task&, Index parts) noexcept;

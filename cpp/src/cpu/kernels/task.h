@@ -203,7 +203,7 @@ struct Scratch {
   Matrix<T> scores;            // (rows, key tile)
   Matrix<const Item> weights;  // over the scores
   T* keep;                     // (rows)
-  Item* direct;                // for few rows: interleave_rows, pack_columns
+  Item* direct;                // for few rows: interleave_rows, pack_columns, sums of a part of the tile
   std::byte* panel;            // one key tile, where panels are not shared
 
   static ATTN_INLINE Index padded(Index items) noexcept { return OnlineSoftmax<Isa, T>::padded(items); }
@@ -211,18 +211,29 @@ struct Scratch {
   static constexpr Index score_stride() noexcept { return Isa::template kKeyTile<T> + kWidth<Isa, T>; }
 
   // Few rows: those of a gang's other tasks, or that are not there, stand after one's own.
-  static ATTN_INLINE Index score_rows(Index rows) noexcept { return max(rows, kMost); }
-  static ATTN_INLINE Index items(const Call& call, Index rows) noexcept {
+  static ATTN_INLINE Index score_rows(Index rows, Index gang_rows) noexcept {
+    if (rows > kMost) return rows;
+    const Index few = max(rows, gang_rows);
+    if (kDirectTiles<Isa, Item>) return round_up(few, kDirectRows);
+    Index at_once = 1;  // or several times so many
+    while (at_once < few) at_once *= 2;
+    return at_once;
+  }
+  static ATTN_INLINE Index items(const Call& call, Index rows, Index gang_rows) noexcept {
     const Index dims = kDirectTiles<Isa, Item> ? round_up(call.dim, kRunItems) : padded(call.dim);
-    const Index direct = rows <= kMost ? kDirectRows * dims : 0;
-    return rows * padded(call.dim) + score_rows(rows) * score_stride() + padded(rows) + direct;
+    const Index all = score_rows(rows, gang_rows);
+    const Index direct = rows <= kMost ? all * max(dims, padded(call.value_dim)) : 0;
+    return rows * padded(call.dim) + all * score_stride() + padded(rows) + direct;
+  }
+  static ATTN_INLINE Index bytes(const Call& call, Index rows, Index gang_rows) noexcept {
+    return round_up(items(call, rows, gang_rows) * Index{sizeof(T)}, 64);
   }
 
   /// Never less than for fewer rows: a plan asks for its largest row tile.
   static ATTN_INLINE Sizes sizes(const Call& call, Index rows) noexcept {
-    const Index panel = KeyTile<Isa, T, Item>::bytes(call);
-    const Index most = max(items(call, rows), items(call, min(rows, kMost)));
-    return {round_up(most * Index{sizeof(T)}, 64), RowState<Isa, T>::bytes(call, rows), panel};
+    const Index few = min(rows, kMost);
+    return {max(bytes(call, rows, 0), bytes(call, few, 0)), bytes(call, few, kMost),
+            RowState<Isa, T>::bytes(call, rows), KeyTile<Isa, T, Item>::bytes(call)};
   }
 
   /// Scores and weights become another's rows from `row` on.
@@ -231,11 +242,12 @@ struct Scratch {
     weights.data = other.weights.row(row);
   }
 
-  static ATTN_INLINE Scratch in(std::byte* memory, const Call& call, Index rows) noexcept {
+  static ATTN_INLINE Scratch in(std::byte* memory, const Call& call, Index rows,
+                                Index gang_rows = 0) noexcept {
     const Index stride = padded(call.dim);
     T* const queries = reinterpret_cast<T*>(memory);
     T* const scores = queries + rows * stride;
-    T* const keep = scores + score_rows(rows) * score_stride();
+    T* const keep = scores + score_rows(rows, gang_rows) * score_stride();
     return {{queries, stride},
             {scores, score_stride()},
             {reinterpret_cast<const Item*>(scores), score_stride()},
