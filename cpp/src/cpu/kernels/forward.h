@@ -21,10 +21,10 @@ bool reads_in_place(const Call& call, const Sequence& sequence) noexcept {
 }
 
 /// The same.
-template <class Isa, class T>
+template <class Isa>
 bool groups_rows(const Call& call, const Sequence& sequence) noexcept {
   constexpr Index kMostApart = 4;
-  return kGroups<Isa, T> > 1 && sequence.queries * call.group > kMostApart;
+  return kGroupsRows<Isa> && sequence.queries * call.group > kMostApart;
 }
 
 template <class Isa, class T, class Item>
@@ -40,7 +40,7 @@ class ForwardKernel {
         keys_(key_source(call, call.key, task.sequence, task.kv_head)),
         values_(key_source(call, call.value, task.sequence, task.kv_head)),
         direct_(reads_in_place<Isa, T, Item>(call, task.sequence)),
-        grouped_(groups_rows<Isa, T>(call, task.sequence)),
+        grouped_(groups_rows<Isa>(call, task.sequence)),
         pace_(task.ahead.pace(rows_ * ceil_div(task.keys.size(), Isa::template kKeyTile<T>))) {
     if constexpr (kInPairs<T, Item>) {
       queries_ = {reinterpret_cast<const Item*>(scratch_.queries.data), scratch_.queries.stride};
@@ -87,11 +87,7 @@ class ForwardKernel {
   /// The rows of `count` tasks, grouped all or none, kMost in all at most, against the tile of keys that they share, where it lies.
   /// `room`: for a key tile.
   static void run_direct_tile(ForwardKernel* const* members, Index count, std::byte* room) noexcept {
-    const ForwardKernel& one = *members[0];
-    const Call& call = one.call_;
-    const Range keys = one.tile_;
-    const Matrix<T> scores = one.scratch_.scores;
-    const auto weights = reinterpret_cast<const Item*>(one.scratch_.weights.data);
+    ForwardKernel& one = *members[0];
     RowList<const Item> queries;
     RowList<T> outputs;
     for (Index i = 0; i < count; ++i) {
@@ -101,20 +97,10 @@ class ForwardKernel {
         outputs.add(members[i]->state_.recent.output.row(row));
       }
     }
-    if constexpr (kDirectTiles<Isa, Item>) {
-      if (one.grouped_) return run_in_tiles(members, count, queries, outputs, room);
-    }
-    const auto dot = one.grouped_ ? dot_grouped_rows<Isa, T, Item, kStride, Scaled<T>>
-                                  : dot_few_rows<Isa, T, Item, kStride, Scaled<T>>;
-    dot(scores.data, queries, {one.keys_, keys, one.task_.reach, call.dim, room}, one.keys_.storage,
-        keys.size(), call.dim, reinterpret_cast<Item*>(one.scratch_.direct), one.scaled());
+    one.dot_rows(queries, room);
     T keep[kMost];
     weigh(members, count, keep);
-    for (Index row = outputs.size; row < round_up(outputs.size, rows_at_once<Isa, T>(outputs.size)); ++row)
-      __builtin_memset(scores.row(row), 0, kStride * sizeof(T));
-    add_few_rows<Isa, T, Item, kStride>(
-        outputs, weights, {one.values_, keys, one.task_.reach, call.value_dim, room}, one.values_.storage,
-        keys.size(), call.value_dim, Accumulated<T>{keep});
+    one.add_rows(outputs, Accumulated<T>{keep}, room);
   }
 
  private:
@@ -122,23 +108,40 @@ class ForwardKernel {
   static constexpr Index kStride = Scratch<Isa, T, Item>::score_stride(), kMost = kMostDirectRows<Isa, Item>;
   static constexpr bool kPacks = !kInPairs<T, Item> || !HasTiles<Isa>;  // or forward_pipeline.h does
 
-  /// run_direct_tile of groups of rows, by a matrix unit.
-  static void run_in_tiles(ForwardKernel* const* members, Index count, const RowList<const Item>& queries,
-                           const RowList<T>& outputs, std::byte* room) noexcept {
-    ForwardKernel& one = *members[0];
-    const Index dim = one.call_.dim, value_dim = one.call_.value_dim, reach = one.task_.reach;
-    const Range keys = one.tile_;
-    auto* const packed = reinterpret_cast<Item*>(one.scratch_.direct);
-    if (!one.packed_) pack_columns<Isa>(packed, queries, dim);
-    one.packed_ = true;  // a gang has one tile
-    dot_tile_rows<Isa, kStride>(one.scratch_.scores.data, packed, queries.size,
-                                {one.keys_, keys, reach, dim, room}, one.keys_.storage, keys.size(), dim,
-                                one.scaled());
-    T keep[kMost];
-    weigh(members, count, keep);
-    add_tile_rows<Isa, kStride>(outputs, reinterpret_cast<const Item*>(one.scratch_.weights.data),
-                                {one.values_, keys, reach, value_dim, room}, one.values_.storage, keys.size(),
-                                value_dim, Accumulated<T>{keep});
+  /// S = scale · Q · Kᵀ.  Rows that are packed for it are so once: a gang has one tile.
+  void dot_rows(const RowList<const Item>& rows, std::byte* room) noexcept {
+    const Index keys = tile_.size(), dim = call_.dim;
+    const Tokens<Isa, T> tokens(keys_, tile_, task_.reach, dim, room);
+    T* const scores = scratch_.scores.data;
+    Item* const packed = scratch_.direct;
+    if (!grouped_) {
+      return dot_few_rows<Isa, T, Item, kStride>(scores, rows, tokens, keys_.storage, keys, dim, packed,
+                                                 scaled());
+    }
+    if constexpr (kDirectTiles<Isa, Item>) {
+      if (!packed_) pack_columns<Isa>(packed, rows, dim);
+      dot_tile_rows<Isa, kStride>(scores, packed, rows.size, tokens, keys_.storage, keys, dim, scaled());
+    } else if constexpr (kGroupsRows<Isa>) {
+      if (!packed_) group_rows<Isa>(packed, rows, depth_of<T, Item>(dim));
+      dot_grouped_rows<Isa, T, Item, kStride>(scores, packed, rows.size, tokens, keys_.storage, keys, dim,
+                                              scaled());
+    }
+    packed_ = true;
+  }
+
+  /// O = keep · O + P · V
+  void add_rows(const RowList<T>& rows, Accumulated<T> finish, std::byte* room) const noexcept {
+    const Index keys = tile_.size(), dim = call_.value_dim;
+    const Tokens<Isa, T> tokens(values_, tile_, task_.reach, dim, room);
+    const auto weights = reinterpret_cast<const Item*>(scratch_.weights.data);
+    if constexpr (kDirectTiles<Isa, Item>) {
+      if (grouped_) {
+        return add_tile_rows<Isa, kStride>(rows, weights, tokens, values_.storage, keys, dim, finish);
+      }
+    }
+    for (Index row = rows.size; row < round_up(rows.size, rows_at_once<Isa, T>(rows.size)); ++row)
+      __builtin_memset(scratch_.scores.row(row), 0, kStride * sizeof(T));
+    add_few_rows<Isa, T, Item, kStride>(rows, weights, tokens, values_.storage, keys, dim, finish);
   }
 
   /// S → P of each; keep: of their rows.
@@ -219,7 +222,7 @@ class ForwardKernel {
   const RowState<Isa, T> state_;
   const KeySource keys_, values_;
   const bool direct_, grouped_;
-  bool packed_ = false;           // whether run_in_tiles' queries are
+  bool packed_ = false;           // whether grouped rows are
   const Index pace_;              // rows of task.ahead to fetch with each row
   Index fetched_ = 0;             // of them
   Matrix<const Item> queries_{};  // (rows, dim)

@@ -183,7 +183,7 @@ struct Scratch {
   Matrix<T> scores;            // (rows, key tile)
   Matrix<const Item> weights;  // over the scores
   T* keep;                     // (rows)
-  Item* direct;                // for few rows: interleave_rows, pack_columns
+  Item* direct;                // for few rows: interleave_rows, group_rows, pack_columns
   std::byte* panel;            // one key tile, where panels are not shared
 
   static ATTN_INLINE Index padded(Index items) noexcept { return OnlineSoftmax<Isa, T>::padded(items); }
