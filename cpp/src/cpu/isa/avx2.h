@@ -68,13 +68,6 @@ struct Widen<Avx2, float, DType::f8> {
 };
 
 template <>
-struct RepeatBits<Avx2> {
-  static ATTN_INLINE __m256i load(const std::byte* p) noexcept {
-    return _mm256_broadcastsi128_si256(attncore::load<__m128i>(p));
-  }
-};
-
-template <>
 struct AnyAbove<Avx2, float> {
   static ATTN_INLINE bool of(Vec<Avx2, float> v, float bound) noexcept {
     return _mm256_movemask_ps(_mm256_cmp_ps(bit_cast<__m256>(v), _mm256_set1_ps(bound), _CMP_GT_OQ)) != 0;

@@ -68,13 +68,6 @@ struct Widen<Avx512, float, DType::f8> {
 };
 
 template <>
-struct RepeatBits<Avx512> {
-  static ATTN_INLINE __m512i load(const std::byte* p) noexcept {
-    return _mm512_maskz_broadcast_i32x4(0xffff, attncore::load<__m128i>(p));
-  }
-};
-
-template <>
 struct AnyAbove<Avx512, float> {
   static ATTN_INLINE bool of(Vec<Avx512, float> v, float bound) noexcept {
     return _mm512_cmp_ps_mask(bit_cast<__m512>(v), _mm512_set1_ps(bound), _CMP_GT_OQ) != 0;

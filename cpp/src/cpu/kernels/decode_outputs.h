@@ -69,23 +69,24 @@ ATTN_INLINE bool add_strip(StripRows<T> c, const Item* a, TokenWalk b, Index key
       for (int j = 0; j < kColumns; ++j) sum[row][j] = multiply_add<Isa>(x, items[j], sum[row][j]);
     }
   }
-  V zero{};  // or NaN
-  for (int row = 0; row < kRows; ++row) {
-    for (int j = 0; j < kColumns; ++j) zero += sum[row][j] * T{0};
-  }
-  if (horizontal_sum<Isa, T>(zero) != 0) return false;
-  for (Index row = 0; row < rows; ++row) {
-    for (int j = 0; j < kColumns; ++j) {
-      V total = sum[row][j];
-      if constexpr (kPairs) {
-        const V even = sum[row][j - j % 2], odd = sum[row][j - j % 2 + 1];
-        total =
-            j % 2 == 0 ? interleave<false, T>(even, odd, Lanes{}) : interleave<true, T>(even, odd, Lanes{});
-      }
-      T* const out = c.c[row] + column + j * n;
-      store(out, finish(out, total, row));
+  constexpr int kSums = kRows * kColumns;
+  V zero[4]{};  // or NaN
+  each_of<kSums>([&](auto i) {
+    const V one = sum[i / kColumns][i % kColumns];
+    zero[i % 4] += one - one;
+  });
+  if (horizontal_sum<Isa, T>((zero[0] + zero[1]) + (zero[2] + zero[3])) != 0) return false;
+  each_of<kSums>([&](auto i) {
+    constexpr int row = i / kColumns, j = i % kColumns;
+    if (row >= rows) return;
+    V total = sum[row][j];
+    if constexpr (kPairs) {
+      const V even = sum[row][j - j % 2], odd = sum[row][j - j % 2 + 1];
+      total = interleave<j % 2 != 0, T>(even, odd, Lanes{});
     }
-  }
+    T* const out = c.c[row] + column + j * n;
+    store(out, finish(out, total, row));
+  });
   return true;
 }
 

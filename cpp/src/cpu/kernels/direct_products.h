@@ -4,6 +4,7 @@
 #include "decode_outputs.h"
 #include "decode_scores.h"
 #include "grouped_scores.h"
+#include "tile_outputs.h"
 
 namespace attncore {
 
@@ -17,10 +18,10 @@ bool reads_in_place(const Call& call, const Sequence& sequence) noexcept {
 }
 
 /// The same.
-template <class Isa, class T>
+template <class Isa>
 bool groups_rows(const Call& call, const Sequence& sequence) noexcept {
   constexpr Index kMostApart = 4;
-  return kGroups<Isa, T> > 1 && sequence.queries * call.group > kMostApart;
+  return kGroupsRows<Isa> && sequence.queries * call.group > kMostApart;
 }
 
 /// C = keep · C + sums, or the sums where more keys follow.
@@ -35,6 +36,8 @@ struct Ended {
 
 template <class Isa, class T, class Item>
 struct DirectProducts {
+  static constexpr bool kTiles = kDirectTiles<Isa, Item>;  // a matrix unit multiplies grouped rows
+
   const Call& call;
   const KeySource keys, values;
   const Index reach;
@@ -46,26 +49,49 @@ struct DirectProducts {
         values(key_source(of, of.value, task.sequence, task.kv_head)),
         reach(task.reach),
         in_place(reads_in_place<Isa, T, Item>(of, task.sequence)),
-        grouped(groups_rows<Isa, T>(of, task.sequence)) {}
+        grouped(groups_rows<Isa>(of, task.sequence)) {}
 
-  /// Scores (rows, some keys), scaled.  `packed`: room for the queries as products take them; `room`: for these keys.
+  /// Queries as the products of grouped rows take them; else nothing.
+  void pack(Item* packed, const RowList<const Item>& queries) const noexcept {
+    if (!grouped) return;
+    if constexpr (kTiles) {
+      pack_columns<Isa>(packed, queries, call.dim);
+    } else if constexpr (kGroupsRows<Isa>) {
+      group_rows<Isa>(packed, queries, depth_of<T, Item>(call.dim));
+    }
+  }
+
+  /// Scores (rows, some keys), scaled.  `packed`: what pack left, or room; `room`: for these keys.
   void dot(T* scores, const RowList<const Item>& queries, Range some, const Beside& beside, Item* packed,
            std::byte* room) const noexcept {
-    const auto dot_rows = grouped ? dot_grouped_rows<Isa, T, Item, kStride, Scaled<T>>
-                                  : dot_few_rows<Isa, T, Item, kStride, Scaled<T>>;
-    dot_rows(scores, queries, {keys, some, reach, call.dim, room, beside}, keys.storage, some.size(),
-             call.dim, packed, Scaled<T>{static_cast<T>(call.scale)});
+    const Tokens<Isa, T> tokens(keys, some, reach, call.dim, room, beside);
+    const Scaled<T> scaled{static_cast<T>(call.scale)};
+    const Index count = some.size(), dim = call.dim;
+    if (!grouped) {
+      return dot_few_rows<Isa, T, Item, kStride>(scores, queries, tokens, keys.storage, count, dim, packed,
+                                                 scaled);
+    }
+    if constexpr (kTiles) {
+      dot_tile_rows<Isa, kStride>(scores, packed, queries.size, tokens, keys.storage, count, dim, scaled);
+    } else if constexpr (kGroupsRows<Isa>) {
+      dot_grouped_rows<Isa, T, Item, kStride>(scores, packed, queries.size, tokens, keys.storage, count, dim,
+                                              scaled);
+    }
   }
 
   /// C = keep · C + before + the products of some keys' values with their weights, which are `at` keys into P.
   void add(const RowList<T>& c, const T* const* before, Matrix<T> weights, Range some, Index at,
            const Beside& beside, std::byte* room, const T* keep) const noexcept {
+    const Tokens<Isa, T> tokens(values, some, reach, call.value_dim, room, beside);
+    const auto* const p = reinterpret_cast<const Item*>(weights.data) + depth_of<T, Item>(at);
+    const Index count = some.size(), dim = call.value_dim;
+    if constexpr (kTiles) {
+      if (grouped)
+        return add_tile_rows<Isa, kStride>(c, p, tokens, values.storage, count, dim, Ended<T>{keep});
+    }
     for (Index row = c.size; row < round_up(c.size, rows_at_once<Isa, T>(c.size)); ++row)
       __builtin_memset(weights.row(row), 0, kStride * sizeof(T));
-    add_few_rows<Isa, T, Item, kStride>(c, before,
-                                        reinterpret_cast<const Item*>(weights.data) + depth_of<T, Item>(at),
-                                        {values, some, reach, call.value_dim, room, beside}, values.storage,
-                                        some.size(), call.value_dim, Ended<T>{keep});
+    add_few_rows<Isa, T, Item, kStride>(c, before, p, tokens, values.storage, count, dim, Ended<T>{keep});
   }
 
  private:

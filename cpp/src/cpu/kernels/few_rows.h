@@ -100,6 +100,14 @@ struct RowList {
 template <class Isa>
 inline constexpr int kFewSums = Isa::kRows * Isa::kColumns > 16 ? 16 : 8;
 
+/// run(i) for i < n, a constant: of an array that g++ is to keep in registers.
+template <int n, class Run>
+ATTN_INLINE void each_of(Run run) noexcept {
+  [&]<int... i>(std::integer_sequence<int, i...>) {
+    (run(std::integral_constant<int, i>{}), ...);
+  }(std::make_integer_sequence<int, n>{});
+}
+
 /// One store each: for `{}` g++ 12 calls upon memset.
 template <class V, int kRows, int kColumns>
 ATTN_INLINE void clear(V (&sum)[kRows][kColumns]) noexcept {

@@ -5,7 +5,6 @@
 #include "direct_products.h"
 #include "rows.h"
 #include "score_tile.h"
-#include "tile_outputs.h"
 
 namespace attncore {
 
@@ -62,12 +61,12 @@ class ForwardKernel {
   }
 
   [[nodiscard]] bool is_grouped() const noexcept { return direct_.grouped; }
-  [[nodiscard]] bool takes_tiles() const noexcept { return kDirectTiles<Isa, Item> && direct_.grouped; }
+  [[nodiscard]] bool takes_tiles() const noexcept { return direct_.kTiles && direct_.grouped; }
 
   /// The rows of `count` tasks, grouped all or none, kMost in all at most, against the tile of keys that they share, where it lies.
   /// `room`: for a key tile.
   static void run_direct_tile(ForwardKernel* const* members, Index count, std::byte* room) noexcept {
-    const ForwardKernel& one = *members[0];
+    ForwardKernel& one = *members[0];
     RowList<const Item> queries;
     RowList<T> outputs;
     for (Index i = 0; i < count; ++i) {
@@ -77,10 +76,9 @@ class ForwardKernel {
         outputs.add(members[i]->state_.recent.output.row(row));
       }
     }
-    if constexpr (kDirectTiles<Isa, Item>) {
-      if (one.takes_tiles()) return run_in_tiles(members, count, queries, outputs, room);
-    }
     const Range keys = one.tile_;
+    if (!one.packed_) one.direct_.pack(one.scratch_.direct, queries);
+    one.packed_ = true;  // a gang has one tile
     one.direct_.dot(one.scratch_.scores.data, queries, keys, {}, one.scratch_.direct, room);
     T keep[kMost];
     weigh(members, count, keep);
@@ -115,31 +113,13 @@ class ForwardKernel {
   static constexpr Index kStride = Scratch<Isa, T, Item>::score_stride(), kMost = kMostDirectRows<Isa, Item>;
   static constexpr bool kPacks = !kInPairs<T, Item> || !HasTiles<Isa>;  // or forward_pipeline.h does
 
-  /// run_direct_tile of groups of rows, by a matrix unit.
-  static void run_in_tiles(ForwardKernel* const* members, Index count, const RowList<const Item>& queries,
-                           const RowList<T>& outputs, std::byte* room) noexcept {
-    ForwardKernel& one = *members[0];
-    const Index dim = one.call_.dim, value_dim = one.call_.value_dim, reach = one.task_.reach;
-    const Range keys = one.tile_;
-    auto* const packed = reinterpret_cast<Item*>(one.scratch_.direct);
-    if (!one.packed_) pack_columns<Isa>(packed, queries, dim);
-    one.packed_ = true;  // a gang has one tile
-    dot_tile_rows<Isa, kStride>(one.scratch_.scores.data, packed, queries.size,
-                                {one.direct_.keys, keys, reach, dim, room}, one.direct_.keys.storage,
-                                keys.size(), dim, one.scaled());
-    T keep[kMost];
-    weigh(members, count, keep);
-    add_tile_rows<Isa, kStride>(outputs, reinterpret_cast<const Item*>(one.scratch_.weights.data),
-                                {one.direct_.values, keys, reach, value_dim, room},
-                                one.direct_.values.storage, keys.size(), value_dim, Accumulated<T>{keep});
-  }
-
   [[nodiscard]] Range in_tile(Range some) const noexcept {
     return {tile_.begin + some.begin, tile_.begin + some.end};
   }
   void dot_some(Range some, const Beside& beside, std::byte* room) const noexcept {
     RowList<const Item> queries;
     for (Index row = 0; row < rows_; ++row) queries.add(queries_.row(row));
+    if (some.begin == 0) direct_.pack(scratch_.direct, queries);
     direct_.dot(scratch_.scores.data + some.begin, queries, in_tile(some), beside, scratch_.direct, room);
   }
   /// The tile's sums wait where queries were until all its keys are there.
@@ -233,7 +213,7 @@ class ForwardKernel {
   Scratch<Isa, T, Item> scratch_;
   const RowState<Isa, T> state_;
   const DirectProducts<Isa, T, Item> direct_;
-  bool packed_ = false;           // whether run_in_tiles' queries are
+  bool packed_ = false;           // whether grouped rows are
   const Index pace_;              // rows of task.ahead to fetch with each row
   Index fetched_ = 0;             // of them
   Matrix<const Item> queries_{};  // (rows, dim)

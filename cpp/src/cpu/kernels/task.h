@@ -203,8 +203,8 @@ struct Scratch {
   Matrix<T> scores;            // (rows, key tile)
   Matrix<const Item> weights;  // over the scores
   T* keep;                     // (rows)
-  Item* direct;                // for few rows: interleave_rows, pack_columns, sums of a part of the tile
-  std::byte* panel;            // one key tile, where panels are not shared
+  Item* direct;      // for few rows: interleave_rows, group_rows, pack_columns; sums of a part of the tile
+  std::byte* panel;  // one key tile, where panels are not shared
 
   static ATTN_INLINE Index padded(Index items) noexcept { return OnlineSoftmax<Isa, T>::padded(items); }
   // A register more than the tile: rows at distances of a power of two would share a few cache sets.

@@ -38,14 +38,6 @@ void pack_columns(Bf16Pair* out, const RowList<const Bf16Pair>& rows, Index dims
   }
 }
 
-/// run(i) for i < n, a constant.
-template <int n, class Run>
-ATTN_INLINE void each_of(Run run) noexcept {
-  [&]<int... i>(std::integer_sequence<int, i...>) {
-    (run(std::integral_constant<int, i>{}), ...);
-  }(std::make_integer_sequence<int, n>{});
-}
-
 /// 32 dims of 16 keys from `dim` on; those that are not there are 0.  Quantised ones are converted on the way.
 template <class Isa, DType kStorage, int kTile>
 ATTN_INLINE void load_keys(const TokenBlock<kTileRows>& keys, Index dim, Index dims,

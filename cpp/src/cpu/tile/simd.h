@@ -137,18 +137,18 @@ ATTN_INLINE V every_second(V a, V b, std::integer_sequence<int, I...>) noexcept 
   return __builtin_shufflevector(a, b, (2 * I + (kOdd ? 1 : 0))...);
 }
 
-/// Transposes a square block of registers in log2(n) rounds of interleaving.
-template <class Isa, class T>
+/// Transposes a square block of registers in log2(n) rounds of interleaving; or a part of one, in log2(kTurns) rounds: of the bits of a
+/// register's number and a lane's, in this order, so many first ones come last.
+template <class Isa, class T, int kRows = kWidth<Isa, T>, int kTurns = kWidth<Isa, T>>
 ATTN_INLINE void transpose(Vec<Isa, T>* rows) noexcept {
-  constexpr int n = kWidth<Isa, T>;
-  using Lanes = std::make_integer_sequence<int, n>;
-  for (int round = 1; round < n; round *= 2) {
-    Vec<Isa, T> next[n];
-    for (int i = 0; i < n / 2; ++i) {
-      next[2 * i] = interleave<false, T>(rows[i], rows[i + n / 2], Lanes{});
-      next[2 * i + 1] = interleave<true, T>(rows[i], rows[i + n / 2], Lanes{});
+  using Lanes = std::make_integer_sequence<int, kWidth<Isa, T>>;
+  for (int round = 1; round < kTurns; round *= 2) {
+    Vec<Isa, T> next[kRows];
+    for (int i = 0; i < kRows / 2; ++i) {
+      next[2 * i] = interleave<false, T>(rows[i], rows[i + kRows / 2], Lanes{});
+      next[2 * i + 1] = interleave<true, T>(rows[i], rows[i + kRows / 2], Lanes{});
     }
-    for (int i = 0; i < n; ++i) rows[i] = next[i];
+    for (int i = 0; i < kRows; ++i) rows[i] = next[i];
   }
 }
 
@@ -188,18 +188,6 @@ ATTN_INLINE T horizontal_max(Vec<Isa, T> v) noexcept {
 template <class Isa, class T>
 struct AnyAbove {
   static ATTN_INLINE bool of(Vec<Isa, T> v, T bound) noexcept { return horizontal_max<Isa, T>(v) > bound; }
-};
-
-/// 128 bits of memory, in each 128 bits of a register.  g++ 12 takes several instructions and the stack: as above.
-template <class Isa>
-struct RepeatBits {
-  using Result = typename Register<std::uint32_t, Isa::kBytes / 4>::type;
-  static ATTN_INLINE Result load(const std::byte* p) noexcept {
-    Result bits;
-    for (int i = 0; i < Isa::kBytes; i += 16)
-      __builtin_memcpy(reinterpret_cast<std::byte*>(&bits) + i, p, 16);
-    return bits;
-  }
 };
 
 }  // namespace attncore
