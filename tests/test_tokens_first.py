@@ -103,8 +103,8 @@ def test_pages(isa: str, dtype: Any, page_size: int, rng: Any) -> None:
     pages = sum(-(-length // page_size) for length in lengths) + 3
     shape = (pages, page_size, 6, 64)
     query = rng.standard_normal((4, 12, 1, 64)).astype(np.float32)
-    made = [(40 * rng.standard_normal(shape)).astype(dtype) for _ in range(2)]
-    scales = {}
+    key, value = ((40 * rng.standard_normal(shape)).astype(dtype) for _ in range(2))
+    scales: dict[str, Any] = {}
     if dtype == np.int8:
         scales = {f"{x}_scale": rng.random(shape[:3]).astype(np.float32) for x in ("key", "value")}
     elif dtype != np.float32:
@@ -114,10 +114,12 @@ def test_pages(isa: str, dtype: Any, page_size: int, rng: Any) -> None:
     def heads_first(a: Array) -> Array:
         return np.ascontiguousarray(np.swapaxes(a, 1, 2))
 
-    swapped = {name: heads_first(a) for name, a in scales.items()}
+    swapped: dict[str, Any] = {name: heads_first(a) for name, a in scales.items()}
     expected = attncore.attention_paged(
-        query, *map(heads_first, made), table, lengths, page_layout="bhsd", **swapped
+        query, heads_first(key), heads_first(value), table, lengths, page_layout="bhsd", **swapped
     )
     for threads in (1, 2):
-        out = attncore.attention_paged(query, *made, table, lengths, num_threads=threads, **scales)
+        out = attncore.attention_paged(
+            query, key, value, table, lengths, num_threads=threads, **scales
+        )
         assert_same_bits(out, expected)
