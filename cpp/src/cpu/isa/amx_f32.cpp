@@ -8,8 +8,8 @@ constexpr Kernels kThreeParts =
     exact_for_few<Part<3>>("tiles of f32 in three bf16 parts, fma f32 for few rows");
 }
 
-extern constinit const IsaTable amx_f32 = {"amx_f32",   amx_supported, nullptr,       &avx512_f32,
-                                           &avx512_f64, &amx_bf16,     &amx_f16,      &kThreeParts,
-                                           &amx_high,   &amx_medium,   &avx512_pairs, &avx512_f32};
+extern constinit const IsaTable amx_f32 = {
+    "amx_f32", amx_supported, nullptr,   &avx512_f32, &avx512_f64,        &amx_bf16,
+    &amx_f16,  &kThreeParts,  &amx_high, &amx_medium, &avx512_bf16_pairs, &avx512_f32};
 
 }  // namespace attncore

@@ -35,11 +35,11 @@ bool preferred() noexcept { return supported_with_pairs() && __builtin_cpu_is("a
 }  // namespace
 
 /// By name, since amx has its products of layers too.
-extern constinit const Kernels avx512_pairs = kPairs;
+extern constinit const Kernels avx512_bf16_pairs = kPairs;
 
 /// But for bfloat16 and what is rounded to it, avx512's own kernels.
 extern constinit const IsaTable avx512_bf16 = {
-    "avx512_bf16", supported_with_pairs, preferred,   &avx512_f32, &avx512_f64,   &avx512_pairs,
-    &avx512_f32,   &avx512_f32,          &avx512_f32, &kRounded,   &avx512_pairs, &avx512_pairs};
+    "avx512_bf16", supported_with_pairs, preferred,   &avx512_f32, &avx512_f64,        &avx512_bf16_pairs,
+    &avx512_f32,   &avx512_f32,          &avx512_f32, &kRounded,   &avx512_bf16_pairs, &avx512_bf16_pairs};
 
 }  // namespace attncore

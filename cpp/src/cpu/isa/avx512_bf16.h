@@ -145,6 +145,6 @@ namespace {
 }  // namespace
 
 extern const Kernels avx512_f32, avx512_f64;  // what they take but for bfloat16
-extern const Kernels avx512_pairs;            // and in layers for it
+extern const Kernels avx512_bf16_pairs;       // and in layers for it
 
 }  // namespace attncore

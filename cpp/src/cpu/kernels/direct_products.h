@@ -18,10 +18,10 @@ bool reads_in_place(const Call& call, const Sequence& sequence) noexcept {
 }
 
 /// The same.
-template <class Isa>
+template <class Isa, class T>
 bool groups_rows(const Call& call, const Sequence& sequence) noexcept {
   constexpr Index kMostApart = 4;
-  return kGroupsRows<Isa> && sequence.queries * call.group > kMostApart;
+  return kGroupsRows<Isa, T> && sequence.queries * call.group > kMostApart;
 }
 
 /// C = keep · C + sums, or the sums where more keys follow.
@@ -49,14 +49,14 @@ struct DirectProducts {
         values(key_source(of, of.value, task.sequence, task.kv_head)),
         reach(task.reach),
         in_place(reads_in_place<Isa, T, Item>(of, task.sequence)),
-        grouped(groups_rows<Isa>(of, task.sequence)) {}
+        grouped(groups_rows<Isa, T>(of, task.sequence)) {}
 
   /// Queries as the products of grouped rows take them; else nothing.
   void pack(Item* packed, const RowList<const Item>& queries) const noexcept {
     if (!grouped) return;
     if constexpr (kTiles) {
       pack_columns<Isa>(packed, queries, call.dim);
-    } else if constexpr (kGroupsRows<Isa>) {
+    } else if constexpr (kGroupsRows<Isa, T>) {
       group_rows<Isa>(packed, queries, depth_of<T, Item>(call.dim));
     }
   }
@@ -73,7 +73,7 @@ struct DirectProducts {
     }
     if constexpr (kTiles) {
       dot_tile_rows<Isa, kStride>(scores, packed, queries.size, tokens, keys.storage, count, dim, scaled);
-    } else if constexpr (kGroupsRows<Isa>) {
+    } else if constexpr (kGroupsRows<Isa, T>) {
       dot_grouped_rows<Isa, T, Item, kStride>(scores, packed, queries.size, tokens, keys.storage, count, dim,
                                               scaled);
     }

@@ -11,14 +11,14 @@ struct UnsplitRows {
   static constexpr Index kGangRows = kMostDirectRows<Isa, Bf16Pair>;
   static constexpr auto reads_in_place = attncore::reads_in_place<Isa, float, Bf16Pair>;
   static void forward(const Call& call, const Task& task, std::byte* scratch) noexcept {
-    const bool grouped = groups_rows<Isa>(call, task.sequence);
+    const bool grouped = groups_rows<Isa, float>(call, task.sequence);
     if (grouped) TileUnit<Isa>::configure();
     forward_task<Isa, float, Bf16Pair>(call, task, scratch);
     if (grouped) TileUnit<Isa>::release();
   }
   static void forward_gang(const Call& call, const Task* tasks, Index count, std::byte* scratch) noexcept {
     bool grouped = false;
-    for (Index i = 0; i < count; ++i) grouped |= groups_rows<Isa>(call, tasks[i].sequence);
+    for (Index i = 0; i < count; ++i) grouped |= groups_rows<Isa, float>(call, tasks[i].sequence);
     if (grouped) TileUnit<Isa>::configure();
     attncore::forward_gang<Isa, float, Bf16Pair>(call, tasks, count, scratch);
     if (grouped) TileUnit<Isa>::release();

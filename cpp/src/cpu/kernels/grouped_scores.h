@@ -4,7 +4,8 @@
 //        a:  row 0, dims 0 and 1 | row 1, dims 0 and 1 | row 2, …        a + 1 register: the next rows, then dims 2 and 3
 //        b:  key,   dims 0 and 1 | the same            | the same …
 //
-// so that but two lanes are summed, of some keys at once, whose sums are transposed.
+// so that but two lanes are summed, of some keys at once, whose sums are transposed.  float64, of which 64 bits are one number, keeps to
+// the sums of lanes: one chain over all dims would lose digits.
 #pragma once
 
 #include "few_rows.h"
@@ -19,8 +20,9 @@ template <class Item>
 inline constexpr int kWordItems = sizeof(KeyWord) / sizeof(Item);
 template <class Isa>
 inline constexpr int kGroups = Isa::kBytes / static_cast<int>(sizeof(KeyWord));
-template <class Isa>
-inline constexpr bool kGroupsRows = kGroups<Isa> > 2;  // else it gains nothing
+template <class Isa, class T>
+inline constexpr bool kGroupsRows =
+    kGroups<Isa> > 2 && kWordItems<T> > 1;  // else it gains nothing, or loses the sums of lanes
 
 /// Sums += the products of grouped rows with a word of as many keys.
 template <class Isa, class T, class Item, int kRegisters>
@@ -94,24 +96,16 @@ ATTN_INLINE void store_groups(T* c, const Vec<Isa, T>* sums, Finish finish) noex
   constexpr int kKeys = kGroups<Isa>, kItems = kWordItems<T>;
   V block[kKeys / kItems];  // all rows' scores of a key, or of two
   for (int i = 0; i < kKeys / kItems; ++i) {
-    if constexpr (kItems == 1) {
-      block[i] = sums[i];
-    } else {
-      using Lanes = std::make_integer_sequence<int, kWidth<Isa, T>>;
-      const V a = sums[2 * i], b = sums[2 * i + 1];
-      block[i] = every_second<false>(a, b, Lanes{}) + every_second<true>(a, b, Lanes{});
-    }
+    using Lanes = std::make_integer_sequence<int, kWidth<Isa, T>>;
+    const V a = sums[2 * i], b = sums[2 * i + 1];
+    block[i] = every_second<false>(a, b, Lanes{}) + every_second<true>(a, b, Lanes{});
   }
   transpose<Isa, T, kKeys / kItems, kKeys>(block);
   for (int i = 0; i < kKeys / kItems; ++i, c += kItems * kStride) {
     const V scores = finish(c, block[i], 0);
-    if constexpr (kItems == 1) {
-      store(c, scores);
-    } else {
-      using Lanes = std::make_integer_sequence<int, kKeys>;
-      store(c, low_half(scores, Lanes{}));
-      store(c + kStride, high_half(scores, Lanes{}));
-    }
+    using Lanes = std::make_integer_sequence<int, kKeys>;
+    store(c, low_half(scores, Lanes{}));
+    store(c + kStride, high_half(scores, Lanes{}));
   }
 }
 
