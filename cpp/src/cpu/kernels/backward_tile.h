@@ -229,19 +229,13 @@ class BackwardTile {
     T* const d_scores = scratch_.d_scores.row(row);
     const Index next = alone ? 0 : scratch_.weights.stride;
     if (count % 2 != 0) d_scores[count] = d_scores[next + count] = -T{0};  // a half without a key
-    const auto by_rows = [](T* to, U32<Isa> even, U32<Isa> odd) {
-      U32<Isa> low, high;
-      pair_up<Isa>(even, odd, low, high);
-      store(static_cast<void*>(to), low);
-      store(static_cast<void*>(to + n), high);
-    };
     const auto narrow = [](const T* from) {
       return MultiplyPairs<Isa>::narrow(load<V>(from), load<V>(from + n));
     };
     for (Index i = 0; i < count; i += 2 * n) {
       const U32<Isa> none{}, even = narrow(d_scores + i), odd = narrow(d_scores + next + i);
-      by_rows(weights + i, narrow(weights + i), alone ? none : narrow(weights + next + i));
-      by_rows(d_scores + i, even, alone ? none : odd);
+      store_paired<Isa>(weights + i, narrow(weights + i), alone ? none : narrow(weights + next + i));
+      store_paired<Isa>(d_scores + i, even, alone ? none : odd);
       store(scratch_.d_scores_by_keys.row(row) + i / 2, even);
       if (!alone) store(scratch_.d_scores_by_keys.row(row + 1) + i / 2, odd);
     }

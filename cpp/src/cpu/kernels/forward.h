@@ -110,7 +110,7 @@ class ForwardKernel {
   }
 
   using Weights = std::conditional_t<kInPairs<T, Item>, PairWeights<Isa>, PlainWeights<Isa, T>>;
-  static constexpr Index kStride = Scratch<Isa, T, Item>::score_stride(), kMost = kMostDirectRows<Isa, Item>;
+  static constexpr Index kMost = kMostDirectRows<Isa, Item>;
   static constexpr bool kPacks = !kInPairs<T, Item> || !HasTiles<Isa>;  // or forward_pipeline.h does
 
   [[nodiscard]] Range in_tile(Range some) const noexcept {
@@ -231,7 +231,7 @@ void forward_task(const Call& call, const Task& task, std::byte* scratch) noexce
 template <class Isa, class T, class Item>
 void forward_gang(const Call& call, const Task* tasks, Index count, std::byte* scratch) noexcept {
   using Kernel = ForwardKernel<Isa, T, Item>;
-  const bool heads = count > 1 && tasks[0].kv_head != tasks[1].kv_head;
+  const bool heads = count > 1 && !tasks[0].in_gang;
   alignas(Kernel) std::byte memory[kMostGangHeads][sizeof(Kernel)];
   Kernel* members[kMostGangHeads];
   Index ready = 0;

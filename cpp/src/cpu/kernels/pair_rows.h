@@ -33,10 +33,7 @@ void load_paired_rows(const Tensor& t, Range rows, Range columns, Bf16Pair* cons
   for (Index i = 0; i < columns.size(); i += 2 * n) {
     const auto even = load<U32<Isa>>(room[0] + i / 2);
     const auto odd = rows.size() == 2 ? load<U32<Isa>>(room[1] + i / 2) : U32<Isa>{};
-    U32<Isa> low, high;
-    pair_up<Isa>(even, odd, low, high);
-    store(out + i, low);
-    store(out + i + n, high);
+    store_paired<Isa>(out + i, even, odd);
   }
 }
 

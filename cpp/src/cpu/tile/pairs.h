@@ -49,6 +49,15 @@ ATTN_INLINE void pair_up(U32<Isa> even, U32<Isa> odd, U32<Isa>& low, U32<Isa>& h
   high = bit_cast<U32<Isa>>(interleave<true, std::uint16_t>(a, b, Lanes{}));
 }
 
+/// The same, stored beside each other.
+template <class Isa>
+ATTN_INLINE void store_paired(void* to, U32<Isa> even, U32<Isa> odd) noexcept {
+  U32<Isa> low, high;
+  pair_up<Isa>(even, odd, low, high);
+  store(to, low);
+  store(static_cast<void*>(static_cast<std::byte*>(to) + Isa::kBytes), high);
+}
+
 /// As many items as two registers of float32 have lanes, beside each other, two by two.  float32 is rounded; what keys and values are
 /// quantised to is exact.  An ISA with a shorter way specialises it: the same bits.
 template <class Isa, DType kStorage>
