@@ -1,6 +1,7 @@
 // A score step is one small struct that stands between Q·Kᵀ and the softmax.  It has
 //
 // - visible(call, block): the keys that any row of the block may see; what lies outside is never touched;
+// - band(call, position), if it leaves each query a range of keys that moves on with its position: that range;
 // - narrow(call, block, keys), if it finds soon after which key of a tile no row sees any: the keys before;
 // - touch(call, block, keys): what it does to this tile: nothing, element work, or hides all of it;
 // - apply<M>(call, row, s, keys): what becomes of a register of scores (a float on a GPU) of one row;
@@ -66,6 +67,8 @@ struct TouchNotes {
 #endif
   }
 };
+
+inline constexpr Index kFar = Index{1} << 61;  // beyond every position, and sums with one do not overflow
 
 /// The query rows of one tile: `heads` × `queries` of one sequence.
 struct Block {

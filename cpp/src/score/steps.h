@@ -30,6 +30,13 @@ struct Pipeline {
     return keys;
   }
 
+  /// The keys outside which a query sees nothing, where those of the next position lie one further.
+  static ATTN_FN Range band(const Call& call, Index position) noexcept {
+    Range keys{-kFar, kFar};
+    (narrow_band<Steps>(call, position, keys), ...);
+    return keys;
+  }
+
   /// The keys of a tile up to the last that any row sees, by the steps that find it soon.
   static ATTN_FN Range narrow(const Call& call, const Block& block, Range keys) noexcept {
     (narrow_by<Steps>(call, block, keys), ...);
@@ -71,6 +78,12 @@ struct Pipeline {
     if (touch == Touch::hides_all) work.hidden = true;
     if (touch != Touch::nothing) work.steps |= bit;
     bit <<= 1U;
+  }
+
+  template <class Step>
+  static ATTN_FN void narrow_band(const Call& call, Index position, Range& keys) noexcept {
+    if constexpr (requires { Step::band(call, position); })
+      keys = intersect(keys, Step::band(call, position));
   }
 
   template <class Step>

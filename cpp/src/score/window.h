@@ -6,13 +6,15 @@ namespace attncore {
 
 /// Causal masking and sliding windows are one band: position − left ≤ key ≤ position + right.
 struct Window : NoOp {
-  static constexpr Index kFar = Index{1} << 61;  // beyond every position, and sums with one do not overflow
-
   static ATTN_FN Index first_key(const Call& call, Index position) noexcept {
     return call.score.left == kUnbounded ? -kFar : position - call.score.left;
   }
   static ATTN_FN Index last_key(const Call& call, Index position) noexcept {
     return call.score.right == kUnbounded ? kFar : position + call.score.right;
+  }
+
+  static ATTN_FN Range band(const Call& call, Index position) noexcept {
+    return {first_key(call, position), last_key(call, position) + 1};
   }
 
   static ATTN_FN Range visible(const Call& call, const Block& block) noexcept {
@@ -29,7 +31,9 @@ struct Window : NoOp {
   template <class M>
   static ATTN_FN typename M::Scores apply(const Call& call, const Row& row, typename M::Scores s,
                                           const typename M::Keys& keys) noexcept {
-    return M::hide_outside(s, keys, first_key(call, row.position), last_key(call, row.position));
+    const Range seen = band(call, row.position);
+    if (seen.begin <= keys.first && keys.first + keys.count <= seen.end) return s;
+    return M::hide_outside(s, keys, seen.begin, seen.end - 1);
   }
 };
 

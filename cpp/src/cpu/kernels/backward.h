@@ -44,6 +44,9 @@ class BackwardKernel {
   }
 
  private:
+  using Seen = typename BackwardTile<Isa, T, Item>::Seen;
+  static constexpr Index kApart = kInPairs<T, Item> ? 2 : 1;  // rows, or keys, of an item
+
   static ATTN_INLINE Index padded_dim(const Call& call) noexcept {
     return round_up(call.dim, kWidth<Isa, T>);
   }
@@ -87,7 +90,7 @@ class BackwardKernel {
     keys_are_finite_ = pack_items<Isa, T>(key_panel_, source, keys.begin, keys.size());
   }
 
-  void run_tile(Range rows, const typename BackwardTile<Isa, T, Item>::Seen& seen) noexcept {
+  void run_tile(Range rows, const Seen& seen) noexcept {
     tile_.load_rows(rows);
     if (task_.owns_keys) {
       parameters_.begin_tile(block_of(call_, task_.sequence, task_.kv_head, rows), seen.keys);
@@ -100,29 +103,31 @@ class BackwardKernel {
     tile_.make_operands(seen);
     if (task_.owns_keys) {
       add_keys(gradients_.d_value, scratch_.d_value, scratch_.weights_by_rows, scratch_.d_out_panel,
-               tile_.d_out(), seen.keys);
+               tile_.d_out(), seen);
       add_keys(gradients_.d_key, scratch_.d_key, scratch_.d_scores_by_rows, scratch_.query_panel,
-               tile_.queries(), seen.keys);
+               tile_.queries(), seen);
     }
     if (!task_.owns_rows) return;
     const Matrix<T> d_query{d_query_.row(rows.begin - task_.rows.begin), d_query_.stride};
     add_product(d_query, as_const(scratch_.d_scores_by_keys), key_panel_, keys_are_finite_, rows.size(),
-                depth_of<T, Item>(seen.keys.size()));
+                depth_of<T, Item>(seen.keys.size()), SeenKeys<kApart>{seen.band});
   }
 
   /// sums (keys, dims) += tileᵀ · rows, with the rows packed here.
   void add_keys(const Tensor& wanted, Matrix<T> sums, Matrix<Item> tile, Panel<Item> panel,
-                Matrix<const Item> rows, Range keys) const noexcept {
+                Matrix<const Item> rows, const Seen& seen) const noexcept {
     if (!wanted.given()) return;
     const Index count = tile_.rows().size();
     panel.depth = depth_of<T, Item>(count);
     const bool finite = pack_items<Isa, T>(panel, source_of<T>(rows), 0, count);
-    add_product(sums, transposed(as_const(tile)), panel, finite, keys.size(), panel.depth);
+    add_product(sums, transposed(as_const(tile)), panel, finite, seen.keys.size(), panel.depth,
+                SeeingRows<kApart>{seen.band});
   }
 
-  template <class A>
-  void add_product(Matrix<T> c, A a, Panel<Item> b, bool finite, Index rows, Index depth) const noexcept {
-    if (finite) return gemm<Isa, T>(c, a, as_const(b), rows, b.columns, depth, Added<T>{});
+  template <class A, class Extents>
+  void add_product(Matrix<T> c, A a, Panel<Item> b, bool finite, Index rows, Index depth,
+                   Extents extents) const noexcept {
+    if (finite) return gemm<Isa, T>(c, a, as_const(b), rows, b.columns, depth, Added<T>{}, extents);
     gemm_of_visible<Isa, T>(c, a, as_const(b), rows, depth, Added<T>{});
   }
 

@@ -29,8 +29,8 @@ void renormalise(const Call& call, const BackwardTask& task, BackwardTile<Isa, T
     if (seen.keys.empty()) continue;
     if (task.poll()) return;
     tile.load_keys(keys);
-    tile.score(seen, [&](Index row, const Row&, T* scores, bool) {
-      softmax.update(row, scores, seen.keys.size(), false, keep);
+    tile.score(seen, [&](Index row, const Row&, T* scores, Range columns, bool) {
+      softmax.update(row, scores, seen.keys.size(), false, keep, nullptr, columns);
     });
   }
   const Tensor& sinks = call.score.sinks;

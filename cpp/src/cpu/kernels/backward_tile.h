@@ -122,15 +122,18 @@ class BackwardTile {
   /// Which keys of the tile `keys` the rows see, if any, and what the steps do there.
   struct Seen {
     Range keys;
-    StepSet steps;
+    StepSet steps = 0;
+    Band band = {};
   };
   [[nodiscard]] Seen look(Range rows, Range keys) const noexcept {
     const Block block = block_of(call_, task_.sequence, task_.kv_head, rows);
     const Range seen = intersect(keys, ScoreSteps::visible(call_, block));
-    if (rows.empty() || seen.empty()) return {{keys.begin, keys.begin}, 0};
+    if (rows.empty() || seen.empty()) return {{keys.begin, keys.begin}};
     const Range padded{keys.begin, keys.begin + round_up(seen.end - keys.begin, kWidth<Isa, T>)};
     const TileWork work = ScoreSteps::touch(call_, block, padded);
-    return {{keys.begin, work.hidden ? keys.begin : seen.end}, work.steps};
+    if (work.hidden) return {{keys.begin, keys.begin}};
+    const Range tile{keys.begin, seen.end};
+    return {tile, work.steps, band_of(call_, block, rows, tile)};
   }
 
   void load_keys(Range keys) noexcept {
@@ -149,7 +152,7 @@ class BackwardTile {
     d_outs_ = load_items_of(d_out_, call_.value_dim, row_at, scratch_.d_out, rows.size());
   }
 
-  /// Scores of the loaded rows and keys, with the steps applied; visit(row, its Row, scores, whether
+  /// Scores of the loaded rows and keys, with the steps applied; visit(row, its Row, scores, the columns that have some, whether
   /// `slopes` has slopes).
   template <class Visit>
   void score(const Seen& seen, Visit visit) const noexcept {
@@ -158,22 +161,23 @@ class BackwardTile {
     const Index rows = task_.rows.size();
     fetch_first_rows(call_, row_at, rows, seen.steps, keys);
     gemm<Isa, T>(scratch_.weights, queries_, as_const(scratch_.keys_transposed), rows, keys.size(),
-                 depth_of<T, Item>(call_.dim), Scaled<T>{static_cast<T>(call_.scale)});
+                 depth_of<T, Item>(call_.dim), Scaled<T>{static_cast<T>(call_.scale)}, SeenScores{seen.band});
     for (Index row = 0; row < rows; ++row) {
       T* const scores = scratch_.weights.row(row);
       fetch_next_row(call_, row_at, row, rows, seen.steps, keys);
       bool sloped = false;
       const Row r = row_at(row);
+      const Range columns = seen_of<Isa, T>(seen.band, keys, row);
       if (seen.steps != 0) {
         const auto slope = [&](auto slope_at) {
           sloped = true;
-          for (Index i = 0; i < keys.size(); i += kWidth<Isa, T>) {
+          for (Index i = columns.begin; i < columns.end; i += kWidth<Isa, T>) {
             store(scratch_.slopes + i, slope_at(load<V>(scores + i)));
           }
         };
-        apply_steps<Isa, T>(call_, r, seen.steps, keys, task_.sequence.keys, scores, slope);
+        apply_steps<Isa, T>(call_, r, seen.steps, keys, task_.sequence.keys, columns, scores, slope);
       }
-      visit(row, r, scores, sloped);
+      visit(row, r, scores, columns, sloped);
     }
   }
 
@@ -182,14 +186,16 @@ class BackwardTile {
   template <class Visit>
   void differentiate(const Seen& seen, Visit visit) const noexcept {
     gemm<Isa, T>(scratch_.d_scores, d_outs_, as_const(scratch_.values_transposed), task_.rows.size(),
-                 seen.keys.size(), depth_of<T, Item>(call_.value_dim), Stored<T>{});
+                 seen.keys.size(), depth_of<T, Item>(call_.value_dim), Stored<T>{}, SeenScores{seen.band});
     TileCoins<Isa, T> coins;
-    score(seen, [&](Index row, const Row& r, T* scores, bool sloped) {
+    score(seen, [&](Index row, const Row& r, T* scores, Range columns, bool sloped) {
       T* const d_scores = scratch_.d_scores.row(row);
       const T* const factors = call_.dropout.given() ? coins.of(call_.dropout, r, seen.keys) : nullptr;
-      weigh(row, scores, d_scores, seen.keys.size(), factors);
+      hide(scores, d_scores, {0, columns.begin});
+      weigh(row, scores, d_scores, columns, factors);
+      hide(scores, d_scores, {columns.end, seen.keys.size()});
       visit(r, d_scores);
-      if (sloped) multiply_by_slopes(d_scores, seen.keys.size());
+      if (sloped) multiply_by_slopes(d_scores, columns);
     });
   }
 
@@ -241,12 +247,19 @@ class BackwardTile {
     }
   }
 
+  static ATTN_INLINE void hide(T* weights, T* d_scores, Range columns) noexcept {
+    for (Index i = columns.begin; i < columns.end; i += kWidth<Isa, T>) {
+      store(weights + i, -V{});
+      store(d_scores + i, -V{});
+    }
+  }
+
   /// Scores → P · Z and d_out · v → dS, in place.
-  ATTN_INLINE void weigh(Index row, T* scores, T* d_scores, Index count, const T* coins) const noexcept {
+  ATTN_INLINE void weigh(Index row, T* scores, T* d_scores, Range columns, const T* coins) const noexcept {
     const Index at = task_.rows.begin + row;
     const T origin = stats_.origin[at], factor = stats_.factor[at], delta = stats_.delta[at];
     const V hidden_mark = -V{};
-    for (Index i = 0; i < count; i += kWidth<Isa, T>) {
+    for (Index i = columns.begin; i < columns.end; i += kWidth<Isa, T>) {
       const V score = load<V>(scores + i);
       V weight = attncore::exp<Isa, T>(score - origin) * factor;
       V d_weight = load<V>(d_scores + i);
@@ -262,8 +275,8 @@ class BackwardTile {
     }
   }
 
-  ATTN_INLINE void multiply_by_slopes(T* d_scores, Index count) const noexcept {
-    for (Index i = 0; i < count; i += kWidth<Isa, T>) {
+  ATTN_INLINE void multiply_by_slopes(T* d_scores, Range columns) const noexcept {
+    for (Index i = columns.begin; i < columns.end; i += kWidth<Isa, T>) {
       const V d = load<V>(d_scores + i);  // −0 stays, whatever the slope: a hidden key may be NaN
       store(d_scores + i, d == 0 ? d : d * load<V>(scratch_.slopes + i) + T{0});
     }

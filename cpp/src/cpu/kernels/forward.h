@@ -176,14 +176,16 @@ class ForwardKernel {
     const Index panel_bytes = KeyTile<Isa, T, Item>::bytes(call_);
     const auto tile = key_tile_of<Isa, T, Item>(call_, task_, keys, panel_bytes, scratch_.panel);
     const bool poison = tile.is_poisoned();
+    band_ = band_of(call_, row_at_.block(), task_.rows, keys);
     gemm<Isa, T>(scratch_.scores, queries_, as_const(tile.keys), rows_, keys.size(), tile.keys.depth,
-                 scaled());
+                 scaled(), SeenScores{band_});
     weigh(poison);
     const auto values = as_const(tile.values);
     const auto finish = end();
     const Index depth = depth_of<T, Item>(keys.size());
     if (poison) return gemm_of_visible<Isa, T>(output, scratch_.weights, values, rows_, depth, finish);
-    gemm<Isa, T>(output, scratch_.weights, values, rows_, call_.value_dim, depth, finish);
+    gemm<Isa, T>(output, scratch_.weights, values, rows_, call_.value_dim, depth, finish,
+                 SeenKeys<kInPairs<T, Item> ? 2 : 1>{band_});
   }
 
   /// S → P: scales, softcap, biases and masks where they have work, then the online softmax; `mark`: hidden pairs become −0.
@@ -196,10 +198,11 @@ class ForwardKernel {
       T* const scores = scratch_.scores.row(row);
       fetch_next_row(call_, row_at_, row, rows_, steps_, keys);
       for (Index i = 0; i < pace_; ++i) task_.ahead.fetch(fetched_++);
+      const Range seen = seen_of<Isa, T>(band_, keys, row);
       const T* const of_row =
-          factors.apply(call_, row_at_, row, steps_, keys, task_.sequence.keys, scores, coins);
+          factors.apply(call_, row_at_, row, steps_, keys, task_.sequence.keys, seen, scores, coins);
       state_.recent.template update<Weights>(row, scores, keys.size(), mark || factors.values != nullptr,
-                                             scratch_.keep, of_row);
+                                             scratch_.keep, of_row, seen);
     }
   }
 
@@ -219,6 +222,7 @@ class ForwardKernel {
   Matrix<const Item> queries_{};  // (rows, dim)
   Range tile_;                    // of keys: the one at work, and the score steps that have work there
   StepSet steps_ = 0;
+  Band band_;  // what they leave of it, where it is packed
 };
 
 template <class Isa, class T, class Item>

@@ -119,11 +119,13 @@ class PipelineSoftmax {
       const HarmedKeys harmed{keys_, keys, stage.tile.poisoned_keys, stage.first};
       if (stage.harmed) score_harmed<Isa>(call_, row_at_(row), harmed_[row] != 0, harmed, scores);
     }
-    const float* const factors =
-        stage.factors.apply(call_, row_at_, row, stage.steps, keys, task_.sequence.keys, scores, coins_);
+    const float* const factors = stage.factors.apply(call_, row_at_, row, stage.steps, keys,
+                                                     task_.sequence.keys, {0, keys.size()}, scores, coins_);
     const bool mark = stage.poison || stage.factors.values != nullptr;
     using Kept = TileWeights<Isa, Item>;
-    add_sums(stage, row, softmax_.template weigh<Kept>(row, scores, keys.size(), mark, stage.keep, factors));
+    add_sums(
+        stage, row,
+        softmax_.template weigh<Kept>(row, scores, keys.size(), mark, stage.keep, factors, {0, keys.size()}));
   }
 
   const Call& call_;

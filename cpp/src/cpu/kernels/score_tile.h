@@ -6,14 +6,27 @@
 
 namespace attncore {
 
-/// Applies the score steps that have work in this tile to one row of it; `visit_slope`: as Pipeline::apply has it.
+/// Where causality and windows leave no pair of a tile out, or some.
+ATTN_INLINE Band band_of(const Call& call, const Block& block, Range rows, Range keys) noexcept {
+  const Range seen = ScoreSteps::band(call, block.first_position());
+  const Index lead = call.group == 1 ? 0 : rows.begin % call.group;
+  return {{seen.begin - keys.begin, seen.end - keys.begin}, rows.size(), keys.size(), lead, call.group};
+}
+
+/// The keys of a tile that a row may see, rounded as the softmax reads them.
+template <class Isa, class T>
+ATTN_INLINE Range seen_of(const Band& band, Range tile, Index row) noexcept {
+  return band.whole ? Range{0, tile.size()} : in_pairs_of_registers<Isa, T>(band.keys_of({row, row + 1}));
+}
+
+/// Applies the score steps that have work in this tile to what one row of it may see; `visit_slope`: as Pipeline::apply has it.
 template <class Isa, class T, class... VisitSlope>
 ATTN_INLINE void apply_steps(const Call& call, const Row& row, StepSet steps, Range keys, Index last,
-                             T* scores, VisitSlope... visit_slope) noexcept {
+                             Range seen, T* scores, VisitSlope... visit_slope) noexcept {
   using M = ScoreMath<Isa, T>;
   constexpr Index n = kWidth<Isa, T>;
   const auto visit = [&](auto step) {
-    for (Index i = 0; i < keys.size(); i += n) {
+    for (Index i = seen.begin; i < seen.end; i += n) {
       const typename M::Keys at{keys.begin + i, min(n, last - keys.begin - i)};
       store(scores + i, step(load<Vec<Isa, T>>(scores + i), at));
     }
@@ -106,9 +119,9 @@ struct TileFactors {
   /// coins, or null.
   template <class RowAt>
   ATTN_INLINE const T* apply(const Call& call, const RowAt& row_at, Index row, StepSet steps, Range tile,
-                             Index last, T* scores, TileCoins<Isa, T>& coins) const noexcept {
+                             Index last, Range seen, T* scores, TileCoins<Isa, T>& coins) const noexcept {
     if (keys != nullptr) multiply_by<Isa, T>(scores, keys, tile.size());
-    if (steps != 0) apply_steps<Isa, T>(call, row_at(row), steps, tile, last, scores);
+    if (steps != 0) apply_steps<Isa, T>(call, row_at(row), steps, tile, last, seen, scores);
     if (!call.dropout.given()) return values;
     T* const factors = coins.of(call.dropout, row_at(row), tile);
     if (values != nullptr) multiply_by<Isa, T>(factors, values, tile.size());

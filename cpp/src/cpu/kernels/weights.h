@@ -24,7 +24,7 @@ class WeightsKernel {
       clear_result(row);
     }
     for_each_tile([&](Index row, T* scores, Range keys) {
-      softmax_.update(row, scores, keys.size(), false, scratch_.keep);
+      softmax_.update(row, scores, keys.size(), false, scratch_.keep, nullptr, {0, keys.size()});
     });
     const Tensor& sinks = call_.score.sinks;
     for (Index row = 0; sinks.given() && row < rows_; ++row) {
@@ -96,12 +96,15 @@ class WeightsKernel {
       const Panel<T> panel{reinterpret_cast<T*>(scratch_.panel), keys.size(), call_.dim};
       pack_transposed<Isa, T>(panel, source, keys.begin);
       gemm<Isa, T>(scratch_.scores, as_const(scratch_.queries), as_const(panel), rows_, keys.size(),
-                   call_.dim, Scaled<T>{static_cast<T>(call_.scale)});
+                   call_.dim, Scaled<T>{static_cast<T>(call_.scale)},
+                   SeenScores{band_of(call_, rows, task_.rows, keys)});
       for (Index row = 0; row < rows_; ++row) {
         const Row r = row_at(row);
         if (r.query >= task_.sequence.queries) continue;
         T* const scores = scratch_.scores.row(row);
-        if (work.steps != 0) apply_steps<Isa, T>(call_, r, work.steps, keys, task_.sequence.keys, scores);
+        if (work.steps != 0) {
+          apply_steps<Isa, T>(call_, r, work.steps, keys, task_.sequence.keys, {0, keys.size()}, scores);
+        }
         visit(row, scores, keys);
       }
     }

@@ -7,6 +7,7 @@
 // bits do not depend on the number of rows.  A matrix unit has its own products (tile_stream.h).
 #pragma once
 
+#include "band.h"
 #include "panel.h"
 
 namespace attncore {
@@ -139,14 +140,14 @@ ATTN_INLINE V multiply_add(Items a, Items b, V sum) noexcept {
 
 /// kRows × kColumns registers of C at (row, first column of the strip).  Items are T, or what multiply_add takes for it.
 template <class Isa, class T, int kRows, int kColumns, class A, class Item, class Finish>
-ATTN_INLINE void multiply_block(Matrix<T> c, A a, const Item* strip, Index depth, Index row,
+ATTN_INLINE void multiply_block(Matrix<T> c, A a, const Item* strip, Range depth, Index row,
                                 Finish finish) noexcept {
   using V = Vec<Isa, T>;
   using Items = Vec<Isa, Item>;
   constexpr int n = kWidth<Isa, T>;
   V sum[kRows][kColumns]{};
   const auto rows = items_of<kRows>(a, row);
-  for (Index k = 0; k < depth; ++k) {
+  for (Index k = depth.begin; k < depth.end; ++k) {
     Items b[kColumns];
     for (int j = 0; j < kColumns; ++j) b[j] = load<Items>(strip + (k * kColumns + j) * n);
     for (int i = 0; i < kRows; ++i) {
@@ -164,43 +165,52 @@ ATTN_INLINE void multiply_block(Matrix<T> c, A a, const Item* strip, Index depth
 
 /// The last rows, fewer than Isa::kRows: one block of exactly as many.
 template <class Isa, class T, int kRows, int kColumns, class A, class Item, class Finish>
-ATTN_INLINE void multiply_rest(Matrix<T> c, A a, const Item* strip, Index depth, Index row, Index rows,
+ATTN_INLINE void multiply_rest(Matrix<T> c, A a, const Item* strip, Range depth, Range rows,
                                Finish finish) noexcept {
   if constexpr (kRows > 0) {
-    if (rows == kRows) return multiply_block<Isa, T, kRows, kColumns>(c, a, strip, depth, row, finish);
-    multiply_rest<Isa, T, kRows - 1, kColumns>(c, a, strip, depth, row, rows, finish);
+    if (rows.size() == kRows) {
+      return multiply_block<Isa, T, kRows, kColumns>(c, a, strip, depth, rows.begin, finish);
+    }
+    multiply_rest<Isa, T, kRows - 1, kColumns>(c, a, strip, depth, rows, finish);
   }
 }
 
-/// All rows of a strip of kColumns registers.
-template <class Isa, class T, int kColumns, class A, class Item, class Finish>
-void multiply_strip(Matrix<T> c, A a, const Item* strip, Index rows, Index depth, Finish finish) noexcept {
-  Index row = 0;
-  for (; row + Isa::kRows <= rows; row += Isa::kRows) {
-    multiply_block<Isa, T, Isa::kRows, kColumns>(c, a, strip, depth, row, finish);
+/// Some rows of a strip of kColumns registers.
+template <class Isa, class T, int kColumns, class A, class Item, class Finish, class Extents>
+void multiply_strip(Matrix<T> c, A a, const Item* strip, Range rows, Index depth, Finish finish,
+                    Extents extents) noexcept {
+  for (; rows.begin + Isa::kRows <= rows.end; rows.begin += Isa::kRows) {
+    const Range some = extents.depth({rows.begin, rows.begin + Isa::kRows}, depth);
+    multiply_block<Isa, T, Isa::kRows, kColumns>(c, a, strip, some, rows.begin, finish);
   }
-  multiply_rest<Isa, T, Isa::kRows - 1, kColumns>(c, a, strip, depth, row, rows - row, finish);
+  if (rows.empty()) return;
+  multiply_rest<Isa, T, Isa::kRows - 1, kColumns>(c, a, strip, extents.depth(rows, depth), rows, finish);
 }
 
 /// A strip of `registers` ≤ kColumns registers.
-template <class Isa, class T, int kColumns, class A, class Item, class Finish>
-ATTN_INLINE void multiply_any_strip(Index registers, Matrix<T> c, A a, const Item* strip, Index rows,
-                                    Index depth, Finish finish) noexcept {
-  if (registers == kColumns) return multiply_strip<Isa, T, kColumns>(c, a, strip, rows, depth, finish);
+template <class Isa, class T, int kColumns, class A, class Item, class Finish, class Extents>
+ATTN_INLINE void multiply_any_strip(Index registers, Matrix<T> c, A a, const Item* strip, Range rows,
+                                    Index depth, Finish finish, Extents extents) noexcept {
+  if (registers == kColumns) {
+    return multiply_strip<Isa, T, kColumns>(c, a, strip, rows, depth, finish, extents);
+  }
   if constexpr (kColumns > 1) {
-    multiply_any_strip<Isa, T, kColumns - 1>(registers, c, a, strip, rows, depth, finish);
+    multiply_any_strip<Isa, T, kColumns - 1>(registers, c, a, strip, rows, depth, finish, extents);
   }
 }
 
 /// C (rows, columns) from A (rows, depth) and the first `depth` rows of the panel; whole strips are computed,
-/// so that C needs room for the panel's columns and their padding.
-template <class Isa, class T, class A, class Item, class Finish>
-void gemm(Matrix<T> c, A a, Panel<const Item> b, Index rows, Index columns, Index depth,
-          Finish finish) noexcept {
-  for (Index strip = 0; strip < columns; strip += Isa::kColumns * kWidth<Isa, T>) {
-    multiply_any_strip<Isa, T, Isa::kColumns>(strip_registers<Isa, T>(b.columns, strip),
-                                              {c.data + strip, c.stride}, a, b.data + strip * b.depth, rows,
-                                              depth, finish);
+/// so that C needs room for the panel's columns and their padding.  What `extents` leaves out of C is not written, what it leaves
+/// out of the depth must be 0 in A.
+template <class Isa, class T, class A, class Item, class Finish, class Extents = Everything>
+void gemm(Matrix<T> c, A a, Panel<const Item> b, Index rows, Index columns, Index depth, Finish finish,
+          Extents extents = {}) noexcept {
+  constexpr Index n = kWidth<Isa, T>;
+  for (Index strip = 0; strip < columns; strip += Isa::kColumns * n) {
+    const Index registers = strip_registers<Isa, T>(b.columns, strip);
+    const Range seeing = extents.rows({strip, strip + registers * n}, rows);
+    multiply_any_strip<Isa, T, Isa::kColumns>(registers, {c.data + strip, c.stride}, a,
+                                              b.data + strip * b.depth, seeing, depth, finish, extents);
   }
 }
 

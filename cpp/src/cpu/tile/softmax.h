@@ -34,6 +34,13 @@ struct PlainWeights {
   }
 };
 
+/// The columns of the registers that hold these, two by two.
+template <class Isa, class T>
+ATTN_INLINE Range in_pairs_of_registers(Range columns) noexcept {
+  constexpr Index kTwo = 2 * kWidth<Isa, T>;
+  return {columns.begin / kTwo * kTwo, round_up(columns.end, kTwo)};
+}
+
 /// What a tile's keys add to a row, lane by lane.
 template <class V>
 struct WeightSums {
@@ -81,15 +88,16 @@ struct OnlineSoftmax {
   /// Scores of one row → weights, in place; keep = the factor of what the row has summed so far.  A hidden
   /// key's weight is 0; with `mark` it is −0, as gemm_of_visible needs.  `coins`: dropout's factors, which the sums
   /// know nothing of.  Registers go two by two: there is room for one more than the columns fill.  The last go first where
-  /// weights grow: what is written is read by then.
+  /// weights grow: what is written is read by then.  Columns outside of `seen`, whose scores are not read, are hidden.
   template <class Weights = PlainWeights<Isa, T>>
   ATTN_INLINE WeightSums<Vec<Isa, T>> weigh(Index row, T* scores, Index columns, bool mark, T* keep,
-                                            const T* coins = nullptr) const noexcept {
+                                            const T* coins, Range seen) const noexcept {
     using V = Vec<Isa, T>;
     constexpr Index n = kWidth<Isa, T>;
     const Index end = round_up(columns, 2 * n);
     if (end - columns >= n) store(scores + end - n, broadcast<V>(-infinity()));
-    keep[row] = follow(row, scores, end);
+    seen = in_pairs_of_registers<Isa, T>(seen);
+    keep[row] = follow(row, scores, seen);
 
     const T origin = base(maximum[row]);
     WeightSums<V> sums{};
@@ -104,6 +112,10 @@ struct OnlineSoftmax {
     const V hidden = mark ? -V{} : V{};
     for (Index at = 0; at < end; at += 2 * n) {
       const Index i = Weights::kGrows ? end - 2 * n - at : at;
+      if (i < seen.begin || i >= seen.end) {
+        Weights::keep(scores, i, hidden, hidden, sums.seen);
+        continue;
+      }
       const V first = weight_of(i);
       Weights::keep(scores, i, first, i + n < columns ? weight_of(i + n) : hidden, sums.seen);
     }
@@ -113,9 +125,9 @@ struct OnlineSoftmax {
 
   /// The same, with the sums added to the row's.
   template <class Weights = PlainWeights<Isa, T>>
-  ATTN_INLINE void update(Index row, T* scores, Index columns, bool mark, T* keep,
-                          const T* coins = nullptr) const noexcept {
-    const auto sums = weigh<Weights>(row, scores, columns, mark, keep, coins);
+  ATTN_INLINE void update(Index row, T* scores, Index columns, bool mark, T* keep, const T* coins,
+                          Range seen) const noexcept {
+    const auto sums = weigh<Weights>(row, scores, columns, mark, keep, coins, seen);
     sum[row] = sum[row] * keep[row] + horizontal_sum<Isa, T>(sums.seen);
     exact_sum[row] =
         Weights::kRounded ? exact_sum[row] * keep[row] + horizontal_sum<Isa, T>(sums.exact) : sum[row];
@@ -176,11 +188,12 @@ struct OnlineSoftmax {
 
  private:
   /// Lets the maximum follow scores that are far above it; returns the factor of what the row has summed so far.
-  ATTN_INLINE T follow(Index row, const T* scores, Index end) const noexcept {
+  ATTN_INLINE T follow(Index row, const T* scores, Range seen) const noexcept {
     using V = Vec<Isa, T>;
     constexpr Index n = kWidth<Isa, T>;
-    V even = load<V>(scores), odd = load<V>(scores + n);
-    for (Index i = 2 * n; i < end; i += 2 * n) {
+    if (seen.empty()) return 1;
+    V even = load<V>(scores + seen.begin), odd = load<V>(scores + seen.begin + n);
+    for (Index i = seen.begin + 2 * n; i < seen.end; i += 2 * n) {
       even = maximum_of(load<V>(scores + i), even);
       odd = maximum_of(load<V>(scores + i + n), odd);
     }

@@ -1,0 +1,83 @@
+// Causality and windows leave of a tile of scores a band.  Products skip what lies outside of it, where weights are 0: the same sums.
+#pragma once
+
+#include "../../call.h"
+
+namespace attncore {
+
+/// The keys of a tile that its rows see: query q those of query 0, q further.  Rows are (query, head): row i is of query
+/// (lead + i) / group.
+struct Band {
+  Range first;  // query 0's keys, counted from the tile's first; they may lie far outside
+  Index rows = 0, keys = 0;
+  Index lead = 0, group = 1;
+  bool whole =
+      first.end >= keys && first.begin + query_of(max(rows, 1) - 1) <= 0;  // every row sees every key
+
+  /// The keys that any of some rows sees.
+  [[nodiscard]] ATTN_INLINE Range keys_of(Range some) const noexcept {
+    return {max(0, min(first.begin + query_of(some.begin), keys)),
+            max(0, min(first.end + query_of(some.end - 1), keys))};
+  }
+  /// The rows that see any of some keys.
+  [[nodiscard]] ATTN_INLINE Range rows_of(Range some) const noexcept {
+    return {first_row(some.begin - first.end + 1), first_row(some.end - first.begin)};
+  }
+
+ private:
+  [[nodiscard]] ATTN_INLINE Index query_of(Index row) const noexcept {
+    return group == 1 ? row : (lead + row) / group;
+  }
+  [[nodiscard]] ATTN_INLINE Index first_row(Index query) const noexcept {
+    return max(0, min(max(0, min(query, rows)) * group - lead, rows));
+  }
+};
+
+// What a product C (rows, columns) = A (rows, depth) · B has to do: the rows that meet some of C's columns, and the depth of some rows.
+
+/// All of it.
+struct Everything {
+  static ATTN_INLINE Range rows(Range columns, Index all) noexcept {
+    (void)columns;
+    return {0, all};
+  }
+  static ATTN_INLINE Range depth(Range rows, Index all) noexcept {
+    (void)rows;
+    return {0, all};
+  }
+};
+
+/// C is (rows, keys): scores.
+struct SeenScores {
+  const Band& band;
+  [[nodiscard]] ATTN_INLINE Range rows(Range columns, Index all) const noexcept {
+    return band.whole ? Range{0, all} : band.rows_of(columns);
+  }
+  static ATTN_INLINE Range depth(Range rows, Index all) noexcept { return Everything::depth(rows, all); }
+};
+
+/// A is (rows, keys), kApart of them in an item: weights.
+template <Index kApart>
+struct SeenKeys {
+  const Band& band;
+  static ATTN_INLINE Range rows(Range columns, Index all) noexcept { return Everything::rows(columns, all); }
+  [[nodiscard]] ATTN_INLINE Range depth(Range rows, Index all) const noexcept {
+    if (band.whole) return {0, all};
+    const Range keys = band.keys_of(rows);
+    return {keys.begin / kApart, ceil_div(keys.end, kApart)};
+  }
+};
+
+/// A is (keys, rows), kApart of the rows in an item: weights, transposed.
+template <Index kApart>
+struct SeeingRows {
+  const Band& band;
+  static ATTN_INLINE Range rows(Range columns, Index all) noexcept { return Everything::rows(columns, all); }
+  [[nodiscard]] ATTN_INLINE Range depth(Range keys, Index all) const noexcept {
+    if (band.whole) return {0, all};
+    const Range rows = band.rows_of(keys);
+    return {rows.begin / kApart, ceil_div(rows.end, kApart)};
+  }
+};
+
+}  // namespace attncore
