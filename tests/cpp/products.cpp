@@ -120,6 +120,71 @@ void products_of_visible() {
   }
 }
 
+/// A band over rows × keys: what it says of one row or key, from the definition, and of several, as of all of them.
+Band check_band(Index rows, Index keys, Random& random) {
+  const Index begin = random.below(4 * keys) - 3 * keys, group = 1 + random.below(3);
+  const Index first_end = random.one_of(4) ? kFar : begin + random.below(2 * keys);
+  const Band band{{random.one_of(3) ? -kFar : begin, first_end}, rows, keys, random.below(group), group};
+  const auto sees = [&](Index row, Index key) {
+    const Index query = (band.lead + row) / group;
+    return key >= band.first.begin + query && key < band.first.end + query;
+  };
+  bool whole = true;
+  for (Index row = 0; row < rows; ++row) {
+    const Range seen = band.keys_of({row, row + 1}), later = band.keys_of({row, rows});
+    for (Index key = 0; key < keys; ++key) {
+      const Range seeing = band.rows_of({key, key + 1}), of_later = band.rows_of({key, keys});
+      whole &= sees(row, key);
+      CHECK(sees(row, key) == (key >= seen.begin && key < seen.end));
+      CHECK(sees(row, key) == (row >= seeing.begin && row < seeing.end));
+      CHECK(!sees(row, key) || (seen.begin == later.begin && seen.end <= later.end));
+      CHECK(!sees(row, key) || (seeing.begin == of_later.begin && seeing.end <= of_later.end));
+    }
+  }
+  CHECK(band.whole == whole);
+  return band;
+}
+
+/// What a band leaves out changes nothing that is read.
+template <class T>
+void products_of_band() {
+  Random random;
+  for (int repeat = 0; repeat < 200; ++repeat) {
+    const Index rows = 1 + random.below(3 * Isa::kRows), keys = 1 + random.below(100);
+    const Band band = check_band(rows, keys, random);
+    Product<T> scores(rows, keys, 5, random);
+    std::vector<T> some = scores.c;
+    const std::vector<T> all = scores.multiply(rows, Stored<T>{});
+    gemm<Isa, T>(Matrix<T>{some.data(), scores.stride}, scores.left(), as_const(scores.b.panel), rows, keys,
+                 5, Stored<T>{}, SeenScores{band});
+
+    Product<T> outputs(rows, 20, keys, random);  // its A: weights
+    for (Index row = 0; row < rows; ++row) {
+      const Range seen = band.keys_of({row, row + 1});
+      for (Index key = 0; key < keys; ++key) {
+        const auto at = static_cast<std::size_t>(row * scores.stride + key);
+        const bool hidden = key < seen.begin || key >= seen.end;
+        CHECK(hidden || some[at] == all[at]);
+        if (hidden) outputs.a[static_cast<std::size_t>(row * (keys + 3) + key)] = 0;
+      }
+    }
+    std::vector<T> out = outputs.c;
+    gemm<Isa, T>(Matrix<T>{out.data(), outputs.stride}, outputs.left(), as_const(outputs.b.panel), rows, 20,
+                 keys, Added<T>{}, SeenKeys<1>{band});
+    CHECK(same_bits(out, outputs.multiply(rows, Added<T>{}), rows * outputs.stride));
+
+    const Product<T> of_keys(keys, 20, rows, random);  // the same weights, transposed
+    std::vector<T> sums = of_keys.c, every_row = sums;
+    const auto multiply = [&](std::vector<T>& c, auto extents) {
+      gemm<Isa, T>(Matrix<T>{c.data(), of_keys.stride}, transposed(outputs.left()), as_const(of_keys.b.panel),
+                   keys, 20, rows, Added<T>{}, extents);
+    };
+    multiply(sums, SeeingRows<1>{band});
+    multiply(every_row, Everything{});
+    CHECK(same_bits(sums, every_row, keys * of_keys.stride));
+  }
+}
+
 }  // namespace
 
 void test() {
@@ -127,4 +192,6 @@ void test() {
   products<double>();
   products_of_visible<float>();
   products_of_visible<double>();
+  products_of_band<float>();
+  products_of_band<double>();
 }
