@@ -19,10 +19,10 @@ struct StripRows {
 
 /// kRows × kColumns registers of C from `column` on, a single one of which may have but `last` items: Σ over the keys.  False where a sum
 /// is not finite: nothing is stored then.  Tokens are fetched meanwhile.
-template <class Isa, class T, class Item, Index kStride, DType kStorage, int kRows, int kColumns,
+template <class Isa, class T, class Item, Index kStride, DType kStorage, int kRows, int kColumns, class Fetch,
           class Finish>
 ATTN_INLINE bool add_strip(StripRows<T> c, const Item* a, TokenWalk b, Index keys, Index column, Index rows,
-                           Index last, Fetching& fetching, Finish finish) noexcept {
+                           Index last, Fetch& fetching, Finish finish) noexcept {
   using V = Vec<Isa, T>;
   constexpr Index n = kWidth<Isa, T>, kItem = sizeof(typename Storage<kStorage>::Item);
   using Pair = LoadPair<Isa, T, kStorage>;
@@ -41,11 +41,7 @@ ATTN_INLINE bool add_strip(StripRows<T> c, const Item* a, TokenWalk b, Index key
       sum[row][j + 1] = every_second<true>(low, high, Lanes{});
     }
   }
-  for (Index k = 0; k < depth_of<T, Item>(keys); ++k) {
-    fetching.template step<kFetched>();
-    if constexpr (kTwo) fetching.template step<kFetched>();
-    const std::byte* const in = b.next() + offset;
-    const std::byte* const second = kTwo ? b.next() + offset : in;
+  const auto add = [&](const Item* weights, const std::byte* in, const std::byte* second) {
     Vec<Isa, Item> items[kColumns];
     for (int j = 0; j < kColumns; j += kPairs || kTwo ? 2 : 1) {
       const Index at = item_offset<kStorage>(j * n, kItem);
@@ -65,8 +61,24 @@ ATTN_INLINE bool add_strip(StripRows<T> c, const Item* a, TokenWalk b, Index key
       }
     }
     for (int row = 0; row < kRows; ++row) {
-      const auto x = broadcast<Vec<Isa, Item>>(a[row * kStride + k]);
+      const auto x = broadcast<Vec<Isa, Item>>(weights[row * kStride]);
       for (int j = 0; j < kColumns; ++j) sum[row][j] = multiply_add<Isa>(x, items[j], sum[row][j]);
+    }
+  };
+  constexpr Index kTokens = kTwo ? 2 : 1;
+  for (const Item* const end = a + depth_of<T, Item>(keys); a < end;) {
+    Index terms = min(b.run(), fetching.run()) / kTokens;
+    if (terms == 0) {  // a pair of tokens that do not lie side by side, or are fetched so
+      const std::byte *const in = b.next() + offset, *const second = b.next() + offset;
+      for (int i = 0; i < kTokens; ++i) fetching.begin(1), fetching.template step<kFetched>();
+      add(a++, in, second);
+      continue;
+    }
+    const Index stride = b.stride();
+    fetching.begin(terms * kTokens);
+    for (const std::byte* in = b.take(terms * kTokens) + offset; terms > 0; --terms, in += kTokens * stride) {
+      for (int i = 0; i < kTokens; ++i) fetching.template step<kFetched>();
+      add(a++, in, in + stride);
     }
   }
   constexpr int kSums = kRows * kColumns;
@@ -134,9 +146,7 @@ void add_few_rows(const RowList<T>& c, const T* const* before, const Item* a, co
       constexpr int kColumns = max(1, min(8, kFewSums<Isa> / kRows));
       constexpr Index kItem = sizeof(typename Storage<kStorage>::Item);
       const Index strips = ceil_div(c.size, kRows) * strips_of(columns, n, kColumns);
-      Fetching fetching(strips == 1 ? b.pieces_ahead() : b.next_pieces(),
-                        item_offset<kStorage>(columns, kItem), ceil_div(c.size, kRows));
-      const auto add = [&]<int kRegisters>(Index column) {
+      const auto add = [&]<int kRegisters>(Index column, auto& fetching) {
         const Index last = min(n, columns - column - (kRegisters - 1) * n);
         for (Index row = 0; row < c.size; row += kRows) {
           const Index rows = min(kRows, c.size - row);
@@ -155,18 +165,25 @@ void add_few_rows(const RowList<T>& c, const T* const* before, const Item* a, co
           }
         }
       };
+      if constexpr (kRows == 1) {  // the usual dims of a single row: there is little to do but to read
+        FetchingTokens fetching(b.pieces_ahead());
+        if (columns == 8 * n) return add.template operator()<8>(0, fetching);
+        if (columns == 4 * n) return add.template operator()<4>(0, fetching);
+      }
+      Fetching fetching(strips == 1 ? b.pieces_ahead() : b.next_pieces(),
+                        item_offset<kStorage>(columns, kItem), ceil_div(c.size, kRows));
       Index column = 0;
       const auto add_strips = [&]<int kRegisters>() {
         if constexpr (kRegisters <= kColumns) {
           for (; columns - column >= kRegisters * n; column += kRegisters * n) {
-            add.template operator()<kRegisters>(column);
+            add.template operator()<kRegisters>(column, fetching);
           }
         }
       };
       add_strips.template operator()<8>();
       add_strips.template operator()<4>();
       add_strips.template operator()<2>();
-      for (; column < columns; column += n) add.template operator()<1>(column);
+      for (; column < columns; column += n) add.template operator()<1>(column, fetching);
     });
   });
 }

@@ -118,12 +118,18 @@ void dot_few_rows(T* c, const RowList<const Item>& a, const Tokens<Isa, T>& b, D
           interleave_rows<Isa, T, Item, kStorage, kRows>(room, a, row, depth_of<T, Item>(dims));
           TokenWalk read = b.read;
           PieceWalk fetch = b.pieces_ahead();
-          const auto dot = [&]<Index kKeys>(Index key) {
+          // So many keys, which lie at one stride and are fetched so, or each by itself.
+          const auto dot = [&]<Index kKeys, bool kRun>(Index key) {
             Vec<Isa, T> sum[kRows * kKeys];
+            const Index stride = read.stride(), fetched_stride = fetch.stride();
+            const std::byte* in = kRun ? read.take(kKeys) : nullptr;
+            const std::byte* fetched = kRun ? fetch.take(kKeys) : nullptr;
 #pragma GCC unroll 16
             for (int i = 0; i < kKeys; ++i) {
               Vec<Isa, T> own[kRows];
-              dot_key<Isa, T, Item, kStorage>(own, room, read.next(), fetch.next(), depth);
+              if constexpr (!kRun) in = read.next(), fetched = fetch.next();
+              dot_key<Isa, T, Item, kStorage>(own, room, in, fetched, depth);
+              if constexpr (kRun) in += stride, fetched += fetched_stride;
               for (int j = 0; j < kRows; ++j) sum[j * kKeys + i] = own[j];
             }
             alignas(Isa::kBytes) T sums[n];
@@ -132,10 +138,15 @@ void dot_few_rows(T* c, const RowList<const Item>& a, const Tokens<Isa, T>& b, D
               __builtin_memcpy(c + (row + i) * kStride + key, sums + i * kKeys, kKeys * sizeof(T));
           };
           Index key = 0;
+          const auto together = [&](Index count) { return min(read.run(), fetch.run()) >= count; };
           if constexpr (kRows == 1) {
-            for (; b.near && keys - key >= kSums; key += kSums) dot.template operator()<kSums>(key);
+            for (; b.near && keys - key >= kSums && together(kSums); key += kSums)
+              dot.template operator()<kSums, true>(key);
           }
-          for (; key < keys; key += kFew) dot.template operator()<kFew>(key);
+          for (; key < keys; key += kFew) {
+            together(kFew) ? dot.template operator()<kFew, true>(key)
+                           : dot.template operator()<kFew, false>(key);
+          }
         }
       });
     });

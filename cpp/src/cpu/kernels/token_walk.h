@@ -87,14 +87,21 @@ class PieceWalk {
     at_ += skip * stride_;
     left_ -= skip;
   }
-  ATTN_INLINE const std::byte* next() noexcept {
-    const std::byte* const piece = at_;
-    if (--left_ > 0) {
-      at_ += stride_;
+  ATTN_INLINE const std::byte* next() noexcept { return take(1); }
+
+  /// So many pieces from here on stand at one stride.
+  [[nodiscard]] ATTN_INLINE Index run() const noexcept { return left_; }
+  [[nodiscard]] ATTN_INLINE Index stride() const noexcept { return stride_; }
+  /// The first of so many, at most run(), which are passed.
+  ATTN_INLINE const std::byte* take(Index count) noexcept {
+    const std::byte* const first = at_;
+    left_ -= count;
+    if (left_ > 0) {
+      at_ += count * stride_;
     } else {
       pass();
     }
-    return piece;
+    return first;
   }
 
  private:
@@ -111,6 +118,30 @@ class PieceWalk {
   const std::byte* at_;
 };
 
+/// Fetches whole tokens, one a step, in the order in which they lie.
+class FetchingTokens {
+ public:
+  ATTN_INLINE explicit FetchingTokens(const PieceWalk& tokens) noexcept : tokens_(tokens) {}
+
+  /// So many steps may follow upon begin of as many, or fewer.
+  [[nodiscard]] ATTN_INLINE Index run() const noexcept { return tokens_.run(); }
+  ATTN_INLINE void begin(Index steps) noexcept {
+    stride_ = tokens_.stride();
+    at_ = tokens_.take(steps);
+  }
+  template <Index kBytes>
+  ATTN_INLINE void step() noexcept {
+    constexpr Index kLine = 64;
+    for (Index i = 0; i < kBytes; i += kLine) fetch_later(at_ + i);
+    at_ += stride_;
+  }
+
+ private:
+  PieceWalk tokens_;
+  const std::byte* at_ = nullptr;
+  Index stride_ = 0;
+};
+
 /// Fetches tokens in the order in which they lie, some lines now and then: a core drops what it is asked for faster than memory answers.
 class Fetching {
  public:
@@ -119,6 +150,8 @@ class Fetching {
       : tokens_(tokens), bytes_(bytes), times_(times), left_(bytes), wait_(times) {
     at_ = tokens_.next();
   }
+  static ATTN_INLINE Index run() noexcept { return kUnbounded; }
+  static ATTN_INLINE void begin(Index steps) noexcept { (void)steps; }
   template <Index kBytes>
   ATTN_INLINE void step() noexcept {
     constexpr Index kLine = 64;
