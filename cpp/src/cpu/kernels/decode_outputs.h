@@ -19,10 +19,10 @@ struct StripRows {
 
 /// kRows × kColumns registers of C from `column` on, a single one of which may have but `last` items: Σ over the keys.  False where a sum
 /// is not finite: nothing is stored then.  Tokens are fetched meanwhile.
-template <class Isa, class T, class Item, Index kStride, DType kStorage, int kRows, int kColumns, class Fetch,
+template <class Isa, class T, class Item, Index kStride, DType kStorage, int kRows, int kColumns,
           class Finish>
 ATTN_INLINE bool add_strip(StripRows<T> c, const Item* a, TokenWalk b, Index keys, Index column, Index rows,
-                           Index last, Fetch& fetching, Finish finish) noexcept {
+                           Index last, Fetching& fetching, Finish finish) noexcept {
   using V = Vec<Isa, T>;
   constexpr Index n = kWidth<Isa, T>, kItem = sizeof(typename Storage<kStorage>::Item);
   using Pair = LoadPair<Isa, T, kStorage>;
@@ -67,15 +67,16 @@ ATTN_INLINE bool add_strip(StripRows<T> c, const Item* a, TokenWalk b, Index key
   };
   constexpr Index kTokens = kTwo ? 2 : 1;
   for (const Item* const end = a + depth_of<T, Item>(keys); a < end;) {
-    Index terms = min(b.run(), fetching.run()) / kTokens;
+    Index terms = min(b.run(), fetching.template run<kFetched>()) / kTokens;
     if (terms == 0) {  // a pair of tokens that do not lie side by side, or are fetched so
       const std::byte *const in = b.next() + offset, *const second = b.next() + offset;
-      for (int i = 0; i < kTokens; ++i) fetching.begin(1), fetching.template step<kFetched>();
+      for (int i = 0; i < kTokens; ++i)
+        fetching.template begin<kFetched>(1), fetching.template step<kFetched>();
       add(a++, in, second);
       continue;
     }
     const Index stride = b.stride();
-    fetching.begin(terms * kTokens);
+    fetching.template begin<kFetched>(terms * kTokens);
     for (const std::byte* in = b.take(terms * kTokens) + offset; terms > 0; --terms, in += kTokens * stride) {
       for (int i = 0; i < kTokens; ++i) fetching.template step<kFetched>();
       add(a++, in, in + stride);
@@ -146,12 +147,15 @@ void add_few_rows(const RowList<T>& c, const T* const* before, const Item* a, co
       constexpr int kColumns = max(1, min(8, kFewSums<Isa> / kRows));
       constexpr Index kItem = sizeof(typename Storage<kStorage>::Item);
       const Index strips = ceil_div(c.size, kRows) * strips_of(columns, n, kColumns);
-      const auto add = [&]<int kRegisters>(Index column, auto& fetching) {
+      Fetching fetching(strips == 1 ? b.pieces_ahead() : b.next_pieces(),
+                        item_offset<kStorage>(columns, kItem));
+      const auto add = [&]<int kRegisters>(Index column) {
         const Index last = min(n, columns - column - (kRegisters - 1) * n);
         for (Index row = 0; row < c.size; row += kRows) {
           const Index rows = min(kRows, c.size - row);
           const StripRows<T> of_c{c.at + row, before != nullptr ? before + row : nullptr};
           const Item* const of_a = a + row * kStride;
+          fetching.pause(row > 0);
           const auto finish_row = [&](const T* p, Vec<Isa, T> sum, Index i) {
             return finish(p, sum, row + i);
           };
@@ -165,25 +169,18 @@ void add_few_rows(const RowList<T>& c, const T* const* before, const Item* a, co
           }
         }
       };
-      if constexpr (kRows == 1) {  // the usual dims of a single row: there is little to do but to read
-        FetchingTokens fetching(b.pieces_ahead());
-        if (columns == 8 * n) return add.template operator()<8>(0, fetching);
-        if (columns == 4 * n) return add.template operator()<4>(0, fetching);
-      }
-      Fetching fetching(strips == 1 ? b.pieces_ahead() : b.next_pieces(),
-                        item_offset<kStorage>(columns, kItem), ceil_div(c.size, kRows));
       Index column = 0;
       const auto add_strips = [&]<int kRegisters>() {
         if constexpr (kRegisters <= kColumns) {
           for (; columns - column >= kRegisters * n; column += kRegisters * n) {
-            add.template operator()<kRegisters>(column, fetching);
+            add.template operator()<kRegisters>(column);
           }
         }
       };
       add_strips.template operator()<8>();
       add_strips.template operator()<4>();
       add_strips.template operator()<2>();
-      for (; column < columns; column += n) add.template operator()<1>(column, fetching);
+      for (; column < columns; column += n) add.template operator()<1>(column);
     });
   });
 }

@@ -118,57 +118,55 @@ class PieceWalk {
   const std::byte* at_;
 };
 
-/// Fetches whole tokens, one a step, in the order in which they lie.
-class FetchingTokens {
+/// Fetches tokens in the order in which they lie, some lines a step: a core drops what it is asked for faster than memory answers.  Steps of
+/// so many bytes, of a token or a part of it, come in runs, which need no bookkeeping within.
+class Fetching {
  public:
-  ATTN_INLINE explicit FetchingTokens(const PieceWalk& tokens) noexcept : tokens_(tokens) {}
+  ATTN_INLINE Fetching(const PieceWalk& tokens, Index bytes) noexcept : tokens_(tokens), bytes_(bytes) {}
 
-  /// So many steps may follow upon begin of as many, or fewer.
-  [[nodiscard]] ATTN_INLINE Index run() const noexcept { return tokens_.run(); }
+  /// For those who go through the same tokens once more.
+  ATTN_INLINE void pause(bool paused) noexcept { paused_ = paused; }
+  /// So many steps may follow upon a begin().
+  template <Index kBytes>
+  [[nodiscard]] ATTN_INLINE Index run() const noexcept {
+    if (paused_) return kUnbounded;
+    if (bytes_ <= kBytes) return tokens_.run();
+    return left_ > 0 ? ceil_div(left_, kBytes) : 1;
+  }
+  template <Index kBytes>
   ATTN_INLINE void begin(Index steps) noexcept {
-    stride_ = tokens_.stride();
-    at_ = tokens_.take(steps);
+    if (paused_) return;
+    if (bytes_ <= kBytes) {
+      stride_ = tokens_.stride();
+      at_ = tokens_.take(steps);
+      return;
+    }
+    if (left_ <= 0) pass();
+    stride_ = kBytes;
+    at_ = next_;
+    next_ += steps * kBytes;
+    left_ -= steps * kBytes;
   }
   template <Index kBytes>
   ATTN_INLINE void step() noexcept {
+    if (paused_) return;
     constexpr Index kLine = 64;
     for (Index i = 0; i < kBytes; i += kLine) fetch_later(at_ + i);
     at_ += stride_;
   }
 
  private:
-  PieceWalk tokens_;
-  const std::byte* at_ = nullptr;
-  Index stride_ = 0;
-};
-
-/// Fetches tokens in the order in which they lie, some lines now and then: a core drops what it is asked for faster than memory answers.
-class Fetching {
- public:
-  /// Tokens of so many bytes, over as many steps as go through a tile `times` times.
-  ATTN_INLINE Fetching(const PieceWalk& tokens, Index bytes, Index times) noexcept
-      : tokens_(tokens), bytes_(bytes), times_(times), left_(bytes), wait_(times) {
-    at_ = tokens_.next();
-  }
-  static ATTN_INLINE Index run() noexcept { return kUnbounded; }
-  static ATTN_INLINE void begin(Index steps) noexcept { (void)steps; }
-  template <Index kBytes>
-  ATTN_INLINE void step() noexcept {
-    constexpr Index kLine = 64;
-    if (--wait_ > 0) return;
-    wait_ = times_;
-    for (Index i = 0; i < kBytes; i += kLine) fetch_later(at_ + i);
-    at_ += kBytes;
-    left_ -= kBytes;
-    if (left_ > 0) return;
-    at_ = tokens_.next();
-    left_ = bytes_;
+  /// On to the next tokens that lie end to end.
+  ATTN_INLINE void pass() noexcept {
+    const Index tokens = tokens_.stride() == bytes_ ? tokens_.run() : 1;
+    next_ = tokens_.take(tokens);
+    left_ = tokens * bytes_;
   }
 
- private:
   PieceWalk tokens_;
-  const std::byte* at_;
-  Index bytes_, times_, left_, wait_;
+  const std::byte *at_ = nullptr, *next_ = nullptr;
+  Index bytes_, stride_ = 0, left_ = 0;  // left_: from next_ on
+  bool paused_ = false;
 };
 
 /// What is read soon: lines in the order in which tokens lie.
