@@ -116,6 +116,19 @@ def test_weights(isa: str, dtype: Any, option: str, rows: Any, rng: Any) -> None
     assert ((weights == 0) == (expected == 0)).all()
 
 
+@pytest.mark.parametrize(
+    "options", [{"causal": True}, {"causal": True, "window": (150, 0)}, {"window": (9, 20)}]
+)
+@pytest.mark.parametrize("rows", [[0, 150, 151, 299], [299, 5, 140]])
+def test_weights_of_rows_far_apart(
+    isa: str, options: dict[str, Any], rows: list[int], rng: Any
+) -> None:
+    q, k, v = inputs(rng, 300, 300, heads=3)
+    weights = attncore.attention_weights(q, k, rows=rows, **options)
+    near(weights, reference(q, k, v, **options).weights[:, :, rows])
+    assert_same_bits(weights, attncore.attention_weights(q, k, **options)[:, :, rows])
+
+
 def test_weights_of_fewer_axes(isa: str, rng: Any) -> None:
     q, k, _ = inputs(rng, 5, 9, heads=3)
     whole = attncore.attention_weights(q, k, rows=[1, 4])

@@ -87,6 +87,7 @@ class WeightsKernel {
     const Index key_tile = Isa::template kKeyTile<T>;
     const Range seen = ScoreSteps::visible(call_, rows);
     const KeySource source = key_source(call_, call_.key, task_.sequence, task_.kv_head);
+    const Band any_rows;  // chosen ones leave no band
     for (Index first = seen.begin - seen.begin % key_tile; first < seen.end; first += key_tile) {
       const Range keys{first, min(first + key_tile, seen.end)};
       const TileWork work =
@@ -96,8 +97,7 @@ class WeightsKernel {
       const Panel<T> panel{reinterpret_cast<T*>(scratch_.panel), keys.size(), call_.dim};
       pack_transposed<Isa, T>(panel, source, keys.begin);
       gemm<Isa, T>(scratch_.scores, as_const(scratch_.queries), as_const(panel), rows_, keys.size(),
-                   call_.dim, Scaled<T>{static_cast<T>(call_.scale)},
-                   SeenScores{band_of(call_, rows, task_.rows, keys)});
+                   call_.dim, Scaled<T>{static_cast<T>(call_.scale)}, SeenScores{any_rows});
       for (Index row = 0; row < rows_; ++row) {
         const Row r = row_at(row);
         if (r.query >= task_.sequence.queries) continue;

@@ -1,12 +1,19 @@
-// Causality and windows leave of a tile of scores a band.  Products skip what lies outside of it, where weights are 0: the same sums.
+// Of a tile of scores causality and windows leave a band:
+//
+//          keys:  0 1 2 3 4 5 6
+//       query 0   ■ ■ ■ · · · ·      first = {−1, 3}: what lies before the tile counts too
+//       query 1   ■ ■ ■ ■ · · ·
+//       query 2   · ■ ■ ■ ■ · ·
+//
+// Products skip what lies outside, where weights are 0: the same sums, bit by bit.
 #pragma once
 
 #include "../../call.h"
 
 namespace attncore {
 
-/// The keys of a tile that its rows see: query q those of query 0, q further.  Rows are (query, head): row i is of query
-/// (lead + i) / group.
+/// The keys of a tile that its rows see: query q those of query 0, q further.  By default all.  Rows are (query, head): row i is of
+/// query (lead + i) / group.
 struct Band {
   Range first;  // query 0's keys, counted from the tile's first; they may lie far outside
   Index rows = 0, keys = 0;
