@@ -35,6 +35,8 @@ DTYPE_NAMES = ["float32", "float64", "float16"] + (["bfloat16"] if BFLOAT16 is n
 
 Inputs = tuple[Array, Array, Array]
 
+LOOSE = {"float64": 1e-12, "float32": 2e-6, "float16": 2e-3, "bfloat16": 2e-2}
+
 
 def dtype_of(name: str) -> np.dtype[Any]:
     if name == "bfloat16":
@@ -89,6 +91,12 @@ def compare_results(out: Array, lse: Array, exact: Result, plainly: Result) -> N
     # An error in a score moves lse by as much: one unit in the last place of the largest product.
     scores = max(1.0, exact.score_magnitude / 16)
     assert_close_by_rule(lse, exact.lse, plainly.lse, scores, "lse")
+
+
+def near(ours: Array, theirs: Array) -> None:
+    """Within what rounding makes of numbers about 1."""
+    atol = LOOSE[str(ours.dtype)]
+    np.testing.assert_allclose(np.float64(ours), np.float64(theirs), rtol=0, atol=atol)
 
 
 def assert_same_bits(ours: Array, theirs: Array, what: str = "out") -> None:
