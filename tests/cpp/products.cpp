@@ -123,8 +123,8 @@ void products_of_visible() {
 /// A band over rows × keys: what it says of one row or key, from the definition, and of several, as of all of them.
 Band check_band(Index rows, Index keys, Random& random) {
   const Index begin = random.below(4 * keys) - 3 * keys, group = 1 + random.below(3);
-  const Index first_end = random.one_of(4) ? kFar : begin + random.below(2 * keys);
-  const Band band{{random.one_of(3) ? -kFar : begin, first_end}, rows, keys, random.below(group), group};
+  const Index first_end = random.one_of(4) ? kBeyond : begin + random.below(2 * keys);
+  const Band band{{random.one_of(3) ? -kBeyond : begin, first_end}, rows, keys, random.below(group), group};
   const auto sees = [&](Index row, Index key) {
     const Index query = (band.lead + row) / group;
     return key >= band.first.begin + query && key < band.first.end + query;

@@ -68,7 +68,7 @@ struct TouchNotes {
   }
 };
 
-inline constexpr Index kFar = Index{1} << 61;  // beyond every position, and sums with one do not overflow
+inline constexpr Index kBeyond = Index{1} << 61;  // beyond every position, and sums with one do not overflow
 
 /// The query rows of one tile: `heads` × `queries` of one sequence.
 struct Block {

@@ -32,7 +32,7 @@ struct Pipeline {
 
   /// The keys outside which a query sees nothing, where those of the next position lie one further.
   static ATTN_FN Range band(const Call& call, Index position) noexcept {
-    Range keys{-kFar, kFar};
+    Range keys{-kBeyond, kBeyond};
     (narrow_band<Steps>(call, position, keys), ...);
     return keys;
   }

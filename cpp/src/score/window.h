@@ -7,10 +7,10 @@ namespace attncore {
 /// Causal masking and sliding windows are one band: position − left ≤ key ≤ position + right.
 struct Window : NoOp {
   static ATTN_FN Index first_key(const Call& call, Index position) noexcept {
-    return call.score.left == kUnbounded ? -kFar : position - call.score.left;
+    return call.score.left == kUnbounded ? -kBeyond : position - call.score.left;
   }
   static ATTN_FN Index last_key(const Call& call, Index position) noexcept {
-    return call.score.right == kUnbounded ? kFar : position + call.score.right;
+    return call.score.right == kUnbounded ? kBeyond : position + call.score.right;
   }
 
   static ATTN_FN Range band(const Call& call, Index position) noexcept {
