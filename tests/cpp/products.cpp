@@ -170,7 +170,7 @@ void products_of_band() {
     }
     std::vector<T> out = outputs.c;
     gemm<Isa, T>(Matrix<T>{out.data(), outputs.stride}, outputs.left(), as_const(outputs.b.panel), rows, 20,
-                 keys, Added<T>{}, SeenKeys<1>{band});
+                 keys, Added<T>{}, SeenWeights<1>{band});
     CHECK(same_bits(out, outputs.multiply(rows, Added<T>{}), rows * outputs.stride));
 
     const Product<T> of_keys(keys, 20, rows, random);  // the same weights, transposed
@@ -179,7 +179,7 @@ void products_of_band() {
       gemm<Isa, T>(Matrix<T>{c.data(), of_keys.stride}, transposed(outputs.left()), as_const(of_keys.b.panel),
                    keys, 20, rows, Added<T>{}, extents);
     };
-    multiply(sums, SeeingRows<1>{band});
+    multiply(sums, SeenWeights<1, true>{band});
     multiply(every_row, Everything{});
     CHECK(same_bits(sums, every_row, keys * of_keys.stride));
   }

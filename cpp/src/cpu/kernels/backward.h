@@ -45,7 +45,6 @@ class BackwardKernel {
 
  private:
   using Seen = typename BackwardTile<Isa, T, Item>::Seen;
-  static constexpr Index kApart = kInPairs<T, Item> ? 2 : 1;  // rows, or keys, of an item
 
   static ATTN_INLINE Index padded_dim(const Call& call) noexcept {
     return round_up(call.dim, kWidth<Isa, T>);
@@ -110,7 +109,7 @@ class BackwardKernel {
     if (!task_.owns_rows) return;
     const Matrix<T> d_query{d_query_.row(rows.begin - task_.rows.begin), d_query_.stride};
     add_product(d_query, as_const(scratch_.d_scores_by_keys), key_panel_, keys_are_finite_, rows.size(),
-                depth_of<T, Item>(seen.keys.size()), SeenKeys<kApart>{seen.band});
+                depth_of<T, Item>(seen.keys.size()), SeenWeights<kNumbers<T, Item>>{seen.band});
   }
 
   /// sums (keys, dims) += tileᵀ · rows, with the rows packed here.
@@ -121,7 +120,7 @@ class BackwardKernel {
     panel.depth = depth_of<T, Item>(count);
     const bool finite = pack_items<Isa, T>(panel, source_of<T>(rows), 0, count);
     add_product(sums, transposed(as_const(tile)), panel, finite, seen.keys.size(), panel.depth,
-                SeeingRows<kApart>{seen.band});
+                SeenWeights<kNumbers<T, Item>, true>{seen.band});
   }
 
   template <class A, class Extents>

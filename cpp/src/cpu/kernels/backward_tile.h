@@ -51,7 +51,7 @@ struct BackwardScratch {
 
   /// Without memory, only counts the bytes.
   static ATTN_INLINE BackwardScratch in(std::byte* memory, const Call& call) noexcept {
-    constexpr Index kKeys = Isa::template kKeyTile<T>, kRowsApart = kInPairs<T, Item> ? 2 : 1;
+    constexpr Index kKeys = Isa::template kKeyTile<T>;
     static_assert(sizeof(Item) == sizeof(T));
     const Index rows = backward_rows(call, Isa::kRows);
     Index used = 0;
@@ -82,8 +82,8 @@ struct BackwardScratch {
                       .d_out = operand(rows, call.value_dim),
                       .weights = weights,
                       .d_scores = d_scores,
-                      .weights_by_rows = items(weights, kRowsApart),
-                      .d_scores_by_rows = items(d_scores, kRowsApart),
+                      .weights_by_rows = items(weights, kNumbers<T, Item>),
+                      .d_scores_by_rows = items(d_scores, kNumbers<T, Item>),
                       .d_scores_by_keys = kInPairs<T, Item> ? operand(rows, score_stride) : items(d_scores),
                       .query_panel = panel(call.dim, rows),
                       .d_out_panel = panel(call.value_dim, rows),

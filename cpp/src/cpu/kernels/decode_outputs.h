@@ -65,7 +65,7 @@ ATTN_INLINE bool add_strip(StripRows<T> c, const Item* a, TokenWalk b, Index key
       for (int j = 0; j < kColumns; ++j) sum[row][j] = multiply_add<Isa>(x, items[j], sum[row][j]);
     }
   };
-  constexpr Index kTokens = kTwo ? 2 : 1;
+  constexpr Index kTokens = kNumbers<T, Item>;
   for (const Item* const end = a + depth_of<T, Item>(keys); a < end;) {
     Index terms = min(b.run(), fetching.template run<kFetched>()) / kTokens;
     if (terms == 0) {  // a pair of tokens that do not lie side by side, or are fetched so

@@ -27,7 +27,7 @@ ATTN_INLINE void multiply_register(Matrix<T> c, Matrix<const Item> a, const KeyS
   constexpr Index n = kWidth<Isa, Item>;
   constexpr Index kAhead =
       512;  // bytes: a row of b is one stream of many, too many for the hardware to follow
-  constexpr Index kDims = kInPairs<T, Item> ? 2 : 1;  // of an item
+  constexpr Index kDims = kNumbers<T, Item>;
   const Index depth = depth_of<T, Item>(dims);
   V sum[kRows]{};
   for (Index k = 0; k < depth; k += n) {

@@ -185,7 +185,7 @@ class ForwardKernel {
     const Index depth = depth_of<T, Item>(keys.size());
     if (poison) return gemm_of_visible<Isa, T>(output, scratch_.weights, values, rows_, depth, finish);
     gemm<Isa, T>(output, scratch_.weights, values, rows_, call_.value_dim, depth, finish,
-                 SeenKeys<kInPairs<T, Item> ? 2 : 1>{band_});
+                 SeenWeights<kNumbers<T, Item>>{band_});
   }
 
   /// S → P: scales, softcap, biases and masks where they have work, then the online softmax; `mark`: hidden pairs become −0.

@@ -9,7 +9,7 @@ namespace attncore {
 template <class Isa, class T, class Item = T>
 double multiply_adds(Index rounds) noexcept {
   using V = Vec<Isa, T>;
-  constexpr double kProducts = kInPairs<T, Item> ? 2 : 1;  // of an item
+  constexpr double kProducts = kNumbers<T, Item>;
   constexpr int kChains = Isa::kRows * 2;
   V chain[kChains];
   for (int i = 0; i < kChains; ++i) chain[i] = broadcast<V>(static_cast<T>(i));

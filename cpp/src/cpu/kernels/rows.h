@@ -58,7 +58,7 @@ void load_part_rows(const Tensor& t, Index dims, const TaskRows& row_at, Matrix<
 /// Rows where they lie, if products can take them from there; else no data.  Of pairs, so that all their dims have a partner.
 template <class T, class Item = T>
 ATTN_INLINE Matrix<Item> rows_in_place(const Tensor& t, const TaskRows& row_at) noexcept {
-  constexpr Index kItem = sizeof(Item), kDims = kInPairs<T, Item> ? 2 : 1;
+  constexpr Index kItem = sizeof(Item), kDims = kNumbers<T, Item>;
   const DType dtype = kInPairs<T, Item> ? DType::bf16 : row_at.call.compute();
   std::byte* const data = at(t, row_at(0));
   const bool aligned =

@@ -21,6 +21,10 @@ inline constexpr Index kMostDirectRows = (kDirectTiles<Isa, Item> ? 2 : 1) * kDi
 template <class T, class Item>
 inline constexpr bool kInPairs = !std::is_same_v<T, Item>;
 
+/// Numbers of an Item that is no part.
+template <class T, class Item>
+inline constexpr Index kNumbers = kInPairs<T, Item> ? 2 : 1;
+
 /// The depth of a product over so many dims or keys.
 template <class T, class Item>
 ATTN_INLINE Index depth_of(Index count) noexcept {

@@ -63,27 +63,15 @@ struct SeenScores {
   static ATTN_INLINE Range depth(Range rows, Index all) noexcept { return Everything::depth(rows, all); }
 };
 
-/// A is (rows, keys), kApart of them in an item: weights.
-template <Index kApart>
-struct SeenKeys {
+/// A is (rows, keys), kInItem keys in an item: weights.  Transposed it is (keys, rows), kInItem rows in an item.
+template <Index kInItem, bool kTransposed = false>
+struct SeenWeights {
   const Band& band;
   static ATTN_INLINE Range rows(Range columns, Index all) noexcept { return Everything::rows(columns, all); }
-  [[nodiscard]] ATTN_INLINE Range depth(Range rows, Index all) const noexcept {
+  [[nodiscard]] ATTN_INLINE Range depth(Range some, Index all) const noexcept {
     if (band.whole) return {0, all};
-    const Range keys = band.keys_of(rows);
-    return {keys.begin / kApart, ceil_div(keys.end, kApart)};
-  }
-};
-
-/// A is (keys, rows), kApart of the rows in an item: weights, transposed.
-template <Index kApart>
-struct SeeingRows {
-  const Band& band;
-  static ATTN_INLINE Range rows(Range columns, Index all) noexcept { return Everything::rows(columns, all); }
-  [[nodiscard]] ATTN_INLINE Range depth(Range keys, Index all) const noexcept {
-    if (band.whole) return {0, all};
-    const Range rows = band.rows_of(keys);
-    return {rows.begin / kApart, ceil_div(rows.end, kApart)};
+    const Range seen = kTransposed ? band.rows_of(some) : band.keys_of(some);
+    return {seen.begin / kInItem, ceil_div(seen.end, kInItem)};
   }
 };
 

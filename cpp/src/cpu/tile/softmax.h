@@ -88,7 +88,8 @@ struct OnlineSoftmax {
   /// Scores of one row → weights, in place; keep = the factor of what the row has summed so far.  A hidden
   /// key's weight is 0; with `mark` it is −0, as gemm_of_visible needs.  `coins`: dropout's factors, which the sums
   /// know nothing of.  Registers go two by two: there is room for one more than the columns fill.  The last go first where
-  /// weights grow: what is written is read by then.  Columns outside of `seen`, whose scores are not read, are hidden.
+  /// weights grow: what is written is read by then.  Columns outside of `seen`, which
+  /// begins with a pair of registers, are hidden, and their scores not read.
   template <class Weights = PlainWeights<Isa, T>>
   ATTN_INLINE WeightSums<Vec<Isa, T>> weigh(Index row, T* scores, Index columns, bool mark, T* keep,
                                             const T* coins, Range seen) const noexcept {
@@ -96,7 +97,6 @@ struct OnlineSoftmax {
     constexpr Index n = kWidth<Isa, T>;
     const Index end = round_up(columns, 2 * n);
     if (end - columns >= n) store(scores + end - n, broadcast<V>(-infinity()));
-    seen = in_pairs_of_registers<Isa, T>(seen);
     keep[row] = follow(row, scores, seen);
 
     const T origin = base(maximum[row]);
