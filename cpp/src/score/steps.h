@@ -37,6 +37,13 @@ struct Pipeline {
     return keys;
   }
 
+  /// Whether these steps do nothing but hide what lies outside of the band.
+  static ATTN_FN bool only_band(StepSet steps) noexcept {
+    StepSet bit = 1, others = 0;
+    ((others |= has_band<Steps> ? 0 : bit, bit <<= 1U), ...);
+    return (steps & others) == 0;
+  }
+
   /// The keys of a tile up to the last that any row sees, by the steps that find it soon.
   static ATTN_FN Range narrow(const Call& call, const Block& block, Range keys) noexcept {
     (narrow_by<Steps>(call, block, keys), ...);
@@ -81,9 +88,10 @@ struct Pipeline {
   }
 
   template <class Step>
+  static constexpr bool has_band = requires(const Call& call, Index position) { Step::band(call, position); };
+  template <class Step>
   static ATTN_FN void narrow_band(const Call& call, Index position, Range& keys) noexcept {
-    if constexpr (requires { Step::band(call, position); })
-      keys = intersect(keys, Step::band(call, position));
+    if constexpr (has_band<Step>) keys = intersect(keys, Step::band(call, position));
   }
 
   template <class Step>

@@ -216,15 +216,7 @@ class BackwardTile {
 
   static ATTN_INLINE Matrix<const Item> load_items_of(const Tensor& t, Index dims, const TaskRows& row_at,
                                                       Matrix<Item> room, Index rows) noexcept {
-    if constexpr (kInPairs<T, Item>) {
-      if (const auto in_place = rows_in_place<T, Item>(t, row_at); in_place.data != nullptr) {
-        return as_const(in_place);
-      }
-      load_pair_rows<Isa>(t, dims, row_at, {reinterpret_cast<T*>(room.data), room.stride}, rows);
-      return as_const(room);
-    } else {
-      return rows_of<Isa, T>(t, dims, row_at, room, rows, true);
-    }
+    return rows_of<Isa, T, Item>(t, dims, row_at, {reinterpret_cast<T*>(room.data), room.stride}, rows, true);
   }
 
   /// Rows `row` and `row` + 1, rounded: by rows over the first of them.

@@ -5,6 +5,7 @@
 #include "direct_products.h"
 #include "rows.h"
 #include "score_tile.h"
+#include "turned_tile.h"
 
 namespace attncore {
 
@@ -19,13 +20,10 @@ class ForwardKernel {
         scratch_(Scratch<Isa, T, Item>::in(memory, call, rows_, task.in_gang ? kMost : 0)),
         state_(RowState<Isa, T>::in(task.state, call, rows_)),
         direct_(call, task),
+        turned_(call, task, scratch_, rows_),
         pace_(task.ahead.pace(rows_ * ceil_div(task.keys.size(), Isa::template kKeyTile<T>))) {
-    if constexpr (kInPairs<T, Item>) {
-      queries_ = {reinterpret_cast<const Item*>(scratch_.queries.data), scratch_.queries.stride};
-      if (!task.loaded) load_pair_rows<Isa>(call.query, call.dim, row_at_, scratch_.queries, rows_);
-    } else {
-      queries_ = rows_of<Isa, T>(call.query, call.dim, row_at_, scratch_.queries, rows_, !task.loaded);
-    }
+    queries_ = rows_of<Isa, T, Item>(call.query, call.dim, row_at_, scratch_.queries, rows_, !task.loaded,
+                                     direct_.in_place);
   }
 
   void run() noexcept {
@@ -173,10 +171,14 @@ class ForwardKernel {
   template <class End>
   void run_packed_tile(Matrix<T> output, End end) noexcept {
     const Range keys = tile_;
+    band_ = band_of(call_, row_at_.block(), task_.rows, keys);
+    if (turned_.takes(keys) && is_banded()) {
+      return turned_.run(queries_, band_, keys, state_.recent, scratch_.keep, output, scaled(), end);
+    }
+    turned_.forget();
     const Index panel_bytes = KeyTile<Isa, T, Item>::bytes(call_);
     const auto tile = key_tile_of<Isa, T, Item>(call_, task_, keys, panel_bytes, scratch_.panel);
     const bool poison = tile.is_poisoned();
-    band_ = band_of(call_, row_at_.block(), task_.rows, keys);
     gemm<Isa, T>(scratch_.scores, queries_, as_const(tile.keys), rows_, keys.size(), tile.keys.depth,
                  scaled(), SeenScores{band_});
     weigh(poison);
@@ -186,6 +188,13 @@ class ForwardKernel {
     if (poison) return gemm_of_visible<Isa, T>(output, scratch_.weights, values, rows_, depth, finish);
     gemm<Isa, T>(output, scratch_.weights, values, rows_, call_.value_dim, depth, finish,
                  SeenWeights<kNumbers<T, Item>>{band_});
+  }
+
+  /// Whether scores become weights as they are, but for what the band hides; the padding of a register is not looked at.
+  [[nodiscard]] bool is_banded() const noexcept {
+    if (ScoreSteps::only_band(steps_)) return true;
+    return tile_.size() % kWidth<Isa, T> != 0 &&
+           ScoreSteps::only_band(ScoreSteps::touch(call_, row_at_.block(), tile_).steps);
   }
 
   /// S → P: scales, softcap, biases and masks where they have work, then the online softmax; `mark`: hidden pairs become −0.
@@ -216,6 +225,7 @@ class ForwardKernel {
   Scratch<Isa, T, Item> scratch_;
   const RowState<Isa, T> state_;
   const DirectProducts<Isa, T, Item> direct_;
+  TurnedTile<Isa, T, Item> turned_;
   bool packed_ = false;           // whether grouped rows are
   const Index pace_;              // rows of task.ahead to fetch with each row
   Index fetched_ = 0;             // of them

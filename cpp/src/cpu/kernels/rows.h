@@ -68,13 +68,22 @@ ATTN_INLINE Matrix<Item> rows_in_place(const Tensor& t, const TaskRows& row_at) 
   return {beside ? reinterpret_cast<Item*>(data) : nullptr, t.stride[2] / kItem};
 }
 
-/// load_rows' rows where they lie, if they lie so; else in `room`, loaded if asked.
-template <class Isa, class T>
-ATTN_INLINE Matrix<const T> rows_of(const Tensor& t, Index dims, const TaskRows& row_at, Matrix<T> room,
-                                    Index rows, bool load) noexcept {
-  if (const auto in_place = rows_in_place<T>(t, row_at); in_place.data != nullptr) return as_const(in_place);
-  if (load) load_rows<Isa, T>(t, dims, row_at, room, rows);
-  return as_const(room);
+/// Rows as products take them: where they lie, if that can be; else in `room`, loaded if asked.  Of pairs that are read in whole registers
+/// (`padded`) always there.
+template <class Isa, class T, class Item = T>
+ATTN_INLINE Matrix<const Item> rows_of(const Tensor& t, Index dims, const TaskRows& row_at, Matrix<T> room,
+                                       Index rows, bool load, bool padded = false) noexcept {
+  if (!kInPairs<T, Item> || !padded) {
+    if (const auto in_place = rows_in_place<T, Item>(t, row_at); in_place.data != nullptr)
+      return as_const(in_place);
+  }
+  if constexpr (kInPairs<T, Item>) {
+    if (load) load_pair_rows<Isa>(t, dims, row_at, room, rows);
+    return {reinterpret_cast<const Item*>(room.data), room.stride};
+  } else {
+    if (load) load_rows<Isa, T>(t, dims, row_at, room, rows);
+    return as_const(room);
+  }
 }
 
 /// lse of rows that have seen all their keys, or maximum and sum, where they are asked for.

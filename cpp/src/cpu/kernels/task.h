@@ -102,6 +102,18 @@ ATTN_INLINE bool pack_items(Panel<Item> panel, const KeySource& source, Index fi
   }
 }
 
+/// Packs values, as they are stored.  Returns whether all items are finite.
+template <class Isa, class T, class Item>
+bool pack_values(Panel<Item> panel, const KeySource& source, Index first, Index keys) noexcept {
+  if constexpr (kInPairs<T, Item>) {
+    return with_pair_storage(source.storage, [&]<DType kStorage>() {
+      return pack_pairs<Isa, kStorage>(panel, source, first, keys);
+    });
+  } else {
+    return pack_rows<Isa, T>(panel, source, first);
+  }
+}
+
 template <class Isa, class T, class Item>
 void pack_key_tile(const Call& call, const Sequence& sequence, Index kv_head, Range keys,
                    std::byte* memory) noexcept {
@@ -110,27 +122,25 @@ void pack_key_tile(const Call& call, const Sequence& sequence, Index kv_head, Ra
   const KeySource v = key_source(call, call.value, sequence, kv_head);
   if constexpr (kSplit<Item>) {
     pack_split_tile<Isa>(tile, k, v, keys, call.dim);
-  } else if constexpr (kInPairs<T, Item>) {
-    with_pair_storage(k.storage, [&]<DType kStorage>() {
-      pack_pairs_transposed<Isa, kStorage>(tile.keys, k, keys.begin, call.dim);
-    });
-    with_pair_storage(v.storage, [&]<DType kStorage>() {
-      *tile.poison = pack_pairs<Isa, kStorage>(tile.values, v, keys.begin, keys.size()) ? 0 : 1;
-    });
   } else {
-    pack_transposed<Isa, T>(tile.keys, k, keys.begin);
-    *tile.poison = pack_rows<Isa, T>(tile.values, v, keys.begin) ? 0 : 1;
+    if constexpr (kInPairs<T, Item>) {
+      with_pair_storage(k.storage, [&]<DType kStorage>() {
+        pack_pairs_transposed<Isa, kStorage>(tile.keys, k, keys.begin, call.dim);
+      });
+    } else {
+      pack_transposed<Isa, T>(tile.keys, k, keys.begin);
+    }
+    *tile.poison = pack_values<Isa, T>(tile.values, v, keys.begin, keys.size()) ? 0 : 1;
   }
 }
 
-/// Values where they lie, if they lie as their panel would: one strip, key after key.  Else nothing.
+/// Values where they lie, if products can take them from there: key after key, whole registers.  Else nothing.
 template <class Isa, class T>
 ATTN_INLINE const T* values_in_place(const KeySource& v, Index first, Index columns) noexcept {
   constexpr Index kItem = sizeof(T), n = kWidth<Isa, T>;
-  const bool one_strip =
-      columns <= Isa::kColumns * n && columns % n == 0 && v.token_stride == columns * kItem;
+  const bool whole = columns % n == 0 && v.token_stride == columns * kItem;
   const bool items = v.storage == (kItem == 8 ? DType::f64 : DType::f32) && v.dim_stride == kItem;
-  if (!one_strip || !items || v.pages != nullptr) return nullptr;
+  if (!whole || !items || v.pages != nullptr) return nullptr;
   const std::byte* const data = v.token(first);
   return reinterpret_cast<std::uintptr_t>(data) % alignof(T) == 0 ? reinterpret_cast<const T*>(data)
                                                                   : nullptr;
@@ -147,6 +157,7 @@ KeyTile<Isa, T, Item> own_key_tile(const Call& call, const Sequence& sequence, I
       pack_transposed<Isa, T>(tile.keys, key_source(call, call.key, sequence, kv_head), keys.begin);
       *tile.poison = all_finite<Isa>(values, keys.size() * call.value_dim) ? 0 : 1;
       tile.values.data = const_cast<T*>(values);  // read only
+      tile.values.stride = call.value_dim;
       return tile;
     }
   }
@@ -227,7 +238,11 @@ struct Scratch {
     const Index dims = kDirectTiles<Isa, Item> ? round_up(call.dim, kRunItems) : padded(call.dim);
     const Index all = score_rows(rows, gang_rows);
     const Index direct = rows <= kMost ? all * max(dims, padded(call.value_dim)) : 0;
-    return rows * padded(call.dim) + all * score_stride() + padded(rows) + direct;
+    return rows * padded(call.dim) + score_items(rows, all) + padded(rows) + direct;
+  }
+  // Turned ones are (keys, rows).
+  static ATTN_INLINE Index score_items(Index rows, Index all) noexcept {
+    return max(all * score_stride(), padded(rows) * Isa::template kKeyTile<T>);
   }
   static ATTN_INLINE Index bytes(const Call& call, Index rows, Index gang_rows) noexcept {
     return round_up(items(call, rows, gang_rows) * Index{sizeof(T)}, 64);
@@ -251,7 +266,7 @@ struct Scratch {
     const Index stride = padded(call.dim);
     T* const queries = reinterpret_cast<T*>(memory);
     T* const scores = queries + rows * stride;
-    T* const keep = scores + score_rows(rows, gang_rows) * score_stride();
+    T* const keep = scores + score_items(rows, score_rows(rows, gang_rows));
     return {{queries, stride},
             {scores, score_stride()},
             {reinterpret_cast<const Item*>(scores), score_stride()},

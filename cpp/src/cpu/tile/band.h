@@ -63,6 +63,18 @@ struct SeenScores {
   static ATTN_INLINE Range depth(Range rows, Index all) noexcept { return Everything::depth(rows, all); }
 };
 
+/// C is (keys, rows), of the keys from `first` on: scores that lie turned.
+struct SeenTurnedScores {
+  const Band& band;
+  Index first;
+  [[nodiscard]] ATTN_INLINE Range rows(Range columns, Index all) const noexcept {
+    if (band.whole) return {0, all};
+    const Range seen = band.keys_of({columns.begin, min(columns.end, band.rows)});
+    return {max(0, seen.begin - first), min(seen.end - first, all)};
+  }
+  static ATTN_INLINE Range depth(Range rows, Index all) noexcept { return Everything::depth(rows, all); }
+};
+
 /// A is (rows, keys), kInItem keys in an item: weights.  Transposed it is (keys, rows), kInItem rows in an item.
 template <Index kInItem, bool kTransposed = false>
 struct SeenWeights {

@@ -110,6 +110,27 @@ struct ColumnItems {
   ATTN_INLINE T item(int i, Index k) const noexcept { return first[k * stride + i]; }
 };
 
+/// Rows that are read but once, while those so many bytes further are fetched.
+template <class T>
+struct Streamed {
+  Matrix<const T> rows;
+  Index ahead;
+};
+template <class T, int kRows>
+struct StreamedItems {
+  RowItems<T, kRows> rows;
+  Index ahead;
+  ATTN_INLINE T item(int i, Index k) const noexcept {
+    constexpr int kRead = 0, kSecondCache = 2;
+    __builtin_prefetch(reinterpret_cast<const std::byte*>(rows.row[i] + k) + ahead, kRead, kSecondCache);
+    return rows.item(i, k);
+  }
+};
+
+template <int kRows, class T>
+ATTN_INLINE StreamedItems<T, kRows> items_of(Streamed<T> a, Index row) noexcept {
+  return {{a.rows, row}, a.ahead};
+}
 template <int kRows, class T>
 ATTN_INLINE RowItems<T, kRows> items_of(Matrix<const T> a, Index row) noexcept {
   return {a, row};
@@ -121,7 +142,14 @@ ATTN_INLINE ColumnItems<T, kRows> items_of(Transposed<T> a, Index row) noexcept 
 
 template <class T>
 ATTN_INLINE Panel<const T> as_const(Panel<T> p) noexcept {
-  return {p.data, p.columns, p.depth};
+  return {p.data, p.columns, p.depth, p.stride};
+}
+
+/// The strip of so many registers that begins at column `first`, row by row.
+template <class Isa, class T, class Item>
+ATTN_INLINE Matrix<const Item> strip_of(Panel<const Item> b, Index first, Index registers) noexcept {
+  if (b.stride != 0) return {b.data + first, b.stride};
+  return {b.data + first * b.depth, registers * kWidth<Isa, T>};
 }
 
 /// What an ISA that multiplies pairs (pairs.h) specialises.
@@ -140,7 +168,7 @@ ATTN_INLINE V multiply_add(Items a, Items b, V sum) noexcept {
 
 /// kRows × kColumns registers of C at (row, first column of the strip).  Items are T, or what multiply_add takes for it.
 template <class Isa, class T, int kRows, int kColumns, class A, class Item, class Finish>
-ATTN_INLINE void multiply_block(Matrix<T> c, A a, const Item* strip, Range depth, Index row,
+ATTN_INLINE void multiply_block(Matrix<T> c, A a, Matrix<const Item> strip, Range depth, Index row,
                                 Finish finish) noexcept {
   using V = Vec<Isa, T>;
   using Items = Vec<Isa, Item>;
@@ -149,7 +177,7 @@ ATTN_INLINE void multiply_block(Matrix<T> c, A a, const Item* strip, Range depth
   const auto rows = items_of<kRows>(a, row);
   for (Index k = depth.begin; k < depth.end; ++k) {
     Items b[kColumns];
-    for (int j = 0; j < kColumns; ++j) b[j] = load<Items>(strip + (k * kColumns + j) * n);
+    for (int j = 0; j < kColumns; ++j) b[j] = load<Items>(strip.row(k) + j * n);
     for (int i = 0; i < kRows; ++i) {
       const Items x = broadcast<Items>(rows.item(i, k));
       for (int j = 0; j < kColumns; ++j) sum[i][j] = multiply_add<Isa>(x, b[j], sum[i][j]);
@@ -165,7 +193,7 @@ ATTN_INLINE void multiply_block(Matrix<T> c, A a, const Item* strip, Range depth
 
 /// The last rows, fewer than Isa::kRows: one block of exactly as many.
 template <class Isa, class T, int kRows, int kColumns, class A, class Item, class Finish>
-ATTN_INLINE void multiply_rest(Matrix<T> c, A a, const Item* strip, Range depth, Range rows,
+ATTN_INLINE void multiply_rest(Matrix<T> c, A a, Matrix<const Item> strip, Range depth, Range rows,
                                Finish finish) noexcept {
   if constexpr (kRows > 0) {
     if (rows.size() == kRows) {
@@ -177,7 +205,7 @@ ATTN_INLINE void multiply_rest(Matrix<T> c, A a, const Item* strip, Range depth,
 
 /// Some rows of a strip of kColumns registers.
 template <class Isa, class T, int kColumns, class A, class Item, class Finish, class Extents>
-void multiply_strip(Matrix<T> c, A a, const Item* strip, Range rows, Index depth, Finish finish,
+void multiply_strip(Matrix<T> c, A a, Matrix<const Item> strip, Range rows, Index depth, Finish finish,
                     Extents extents) noexcept {
   for (; rows.begin + Isa::kRows <= rows.end; rows.begin += Isa::kRows) {
     const Range some = extents.depth({rows.begin, rows.begin + Isa::kRows}, depth);
@@ -189,7 +217,7 @@ void multiply_strip(Matrix<T> c, A a, const Item* strip, Range rows, Index depth
 
 /// A strip of `registers` ≤ kColumns registers.
 template <class Isa, class T, int kColumns, class A, class Item, class Finish, class Extents>
-ATTN_INLINE void multiply_any_strip(Index registers, Matrix<T> c, A a, const Item* strip, Range rows,
+ATTN_INLINE void multiply_any_strip(Index registers, Matrix<T> c, A a, Matrix<const Item> strip, Range rows,
                                     Index depth, Finish finish, Extents extents) noexcept {
   if (registers == kColumns) {
     return multiply_strip<Isa, T, kColumns>(c, a, strip, rows, depth, finish, extents);
@@ -210,7 +238,8 @@ void gemm(Matrix<T> c, A a, Panel<const Item> b, Index rows, Index columns, Inde
     const Index registers = strip_registers<Isa, T>(b.columns, strip);
     const Range seeing = extents.rows({strip, strip + registers * n}, rows);
     multiply_any_strip<Isa, T, Isa::kColumns>(registers, {c.data + strip, c.stride}, a,
-                                              b.data + strip * b.depth, seeing, depth, finish, extents);
+                                              strip_of<Isa, T>(b, strip, registers), seeing, depth, finish,
+                                              extents);
   }
 }
 
@@ -236,13 +265,13 @@ void gemm_of_visible(Matrix<T> c, A a, Panel<const Item> b, Index rows, Index de
   constexpr Index n = kWidth<Isa, T>;
   for (Index column = 0; column < b.columns; column += n) {
     const Index strip = column - column % (Isa::kColumns * n);
-    const Index stride = strip_registers<Isa, T>(b.columns, strip) * n;
-    const Item* const in = b.data + strip * b.depth + (column - strip);
+    const Matrix<const Item> in = strip_of<Isa, T>(b, strip, strip_registers<Isa, T>(b.columns, strip));
     for (Index row = 0; row < rows; ++row) {
       V sum{};
       const auto items = items_of<1>(a, row);
       for (Index k = 0; k < depth; ++k) {
-        sum = VisibleTerm<Isa, Item>::add(items.item(0, k), load<Vec<Isa, Item>>(in + k * stride), sum);
+        sum = VisibleTerm<Isa, Item>::add(items.item(0, k),
+                                          load<Vec<Isa, Item>>(in.row(k) + (column - strip)), sum);
       }
       T* const at = c.row(row) + column;
       store(at, finish(at, sum, row));

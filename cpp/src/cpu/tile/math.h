@@ -72,12 +72,15 @@ struct PowerOfTwo {
   }
 };
 
+/// Beyond it an origin might overflow in base 2.
+inline constexpr float kFarOrigin = 0x1p100F;
+
 /// exp(unit · x − origin), the same; `unit` is a power of two.  The relative error is ≤ 3e-7 + 6e-8 |unit · x − origin|, and
 /// 6e-8 |origin|, which weights of one origin share.
 template <class Isa>
 ATTN_INLINE Vec<Isa, float> rounded_exp(Vec<Isa, float> x, float origin, float unit = 1) noexcept {
-  constexpr float kLog2e = ExpConstants<float>::kLog2e, kFar = 0x1p100F;
-  if (__builtin_fabsf(origin) > kFar) [[unlikely]]  // in base 2 it might overflow
+  constexpr float kLog2e = ExpConstants<float>::kLog2e;
+  if (__builtin_fabsf(origin) > kFarOrigin) [[unlikely]]
     return PowerOfTwo<Isa>::of((x * unit - origin) * kLog2e);
   return PowerOfTwo<Isa>::of(x * (unit * kLog2e) - origin * kLog2e);
 }

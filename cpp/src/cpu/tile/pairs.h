@@ -58,6 +58,17 @@ ATTN_INLINE void store_paired(void* to, U32<Isa> even, U32<Isa> odd) noexcept {
   store(static_cast<void*>(static_cast<std::byte*>(to) + Isa::kBytes), high);
 }
 
+/// The nearest bfloat16 of both registers' items, a pair in each lane.
+template <class Isa>
+ATTN_INLINE U32<Isa> narrow_lanes(Vec<Isa, float> first, Vec<Isa, float> second) noexcept {
+  using Halves = typename Register<std::uint16_t, Isa::kBytes / 2>::type;
+  const auto halves = bit_cast<Halves>(MultiplyPairs<Isa>::narrow(first, second));
+  return [&]<int... i>(std::integer_sequence<int, i...>) {
+    return bit_cast<U32<Isa>>(
+        __builtin_shufflevector(halves, halves, (i / 2 + i % 2 * kWidth<Isa, float>)...));
+  }(std::make_integer_sequence<int, Isa::kBytes / 2>{});
+}
+
 /// As many items as two registers of float32 have lanes, beside each other, two by two.  float32 is rounded; what keys and values are
 /// quantised to is exact.  An ISA with a shorter way specialises it: the same bits.
 template <class Isa, DType kStorage>

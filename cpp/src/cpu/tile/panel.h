@@ -16,6 +16,8 @@ template <class T>
 struct Panel {
   T* data;
   Index columns, depth;  // as packed; columns without the padding
+  Index stride =
+      0;  // of rows that are not packed, but whole registers where they lie: then there are no strips
 };
 
 template <class Isa, class T>
