@@ -99,14 +99,6 @@ struct BackwardScratch {
   }
 };
 
-template <class T, class Item>
-ATTN_INLINE KeySource source_of(Matrix<const Item> m) noexcept {
-  constexpr bool kPairs = kInPairs<T, Item>;
-  constexpr DType kDType = kPairs ? DType::bf16 : sizeof(T) == 8 ? DType::f64 : DType::f32;
-  constexpr Index kItem = sizeof(Item);
-  return {reinterpret_cast<const std::byte*>(m.data), m.stride * kItem, kPairs ? kItem / 2 : kItem, kDType};
-}
-
 /// One tile at a time: the keys and rows that are loaded.
 template <class Isa, class T, class Item>
 class BackwardTile {

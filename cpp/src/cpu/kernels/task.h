@@ -4,6 +4,7 @@
 #include "../../score/steps.h"
 #include "../tile/parts.h"
 #include "../tile/score_math.h"
+#include "items.h"
 #include "kernels.h"
 
 namespace attncore {
@@ -16,14 +17,6 @@ template <class Isa, class Item>
 inline constexpr bool kDirectTiles = HasTiles<Isa> && std::is_same_v<Item, Bf16Pair>;
 template <class Isa, class Item>
 inline constexpr Index kMostDirectRows = (kDirectTiles<Isa, Item> ? 2 : 1) * kDirectRows;
-
-/// Item: what products multiply, T itself, Bf16Pair or a Part of one.
-template <class T, class Item>
-inline constexpr bool kInPairs = !std::is_same_v<T, Item>;
-
-/// Numbers of an Item that is no part.
-template <class T, class Item>
-inline constexpr Index kNumbers = kInPairs<T, Item> ? 2 : 1;
 
 /// The depth of a product over so many dims or keys.
 template <class T, class Item>
@@ -137,13 +130,9 @@ void pack_key_tile(const Call& call, const Sequence& sequence, Index kv_head, Ra
 /// Values where they lie, if products can take them from there: key after key, whole registers.  Else nothing.
 template <class Isa, class T>
 ATTN_INLINE const T* values_in_place(const KeySource& v, Index first, Index columns) noexcept {
-  constexpr Index kItem = sizeof(T), n = kWidth<Isa, T>;
-  const bool whole = columns % n == 0 && v.token_stride == columns * kItem;
-  const bool items = v.storage == (kItem == 8 ? DType::f64 : DType::f32) && v.dim_stride == kItem;
-  if (!whole || !items || v.pages != nullptr) return nullptr;
-  const std::byte* const data = v.token(first);
-  return reinterpret_cast<std::uintptr_t>(data) % alignof(T) == 0 ? reinterpret_cast<const T*>(data)
-                                                                  : nullptr;
+  const bool whole = columns % kWidth<Isa, T> == 0 && v.token_stride == columns * Index{sizeof(T)};
+  const bool lies = whole && v.pages == nullptr && lies_in_items<T, T>(v, columns);
+  return lies ? reinterpret_cast<const T*>(v.token(first)) : nullptr;
 }
 
 /// The panels of a key tile that nobody shares, packed into `memory` but for values that lie as a panel does.

@@ -30,7 +30,8 @@ class TurnedTile {
     const Index packed_products = rows_ * round_up(keys.size(), kWidth<Isa, T>);
     if (!possible || 3 * products > 4 * packed_products) return false;
     source_ = key_source(call_, call_.key, task_.sequence, task_.kv_head);
-    return lies_in_rows();
+    const bool in_runs = source_.pages == nullptr || source_.page_size >= kFewInPage;
+    return in_runs && lies_in_items<T, Item>(source_, call_.dim);
   }
 
   /// O += P·V or so, with `end()` saying how it ends once the weights are there; `scaled` says how scores do.
@@ -54,24 +55,12 @@ class TurnedTile {
 
  private:
   static constexpr Index kItem = sizeof(Item);
+  static constexpr Index kFewInPage = 16;          // keys: products of fewer at a time would be slow
   static constexpr Index kAhead = 2 * Isa::kRows;  // keys further are fetched
 
-  [[nodiscard]] bool lies_in_rows() const noexcept {
-    constexpr Index kNumber = kItem / kNumbers<T, Item>, kFewInPage = 16;
-    const DType storage = kInPairs<T, Item> ? DType::bf16 : sizeof(T) == 8 ? DType::f64 : DType::f32;
-    const Index steps = source_.token_stride | (source_.pages == nullptr ? 0 : source_.page_stride);
-    const bool aligned = (reinterpret_cast<std::uintptr_t>(source_.data) | steps) % kItem == 0;
-    const bool beside = source_.dim_stride == kNumber && call_.dim % kNumbers<T, Item> == 0;
-    return source_.storage == storage && beside && aligned &&
-           (source_.pages == nullptr || source_.page_size >= kFewInPage);
-  }
-
   void pack_queries(Matrix<const Item> queries) noexcept {
-    constexpr Index kNumber = kItem / kNumbers<T, Item>;
     queries_ = {room_, rows_, depth_};
-    const KeySource source{reinterpret_cast<const std::byte*>(queries.data), queries.stride * kItem, kNumber,
-                           source_.storage};
-    pack_items_transposed<Isa, T>(queries_, source, 0, call_.dim);
+    pack_items_transposed<Isa, T>(queries_, source_of<T>(queries), 0, call_.dim);
     packed_ = true;
   }
 

@@ -22,6 +22,13 @@ template <class Isa>
 concept HasTiles = requires { sizeof(TileUnit<Isa>); };
 inline constexpr Index kTileDepth = 16;  // pairs that such a unit multiplies at once
 
+/// sum + both items of each pair.
+template <class Isa>
+ATTN_INLINE Vec<Isa, float> add_both(U32<Isa> pairs, Vec<Isa, float> sum) noexcept {
+  constexpr Bf16Pair kOnes = 0x3f803f80;
+  return MultiplyPairs<Isa>::add(pairs, U32<Isa>{} + kOnes, sum);
+}
+
 /// Softmax's weights, over their scores; their sum is of what is multiplied, so that rounding errors of a few large weights
 /// cancel out.
 template <class Isa>
@@ -32,10 +39,9 @@ struct PairWeights {
   }
   static ATTN_INLINE void keep(float* scores, Index i, Vec<Isa, float> first, Vec<Isa, float> second,
                                Vec<Isa, float>& sum) noexcept {
-    constexpr std::uint32_t kOnes = 0x3f803f80;
     const U32<Isa> pairs = MultiplyPairs<Isa>::narrow(first, second);
     store(static_cast<void*>(scores + i / 2), pairs);
-    sum = MultiplyPairs<Isa>::add(pairs, U32<Isa>{} + kOnes, sum);
+    sum = add_both<Isa>(pairs, sum);
   }
 };
 

@@ -77,7 +77,6 @@ class TurnedRows {
 
   /// The same of weights that are rounded to bfloat16 and lie two by two: (pairs of keys, rows), over the scores of half as many keys.
   void weigh_pairs(bool mark, T* keep) const noexcept {
-    constexpr std::uint32_t kOnes = 0x3f803f80;
     const V factor = follow(), hidden = mark ? -V{} : V{};
     const TurnedExp<Isa> exp(origin());
     TurnedSums<Isa, T> seen, exact;
@@ -92,7 +91,7 @@ class TurnedRows {
       const U32<Isa> pairs = narrow_lanes<Isa>(first, weight_of(key + 1));
       store(static_cast<void*>(scores_.row(key / 2)), pairs);
       V& sum = seen[key / 2];
-      sum = MultiplyPairs<Isa>::add(pairs, U32<Isa>{} + kOnes, sum);
+      sum = add_both<Isa>(pairs, sum);
     }
     fill_unseen(bit_cast<V>(narrow_lanes<Isa>(hidden, hidden)), 2);
     store(keep, factor);
