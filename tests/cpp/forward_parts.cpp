@@ -2,7 +2,6 @@
 #include "cpu/isa/isa.h"
 #include "isa_test.h"
 #include "split_checks.h"
-#include "tile_case.h"
 
 namespace {
 using namespace attncore;

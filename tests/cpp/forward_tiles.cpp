@@ -2,8 +2,8 @@
 #include "choice_checks.h"
 #include "cpu/isa/isa.h"
 #include "decode_checks.h"
+#include "forward_checks.h"
 #include "isa_test.h"
-#include "tile_case.h"
 
 void test() {
   using namespace attncore;
