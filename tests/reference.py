@@ -243,6 +243,12 @@ def visible_product(left: Array, right: Array, visible: Array) -> Array:
     return total
 
 
+def magnitudes(a: Array) -> Array:
+    """|a|, as large as can be where it is infinite and 0 where it is NaN."""
+    finite: Array = a if np.isfinite(a).all() else np.nan_to_num(a)
+    return np.abs(finite)
+
+
 def _evaluate(
     query: Array,
     key: Array,
@@ -258,7 +264,7 @@ def _evaluate(
     with np.errstate(all="ignore"):
         scored = score(query, key, value, accumulate, **options)
         soft = softmax(scored, sinks, operand, dropout_p, seed)
-        q, k, v = (np.abs(np.nan_to_num(a)) for a in (scored.q, scored.k, scored.v))
+        q, k, v = (magnitudes(a) for a in (scored.q, scored.k, scored.v))
         size = float(np.max(q @ k.swapaxes(2, 3), initial=0) * abs(scored.scale))
         magnitude = float(np.max(soft.dropped @ v, initial=0.0))
     out = from_bhsd(soft.out, query.ndim, options.get("layout", "bhsd"))

@@ -180,8 +180,8 @@ class ForwardKernel {
     const auto tile = key_tile_of<Isa, T, Item>(call_, task_, keys, panel_bytes, scratch_.panel);
     const bool poison = tile.is_poisoned();
     gemm<Isa, T>(scratch_.scores, queries_, as_const(tile.keys), rows_, keys.size(), tile.keys.depth,
-                 scaled(), SeenScores{band_});
-    weigh(poison);
+                 packed_scores(), SeenScores{band_});
+    weigh_packed(poison);
     const auto values = as_const(tile.values);
     const auto finish = end();
     const Index depth = depth_of<T, Item>(keys.size());
@@ -215,7 +215,37 @@ class ForwardKernel {
     }
   }
 
+  /// The same of packed_scores().  Where a scale is all that is to be done, as in most tiles, weigh_plain applies it.
+  void weigh_packed(bool mark) noexcept {
+    if constexpr (kInPairs<T, Item>) {
+      const bool plain = steps_ == 0 && !mark && band_.whole && tile_.size() == Isa::template kKeyTile<T> &&
+                         !call_.dropout.given() && !call_.key_scale.given() && !call_.value_scale.given();
+      const float scale = scaled().scale;
+      if (plain) return folds_into_exponent(scale) ? weigh_plain_rows<true>() : weigh_plain_rows<false>();
+      for (Index row = 0; row < rows_; ++row)
+        multiply_by<Isa, T>(scratch_.scores.row(row), scale, seen_of<Isa, T>(band_, tile_, row));
+    }
+    weigh(mark);
+  }
+  template <bool kFolds>
+  void weigh_plain_rows() noexcept {
+    for (Index row = 0; row < rows_; ++row) {
+      for (Index i = 0; i < pace_; ++i) task_.ahead.fetch(fetched_++);
+      const auto sums = weigh_plain<Isa, Weights, Isa::template kKeyTile<T>, kFolds>(
+          state_.recent, row, scratch_.scores.row(row), scaled().scale, scratch_.keep);
+      state_.recent.template add<Weights>(row, scratch_.keep[row], sums);
+    }
+  }
+
   [[nodiscard]] Scaled<T> scaled() const noexcept { return {static_cast<T>(call_.scale)}; }
+  /// Pairs are scaled later: their products are short beside what ends them.
+  [[nodiscard]] auto packed_scores() const noexcept {
+    if constexpr (kInPairs<T, Item>) {
+      return Stored<T>{};
+    } else {
+      return scaled();
+    }
+  }
   [[nodiscard]] Accumulated<T> accumulated() const noexcept { return {scratch_.keep}; }
 
   const Call& call_;

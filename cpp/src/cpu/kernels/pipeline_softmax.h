@@ -48,7 +48,7 @@ class PipelineSoftmax {
         softmax_(softmax),
         harmed_(harmed),
         scale_(static_cast<float>(call.scale)),
-        folds_(is_power_of_two(scale_)),
+        folds_(folds_into_exponent(scale_)),
         pace_(task.ahead.pace(rows_ * ceil_div(task.keys.size(), kChunkKeys))) {}
 
   /// Sums of weights are kept here from now on.
@@ -81,16 +81,12 @@ class PipelineSoftmax {
  private:
   using V = Vec<Isa, float>;
 
-  static bool is_power_of_two(float x) noexcept {
-    constexpr std::uint32_t kFraction = 0x7fffff;
-    return x > 0x1p-32F && x < 0x1p32F && (bit_cast<std::uint32_t>(x) & kFraction) == 0;
-  }
-
   template <bool kFolds>
   ATTN_INLINE void weigh_plain_rows(Stage& stage, Range rows) noexcept {
     for (Index row = rows.begin; row < rows.end; ++row) {
       add_sums(stage, row,
-               weigh_plain<Isa, Item, kFolds>(softmax_, row, stage.scores.row(row), scale_, stage.keep));
+               weigh_plain<Isa, TileWeights<Isa, Item>, kChunkKeys, kFolds>(
+                   softmax_, row, stage.scores.row(row), scale_, stage.keep));
     }
   }
 
@@ -136,7 +132,7 @@ class PipelineSoftmax {
   const OnlineSoftmax<Isa, float> softmax_;
   const std::uint32_t* const harmed_;
   const float scale_;
-  const bool folds_;   // a power of two, positive and far from under- and overflow
+  const bool folds_;   // into the exponent
   const Index pace_;   // rows of task.ahead to fetch with each row
   Index fetched_ = 0;  // of them
   LaneSums<Isa, Item> sums_;

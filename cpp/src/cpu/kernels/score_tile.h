@@ -98,6 +98,13 @@ struct TileScales {
   }
 };
 
+/// Some of a row's scores, in whole registers.
+template <class Isa, class T>
+ATTN_INLINE void multiply_by(T* scores, T scale, Range some) noexcept {
+  for (Index i = some.begin; i < some.end; i += kWidth<Isa, T>)
+    store(scores + i, load<Vec<Isa, T>>(scores + i) * scale);
+}
+
 template <class Isa, class T>
 ATTN_INLINE void multiply_by(T* items, const T* factors, Index count) noexcept {
   using V = Vec<Isa, T>;

@@ -85,6 +85,12 @@ ATTN_INLINE Vec<Isa, float> rounded_exp(Vec<Isa, float> x, float origin, float u
   return PowerOfTwo<Isa>::of(x * (unit * kLog2e) - origin * kLog2e);
 }
 
+/// Whether it may be rounded_exp's `unit`: a power of two, positive and far from under- and overflow.
+inline bool folds_into_exponent(float scale) noexcept {
+  constexpr std::uint32_t kFraction = 0x7fffff;
+  return scale > 0x1p-32F && scale < 0x1p32F && (bit_cast<std::uint32_t>(scale) & kFraction) == 0;
+}
+
 /// tanh(x) = −e / (2 + e) with e = exp(−2 |x|) − 1: relative accuracy for small x, where scores mostly are.
 template <class Isa, class T>
 ATTN_INLINE Vec<Isa, T> tanh(Vec<Isa, T> x) noexcept {

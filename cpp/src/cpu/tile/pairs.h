@@ -43,6 +43,10 @@ struct PairWeights {
     store(static_cast<void*>(scores + i / 2), pairs);
     sum = add_both<Isa>(pairs, sum);
   }
+  static ATTN_INLINE void keep_numbers(float* scores, Index i, Vec<Isa, float> first, Vec<Isa, float> second,
+                                       Vec<Isa, float>& sum) noexcept {
+    keep(scores, i, first, second, sum);
+  }
 };
 
 /// Items of the same columns of two tokens, pair by pair.

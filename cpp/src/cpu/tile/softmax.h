@@ -101,10 +101,23 @@ struct OnlineSoftmax {
 
     const T origin = base(maximum[row]);
     WeightSums<V> sums{};
+    const auto exp_of_score = [&](V score) {
+      const V weight = Weights::exp(score, origin);
+      if (coins != nullptr || Weights::kRounded) sums.exact += weight;
+      return weight;
+    };
+    // Most tiles: a loop without questions.
+    if (columns == end && seen.size() == end && !mark && coins == nullptr) {
+      for (Index at = 0; at < end; at += 2 * n) {
+        const Index i = Weights::kGrows ? end - 2 * n - at : at;
+        const V first = exp_of_score(load<V>(scores + i));
+        Weights::keep(scores, i, first, exp_of_score(load<V>(scores + i + n)), sums.seen);
+      }
+      return sums;
+    }
     const auto weight_of = [&](Index i) {
       const V score = load<V>(scores + i);
-      V weight = Weights::exp(score, origin);
-      if (coins != nullptr || Weights::kRounded) sums.exact += weight;
+      V weight = exp_of_score(score);
       if (coins != nullptr) weight *= load<V>(coins + i);
       if (mark) weight = score == -infinity() ? -V{} : weight;
       return weight;
@@ -127,10 +140,14 @@ struct OnlineSoftmax {
   template <class Weights = PlainWeights<Isa, T>>
   ATTN_INLINE void update(Index row, T* scores, Index columns, bool mark, T* keep, const T* coins,
                           Range seen) const noexcept {
-    const auto sums = weigh<Weights>(row, scores, columns, mark, keep, coins, seen);
-    sum[row] = sum[row] * keep[row] + horizontal_sum<Isa, T>(sums.seen);
+    add<Weights>(row, keep[row], weigh<Weights>(row, scores, columns, mark, keep, coins, seen));
+  }
+
+  template <class Weights>
+  ATTN_INLINE void add(Index row, T keep, const WeightSums<Vec<Isa, T>>& sums) const noexcept {
+    sum[row] = sum[row] * keep + horizontal_sum<Isa, T>(sums.seen);
     exact_sum[row] =
-        Weights::kRounded ? exact_sum[row] * keep[row] + horizontal_sum<Isa, T>(sums.exact) : sum[row];
+        Weights::kRounded ? exact_sum[row] * keep + horizontal_sum<Isa, T>(sums.exact) : sum[row];
   }
 
   /// The new maximum; returns the factor of what the row has summed so far.
@@ -209,5 +226,36 @@ struct OnlineSoftmax {
   }
   static ATTN_INLINE T exp_of(T x) noexcept { return attncore::exp<Isa, T>(broadcast<Vec<Isa, T>>(x))[0]; }
 };
+
+/// OnlineSoftmax::weigh for a row of plain scores, unscaled, of so many keys: the same bits.  kFolds, of pairs: `scale` becomes part
+/// of the exponent's factor (folds_into_exponent).
+template <class Isa, class Weights, Index kKeys, bool kFolds>
+ATTN_INLINE WeightSums<Vec<Isa, float>> weigh_plain(const OnlineSoftmax<Isa, float>& softmax, Index row,
+                                                    float* scores, float scale, float* keep) noexcept {
+  using V = Vec<Isa, float>;
+  constexpr Index n = kWidth<Isa, float>, kRegisters = kKeys / n;
+  const float unit = kFolds ? scale : 1;
+  V score[kRegisters];
+  for (Index i = 0; i < kRegisters; ++i)
+    score[i] = kFolds ? load<V>(scores + i * n) : in_register(load<V>(scores + i * n) * scale);  // rounded
+  V highest = score[0];
+  for (Index i = 1; i < kRegisters; ++i) highest = maximum(score[i], highest);
+  keep[row] = 1;
+  if (AnyAbove<Isa, float>::of(highest, (softmax.maximum[row] + kMaximumLag) / unit)) [[unlikely]]
+    keep[row] = softmax.raise(row, horizontal_max<Isa, float>(highest) * unit);
+
+  const float origin = softmax.base(softmax.maximum[row]);
+  WeightSums<V> sums{};
+  for (Index at = 0; at < kRegisters; at += 2) {
+    const Index i = Weights::kGrows ? kRegisters - 2 - at : at;
+    V weights[2];
+    for (Index j = 0; j < 2; ++j) {
+      weights[j] = kFolds ? rounded_exp<Isa>(score[i + j], origin, unit) : Weights::exp(score[i + j], origin);
+      if constexpr (Weights::kRounded) sums.exact += weights[j];
+    }
+    Weights::keep_numbers(scores, i * n, weights[0], weights[1], sums.seen);
+  }
+  return sums;
+}
 
 }  // namespace attncore

@@ -77,38 +77,6 @@ struct TileWeights<Isa, Part<n>> {
 /// would store half as much, and take a third more instructions.
 inline constexpr Index kChunkKeys = 64;
 
-/// OnlineSoftmax::weigh for a row of plain scores, unscaled, of a whole chunk: the same bits.  kFolds, of pairs: `scale` is a power
-/// of two, so that it may be part of the exponent's factor.
-template <class Isa, class Item, bool kFolds>
-ATTN_INLINE WeightSums<Vec<Isa, float>> weigh_plain(const OnlineSoftmax<Isa, float>& softmax, Index row,
-                                                    float* scores, float scale, float* keep) noexcept {
-  using V = Vec<Isa, float>;
-  using Kept = TileWeights<Isa, Item>;
-  constexpr Index n = kWidth<Isa, float>, kRegisters = kChunkKeys / n;
-  const float unit = kFolds ? scale : 1;
-  V score[kRegisters];
-  for (Index i = 0; i < kRegisters; ++i)
-    score[i] = kFolds ? load<V>(scores + i * n) : in_register(load<V>(scores + i * n) * scale);  // rounded
-  V highest = score[0];
-  for (Index i = 1; i < kRegisters; ++i) highest = maximum(score[i], highest);
-  keep[row] = 1;
-  if (AnyAbove<Isa, float>::of(highest, (softmax.maximum[row] + kMaximumLag) / unit)) [[unlikely]]
-    keep[row] = softmax.raise(row, horizontal_max<Isa, float>(highest) * unit);
-
-  const float origin = softmax.base(softmax.maximum[row]);
-  WeightSums<V> sums{};
-  for (Index at = 0; at < kRegisters; at += 2) {
-    const Index i = Kept::kGrows ? kRegisters - 2 - at : at;
-    V weights[2];
-    for (Index j = 0; j < 2; ++j) {
-      weights[j] = kFolds ? rounded_exp<Isa>(score[i + j], origin, unit) : Kept::exp(score[i + j], origin);
-      if constexpr (Kept::kRounded) sums.exact += weights[j];
-    }
-    Kept::keep_numbers(scores, i * n, weights[0], weights[1], sums.seen);
-  }
-  return sums;
-}
-
 /// Rows' sums of weights, lane by lane as long as tiles of keys go on.
 template <class Isa, class Item>
 class LaneSums {
