@@ -21,20 +21,19 @@ class ForwardKernel {
         state_(RowState<Isa, T>::in(task.state, call, rows_)),
         direct_(call, task),
         turned_(call, task, scratch_, rows_),
-        pace_(task.ahead.pace(rows_ * ceil_div(task.keys.size(), Isa::template kKeyTile<T>))) {
+        pace_(task.ahead.pace(rows_ * ceil_div(task.keys.size(), kKeys))) {
     queries_ = rows_of<Isa, T, Item>(call.query, call.dim, row_at_, scratch_.queries, rows_, !task.loaded,
                                      direct_.in_place);
   }
 
   void run() noexcept {
-    const Index key_tile = Isa::template kKeyTile<T>;
     const Range seen = intersect(task_.keys, ScoreSteps::visible(call_, row_at_.block()));
     if constexpr (!kInPairs<T, Item>) {
       if (run_only_tile({0, seen.end})) return;
     }
     if (task_.first) state_.clear(rows_);
-    for (Index first = seen.begin - seen.begin % key_tile; first < seen.end; first += key_tile) {
-      if (!begin_tile({first, min(first + key_tile, seen.end)})) continue;
+    for (Index first = seen.begin - seen.begin % kKeys; first < seen.end; first += kKeys) {
+      if (!begin_tile({first, min(first + kKeys, seen.end)})) continue;
       if constexpr (kPacks) {
         if (!direct_.in_place) {
           run_packed_tile(state_.recent.output, [&] { return accumulated(); });
@@ -107,8 +106,11 @@ class ForwardKernel {
     return bytes * kMany <= kBytes ? kMany : max(kFewest, kBytes / bytes / kFewest * kFewest);
   }
 
+  static constexpr Index kKeys = Isa::template kKeyTile<T>;
   using Weights = std::conditional_t<kInPairs<T, Item>, PairWeights<Isa>, PlainWeights<Isa, T>>;
   static constexpr Index kMost = kMostDirectRows<Isa, Item>;
+  // Where registers hold a row of a tile: products would wait for their scale, exp doesn't.
+  static constexpr bool kScaledLater = kKeys / kWidth<Isa, T> <= 8;
   static constexpr bool kPacks = !kInPairs<T, Item> || !HasTiles<Isa>;  // or forward_pipeline.h does
 
   [[nodiscard]] Range in_tile(Range some) const noexcept {
@@ -152,7 +154,7 @@ class ForwardKernel {
 
   /// Where all keys are one tile, its product writes out itself.  The same bits: in any FMA, 0 · keep + sum is the sum.
   bool run_only_tile(Range keys) noexcept {
-    const bool only = task_.first && task_.last && !keys.empty() && keys.size() <= Isa::template kKeyTile<T>;
+    const bool only = task_.first && task_.last && !keys.empty() && keys.size() <= kKeys;
     const bool whole = call_.value_dim % kWidth<Isa, T> == 0 && !call_.score.sinks.given();
     if (!only || !whole || direct_.in_place) return false;
     const Matrix<T> out = rows_in_place<T>(call_.out, row_at_);
@@ -217,8 +219,8 @@ class ForwardKernel {
 
   /// The same of packed_scores().  Where a scale is all that is to be done, as in most tiles, weigh_plain applies it.
   void weigh_packed(bool mark) noexcept {
-    if constexpr (kInPairs<T, Item>) {
-      const bool plain = steps_ == 0 && !mark && band_.whole && tile_.size() == Isa::template kKeyTile<T> &&
+    if constexpr (kScaledLater) {
+      const bool plain = steps_ == 0 && !mark && band_.whole && tile_.size() == kKeys &&
                          !call_.dropout.given() && !call_.key_scale.given() && !call_.value_scale.given();
       const float scale = scaled().scale;
       if (plain) return folds_into_exponent(scale) ? weigh_plain_rows<true>() : weigh_plain_rows<false>();
@@ -231,16 +233,15 @@ class ForwardKernel {
   void weigh_plain_rows() noexcept {
     for (Index row = 0; row < rows_; ++row) {
       for (Index i = 0; i < pace_; ++i) task_.ahead.fetch(fetched_++);
-      const auto sums = weigh_plain<Isa, Weights, Isa::template kKeyTile<T>, kFolds>(
-          state_.recent, row, scratch_.scores.row(row), scaled().scale, scratch_.keep);
+      const auto sums = weigh_plain<Isa, Weights, kKeys, kFolds>(state_.recent, row, scratch_.scores.row(row),
+                                                                 scaled().scale, scratch_.keep);
       state_.recent.template add<Weights>(row, scratch_.keep[row], sums);
     }
   }
 
   [[nodiscard]] Scaled<T> scaled() const noexcept { return {static_cast<T>(call_.scale)}; }
-  /// Pairs are scaled later: their products are short beside what ends them.
   [[nodiscard]] auto packed_scores() const noexcept {
-    if constexpr (kInPairs<T, Item>) {
+    if constexpr (kScaledLater) {
       return Stored<T>{};
     } else {
       return scaled();

@@ -34,8 +34,8 @@ ATTN_INLINE Vec<Isa, float> add_both(U32<Isa> pairs, Vec<Isa, float> sum) noexce
 template <class Isa>
 struct PairWeights {
   static constexpr bool kRounded = true, kGrows = false;
-  static ATTN_INLINE Vec<Isa, float> exp(Vec<Isa, float> score, float origin) noexcept {
-    return rounded_exp<Isa>(score, origin);
+  static ATTN_INLINE Vec<Isa, float> exp(Vec<Isa, float> score, float origin, float unit = 1) noexcept {
+    return rounded_exp<Isa>(score, origin, unit);
   }
   static ATTN_INLINE void keep(float* scores, Index i, Vec<Isa, float> first, Vec<Isa, float> second,
                                Vec<Isa, float>& sum) noexcept {

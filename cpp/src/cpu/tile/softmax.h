@@ -23,7 +23,9 @@ struct PlainWeights {
   static constexpr bool kRounded = false;
   static constexpr bool kGrows = false;  // take more memory than their scores
   using V = Vec<Isa, T>;
-  static ATTN_INLINE V exp(V score, T origin) noexcept { return attncore::exp<Isa, T>(score - origin); }
+  static ATTN_INLINE V exp(V score, T origin, T unit = 1) noexcept {
+    return attncore::exp<Isa, T>(score * unit - origin);
+  }
   /// Writes the weights of keys i … over their scores, two registers, and adds to `sum` what products will see, one after the
   /// other, as `update` adds what dropout leaves out of it: lse knows nothing of dropout, to the bit.
   static ATTN_INLINE void keep(T* scores, Index i, V first, V second, V& sum) noexcept {
@@ -31,6 +33,9 @@ struct PlainWeights {
     store(scores + i + kWidth<Isa, T>, second);
     sum += first;
     sum += second;
+  }
+  static ATTN_INLINE void keep_numbers(T* scores, Index i, V first, V second, V& sum) noexcept {
+    keep(scores, i, first, second, sum);
   }
 };
 
@@ -227,8 +232,8 @@ struct OnlineSoftmax {
   static ATTN_INLINE T exp_of(T x) noexcept { return attncore::exp<Isa, T>(broadcast<Vec<Isa, T>>(x))[0]; }
 };
 
-/// OnlineSoftmax::weigh for a row of plain scores, unscaled, of so many keys: the same bits.  kFolds, of pairs: `scale` becomes part
-/// of the exponent's factor (folds_into_exponent).
+/// OnlineSoftmax::weigh for a row of plain scores, unscaled, of so many keys: the same bits.  kFolds: `scale` is a power of two, so that
+/// exp applies it without a rounding (folds_into_exponent).
 template <class Isa, class Weights, Index kKeys, bool kFolds>
 ATTN_INLINE WeightSums<Vec<Isa, float>> weigh_plain(const OnlineSoftmax<Isa, float>& softmax, Index row,
                                                     float* scores, float scale, float* keep) noexcept {
@@ -250,7 +255,7 @@ ATTN_INLINE WeightSums<Vec<Isa, float>> weigh_plain(const OnlineSoftmax<Isa, flo
     const Index i = Weights::kGrows ? kRegisters - 2 - at : at;
     V weights[2];
     for (Index j = 0; j < 2; ++j) {
-      weights[j] = kFolds ? rounded_exp<Isa>(score[i + j], origin, unit) : Weights::exp(score[i + j], origin);
+      weights[j] = Weights::exp(score[i + j], origin, unit);
       if constexpr (Weights::kRounded) sums.exact += weights[j];
     }
     Weights::keep_numbers(scores, i * n, weights[0], weights[1], sums.seen);

@@ -17,7 +17,9 @@ struct TileWeights<Isa, Bf16Pair> {
   static constexpr bool kRounded = true, kGrows = false;
   using V = Vec<Isa, float>;
 
-  static ATTN_INLINE V exp(V score, float origin) noexcept { return rounded_exp<Isa>(score, origin); }
+  static ATTN_INLINE V exp(V score, float origin, float unit = 1) noexcept {
+    return rounded_exp<Isa>(score, origin, unit);
+  }
 
   static ATTN_INLINE void keep(float* scores, Index i, V first, V second, V& sum) noexcept {
     keep_numbers(scores, i, plain_nan(first), plain_nan(second), sum);
@@ -46,8 +48,8 @@ struct TileWeights<Isa, Part<n>> {
   using V = Vec<Isa, float>;
 
   /// The difference loses no digit: scores of 1e4 need it.  The relative error is ≤ 3e-7 + 8e-8 |score − origin|.
-  static ATTN_INLINE V exp(V score, float origin) noexcept {
-    return PowerOfTwo<Isa>::of((score - origin) * ExpConstants<float>::kLog2e);
+  static ATTN_INLINE V exp(V score, float origin, float unit = 1) noexcept {
+    return PowerOfTwo<Isa>::of((score * unit - origin) * ExpConstants<float>::kLog2e);
   }
 
   static ATTN_INLINE void keep(float* scores, Index i, V first, V second, V& sum) noexcept {
