@@ -1,6 +1,7 @@
 """Keys that lie as products take them are multiplied there, queries beside each other: the bits of the way that packs keys.
 
-Scores that a bias of 0 is added to go the other way, so that the same call with one is what bits are compared with.
+Scores that a bias of 0 is added to go the other way, so that the same call with one is what bits are compared with; so are whole
+tiles of packed keys, whose scores are scaled on their way to exp.
 """
 
 from __future__ import annotations
@@ -41,6 +42,15 @@ def test_bits(isa: str, dtype: Any, causal: bool, group: int, rng: Any) -> None:
             dim, value_dim = [(1, 1), (20, 36), (64, 64), (72, 128)][(rows + keys) % 4]
             made = inputs(rng, queries, keys, dim=dim, value_dim=value_dim, **sizes)
             assert_same_as_packed(*made, causal=causal, scale=0.37)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("scale", [None, 0.37, 0.25, -0.25, 2.0**-40, 1e37])
+def test_whole_tiles(isa: str, dtype: Any, scale: float | None, rng: Any) -> None:
+    """Keys that many rows share are packed; where nothing is added to scores, exp applies the scale."""
+    for dim, causal in ((64, False), (40, True)):
+        made = inputs(rng, 230, 400, heads=2, kv_heads=1, dim=dim, dtype=dtype)
+        assert_same_as_packed(*made, causal=causal, scale=scale)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -65,9 +65,9 @@ void rows_alone(const Kernels& kernels) {
 }
 
 /// Scores that a bias of zeros passes through have the bits of those that nothing touches; 1/√64 is a power of two, 1/√40 is not.
-void biased_by_zero(const Kernels& kernels) {
+void biased_by_zero(const Kernels& kernels, Index queries) {
   for (const Index dim : {64, 40}) {
-    TileCase c({1, 2, 1, 75, 330, dim, 48});
+    TileCase c({1, 2, 1, queries, 330, dim, 48});
     for (std::size_t i = 0; i < c.k.size(); i += 7) c.k[i] = narrow(3.0F * static_cast<float>(i % 5));
     c.run(kernels, 1);
     const Halves out = c.out;
@@ -90,7 +90,7 @@ void biased_by_zero(const Kernels& kernels) {
 void check_forward(const Kernels& kernels) {
   plain(kernels);
   options(kernels);
-  biased_by_zero(kernels);
+  for (const Index queries : {40, 75, 200}) biased_by_zero(kernels, queries);
   rows_alone(kernels);
   CHECK(kernels.multiply_adds(3) > 0);
 }

@@ -109,7 +109,7 @@ class ForwardKernel {
   static constexpr Index kKeys = Isa::template kKeyTile<T>;
   using Weights = std::conditional_t<kInPairs<T, Item>, PairWeights<Isa>, PlainWeights<Isa, T>>;
   static constexpr Index kMost = kMostDirectRows<Isa, Item>;
-  // Where registers hold a row of a tile: products would wait for their scale, exp doesn't.
+  // Where registers hold a row of a tile on its way to exp: a product would wait for its scale.
   static constexpr bool kScaledLater = kKeys / kWidth<Isa, T> <= 8;
   static constexpr bool kPacks = !kInPairs<T, Item> || !HasTiles<Isa>;  // or forward_pipeline.h does
 
