@@ -6,6 +6,7 @@
 
 #include "cpu/dispatch.h"
 #include "decode_checks.h"
+#include "forward_checks.h"
 #include "split_checks.h"
 
 namespace attncore {
