@@ -145,7 +145,8 @@ struct OnlineSoftmax {
   template <class Weights = PlainWeights<Isa, T>>
   ATTN_INLINE void update(Index row, T* scores, Index columns, bool mark, T* keep, const T* coins,
                           Range seen) const noexcept {
-    add<Weights>(row, keep[row], weigh<Weights>(row, scores, columns, mark, keep, coins, seen));
+    const auto sums = weigh<Weights>(row, scores, columns, mark, keep, coins, seen);
+    add<Weights>(row, keep[row], sums);
   }
 
   template <class Weights>
