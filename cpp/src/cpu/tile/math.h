@@ -86,7 +86,7 @@ ATTN_INLINE Vec<Isa, float> rounded_exp(Vec<Isa, float> x, float origin, float u
 }
 
 /// Whether it may be rounded_exp's `unit`: a power of two, positive and far from under- and overflow.
-inline bool folds_into_exponent(float scale) noexcept {
+ATTN_INLINE bool folds_into_exponent(float scale) noexcept {
   constexpr std::uint32_t kFraction = 0x7fffff;
   return scale > 0x1p-32F && scale < 0x1p32F && (bit_cast<std::uint32_t>(scale) & kFraction) == 0;
 }
