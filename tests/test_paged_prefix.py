@@ -166,6 +166,25 @@ def test_options(isa: str, name: str, queries: int, rng: Any) -> None:
     compare(paged, query, **every[name])
 
 
+@pytest.mark.parametrize("queries", [1, 3, 20])
+def test_entries_that_see_different_ends_of_a_shared_part(isa: str, queries: int, rng: Any) -> None:
+    """In whichever order they come."""
+    paged = make(rng, "one prompt of all", kv_heads=1)
+    query = queries_for(rng, paged, queries)
+    batch = len(query)
+    for ends in ([1300, 2000], [2000, 1300], [100, 2000], [1500, -5, 1100, 10**6]):
+        offset = np.resize(ends, batch)
+        for threads in (1, 2):
+            compare(paged, query, threads=threads, causal=True, query_offset=offset)
+            out, _ = paged.attend(query, num_threads=threads, causal=True, query_offset=offset)
+            for entry in range(batch):  # nothing is shared alone
+                at = slice(entry, entry + 1)
+                alone = Paged(paged.key[at], paged.value[at], paged.key_pages, paged.value_pages,
+                              paged.block_table[at], paged.key_lengths[at])  # fmt: skip
+                own, _ = alone.attend(query[at], causal=True, query_offset=offset[at])
+                assert_same_bits(out[at], own)
+
+
 @pytest.mark.parametrize("stored", STORED[1:])
 def test_stored_otherwise(isa: str, stored: str, rng: Any) -> None:
     """Beside each other they have the bits that each has alone, where nothing is shared."""

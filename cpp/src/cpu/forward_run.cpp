@@ -179,13 +179,13 @@ class ForwardRun {
     return states_ + s.state_slot % plan_.state_slots * plan_.state_bytes;
   }
 
-  /// For the section that had this slot to be finished.
+  /// Until the section that had this slot is finished.
   bool wait_for_slot(const Section& s, int thread) noexcept {
     const Index before = s.state_slot - plan_.state_slots;
     return before < 0 || crew_.wait(thread, [&] { return Counter(unfinished_[before]).get() == 0; });
   }
 
-  /// For the super-block before this one.
+  /// Until the row tile has met super-block `block` − 1.
   bool wait_for_progress(const Section& s, Index tile, Index block, int thread) noexcept {
     return crew_.wait(thread, [&] { return Counter(progress_[s.first_tile + tile]).get() == block; });
   }
@@ -229,15 +229,17 @@ class ForwardRun {
 
   void run_gang(const Gang& gang, int thread) noexcept {
     bool packs = false;
+    Index seen = 0;  // by any of them, where the last one's end is
     for (const Index number : gang.sections) {
       const Section& s = plan_.sections[static_cast<std::size_t>(number)];
       if (!wait_for_slot(s, thread)) return;
       packs |= !plan_.kernels->reads_in_place(call_, s.sequence);
+      seen = max(seen, s.keys.end);
     }
     const Section& first = plan_.sections[static_cast<std::size_t>(gang.sections[0])];
     std::byte* const panel = packs ? scratch(thread) + plan_.task.scratch : nullptr;
     const Index begin = first.keys.begin + gang.part * first.part_keys;
-    const Index end = min(begin + first.part_keys, first.keys.end);
+    const Index end = min(begin + first.part_keys, seen);
     for (Index key = begin; key < end; key += plan_.kernels->key_tile) {
       const Range keys{key, min(key + plan_.kernels->key_tile, end)};
       if (packs) plan_.kernels->pack(call_, first.sequence, first.kv_head, keys, panel);
@@ -258,7 +260,7 @@ class ForwardRun {
 
   void run_gang_tile(const Gang& gang, Range part, Range keys, const std::byte* panel, int thread) noexcept {
     GangTile tile(call_, *plan_.kernels, gang.heads, scratch(thread));
-    for (const bool in_place : {false, true}) {  // those may copy keys to where the panel is
+    for (const bool in_place : {false, true}) {  // in place last: they may copy keys to where the panel is
       for (const Index number : gang.sections) {
         const Section& s = plan_.sections[static_cast<std::size_t>(number)];
         if (plan_.kernels->reads_in_place(call_, s.sequence) != in_place) continue;
