@@ -23,6 +23,7 @@ SHAPES: dict[str, tuple[int, int, int, int, int, int, int]] = {
     "nine rows": (1, 4, 3, 3, 5003, 64, 72),
     "sixteen rows": (2, 2, 8, 2, 4100, 80, 64),
     "many heads": (1, 40, 1, 1, 2100, 16, 24),
+    "one part of many entries": (12, 8, 2, 1, 700, 40, 33),
 }
 
 
@@ -77,6 +78,15 @@ def test_options(isa: str, option: str, dtype: Any, rng: Any) -> None:
     }
     every = {name: value for one in options.values() for name, value in one.items()}
     check(query, key, value, **(every if option == "all" else options[option]))
+
+
+def test_heads_are_one_task_whether_keys_are_split_or_not(rng: Any) -> None:
+    """So that memory is read in its order: 8 heads a task, of each part."""
+    for keys, parts in ((700, 1), (1100, 2)):
+        query, *arrays = inputs(rng, 1, keys, batch=12, heads=8, kv_heads=8, dim=64)
+        plan = attncore.explain(query, *map(tokens_first, arrays), num_threads=1)
+        assert plan.tasks == 12 * parts
+        assert attncore.explain(query, *arrays, num_threads=1).tasks == 12 * parts * 8
 
 
 @pytest.mark.parametrize("where", ["hidden", "visible"])

@@ -12,7 +12,7 @@
 namespace attncore {
 namespace {
 
-constexpr Index kTaskBytes = 256 << 10;           // of a task's scratch and state, at most
+constexpr Index kTaskBytes = 256 << 10;           // of the scratch of a task of several KV heads, at most
 constexpr Index kAloneBytes = 512 << 10;          // of the panels of a section that is alone: they stay in L2
 constexpr Index kAllAloneBytes = Index{8} << 20;  // of all threads' such panels
 constexpr Index kAloneSections = 8;   // of a thread, at least, so that all end at about the same time
@@ -52,14 +52,14 @@ class Planner {
     return static_cast<std::size_t>(max(2, plan_.threads * kStateBytes / bytes));
   }
 
-  /// Keys of the parts that a sequence may share with others: a window would leave them different ones.
+  /// Keys of the parts that a sequence may share; 0: none (rows of several tiles, or a window, which would leave others).
   [[nodiscard]] Index shared_part_keys(const Sequence& sequence) const {
     const Index rows = sequence.queries * call_.group;
     const bool one_tile = rows > 0 && rows <= min(kSplitRows, sizes_.tile_rows);
     return one_tile && call_.score.left == kUnbounded ? sizes_.part_keys(sequence) : 0;
   }
 
-  /// The KV heads' sections are those of the first; shared ones are copied.
+  /// KV head 0's sections stand for all KV heads; shared ones are copied.
   void add_sequence(const Sequence& sequence) {
     if (heads_beside_) {
       if (const Index heads = heads_together(sequence); heads > 1) return add_heads(sequence, heads);
@@ -107,6 +107,8 @@ class Planner {
         part.members.push_back(sections.size());
         sections.push_back(static_cast<Index>(plan_.sections.size()));
         add_sequence(sequence, kv_head, 1);
+        Section& added = plan_.sections[static_cast<std::size_t>(sections.back())];
+        if (added.state_slot < 0) keep_state(added);  // of one part
       }
       const Section& section = plan_.sections[static_cast<std::size_t>(sections[0])];
       for (const Index parts = section.parts; part.part < parts; ++part.part) add_gang(part, sections, true);
@@ -273,7 +275,7 @@ class Planner {
   const PlanSizes sizes_;
   bool heads_beside_ = false;  // and worth it
   Index most_states_ = 1;      // of a gang's sections
-  Index gang_scratch_ = 0;     // each of a gang's tasks has its own
+  Index gang_scratch_ = 0;     // of all tasks of a gang
   Plan plan_{.kernels = &kernels_};
 };
 

@@ -48,9 +48,9 @@ struct Section {
   [[nodiscard]] Range tile(Index i) const noexcept {
     return {rows.begin + i * tile_rows, min(rows.begin + (i + 1) * tile_rows, rows.end)};
   }
-  /// Tasks of its own, of one head: against a super-block, if it is shared.
+  /// Tasks of a head: row tiles (of one super-block), or the parts that no gang runs.
   [[nodiscard]] Index tasks_of_head() const noexcept { return shared ? tiles : parts - gang_parts; }
-  /// That of its i-th head alone.
+  /// The section of head kv_head + i only.
   [[nodiscard]] Section of_head(Index i) const noexcept {
     Section one = *this;
     one.kv_head += i;
@@ -60,7 +60,7 @@ struct Section {
   }
 };
 
-/// Sections that read part `part` of their keys together: sequences, the same keys; or KV heads of a sequence, what lies beside each other.
+/// Sections that read part `part` of their keys together: sequences with the same pages, or KV heads whose tokens lie side by side.
 struct Gang {
   Index part = 0;
   std::vector<Index> sections;
