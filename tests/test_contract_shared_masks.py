@@ -81,6 +81,16 @@ def test_packed_sequences(isa: str, rng: Any) -> None:
     assert_same_bits(one, other)
 
 
+def test_notes_take_memory_for_the_keys_there_are() -> None:
+    """Not for all that a table of pages has room for."""
+    pages = np.zeros((4, 1024, 2, 16), np.float32)
+    query, mask = np.zeros((1, 2, 7, 16), np.float32), np.eye(7, 50, dtype=bool)
+    table = np.zeros((1, 2**18), np.int32)
+    small = attncore.explain_paged(query, pages, pages, table[:, :1], [50], mask=mask)
+    large = attncore.explain_paged(query, pages, pages, table, [50], mask=mask)
+    assert large.workspace_bytes <= small.workspace_bytes + 2**16
+
+
 def test_a_mask_that_changes_between_calls_is_looked_at_again(isa: str, rng: Any) -> None:
     made = inputs(rng, ROWS, KEYS, heads=2)
     workspace_of_before = in_blocks(rng, 1)

@@ -17,7 +17,9 @@ class MaskNotes {
     if (!shared || mask.stride[2] == 0 || sections.empty()) return;  // a line that queries share is soon seen
     tile_rows_ = sections.front().tile_rows;
     row_tiles_ = ceil_div(call.queries * call.group, tile_rows_);
-    key_tiles_ = ceil_div(call.keys, key_tile);
+    Index keys = 0;  // of the longest entry: a table of pages may have room for many more
+    for (const Section& section : sections) keys = max(keys, section.sequence.keys);
+    key_tiles_ = ceil_div(keys, key_tile);
     entries_ = call.sequences.empty() && mask.stride[0] == 0 ? 1 : call.batch;
   }
 
@@ -29,7 +31,7 @@ class MaskNotes {
     std::fill_n(notes_, bytes(), std::uint8_t{0});
   }
 
-  /// Those of a section's row tile; none where its rows are others than a first section's tiles would have.
+  /// A row tile's notes; none if it is not cut as those of the first section: of other tile_rows, or from another row on.
   [[nodiscard]] TouchNotes of(const Section& section, Range rows) const noexcept {
     if (entries_ == 0 || section.tile_rows != tile_rows_ || rows.begin % tile_rows_ != 0) return {};
     const Index row_tile = rows.begin / tile_rows_;
