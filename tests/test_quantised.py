@@ -34,6 +34,26 @@ def test_options(isa: str, stored: str, name: str, rng: Any) -> None:
         check(query, paged, scales, **options_for(rng, name, query, paged))
 
 
+@pytest.mark.parametrize("dtype", DTYPE_NAMES)
+@pytest.mark.parametrize("rows", [1, 4, 20])
+def test_a_weight_of_0_times_a_negative_scale(isa: str, rows: int, dtype: str, rng: Any) -> None:
+    """It is no mark of a hidden key: its infinite value is seen, as in float arithmetic."""
+    if dtype == "float64":
+        return
+    kind = dtype_of(dtype)
+    key, value = np.zeros((1, 16, 1, 16), kind), np.ones((1, 16, 1, 16), kind)
+    key[0, 0, 0, 0] = 200  # exp(-200) is 0
+    value[0, 3] = np.inf
+    query = np.zeros((1, rows, 1, 16), kind)
+    query[..., 0] = 1
+    for scale in (1, -1):
+        scales = np.full((1, 16, 1), scale, np.float32)
+        out = attncore.attention_paged(
+            query, key, value, [[0]], [16], scale=1.0, value_scale=scales
+        )
+        assert np.isnan(out.astype(np.float32)).all()
+
+
 @pytest.mark.parametrize("stored", QUANTISED)
 @pytest.mark.parametrize("queries", [1, 40, 130])
 def test_long_entries(isa: str, stored: str, queries: int, rng: Any) -> None:

@@ -26,8 +26,8 @@ struct PlainWeights {
   static ATTN_INLINE V exp(V score, T origin, T unit = 1) noexcept {
     return attncore::exp<Isa, T>(score * unit - origin);
   }
-  /// Writes the weights of keys i … over their scores, two registers, and adds to `sum` what products will see, one after the
-  /// other, as `update` adds what dropout leaves out of it: lse knows nothing of dropout, to the bit.
+  /// Writes the weights of keys i … over their scores, two registers, and adds them to `sum` as products see them, one after the
+  /// other: `weigh` adds what takes its place under dropout in that order too, so that lse knows nothing of dropout, to the bit.
   static ATTN_INLINE void keep(T* scores, Index i, V first, V second, V& sum) noexcept {
     store(scores + i, first);
     store(scores + i + kWidth<Isa, T>, second);
@@ -120,10 +120,14 @@ struct OnlineSoftmax {
       }
       return sums;
     }
+    constexpr T kLeast = Weights::kRounded ? T(0x1p-126) : T{0};  // what rounding may make −0
     const auto weight_of = [&](Index i) {
       const V score = load<V>(scores + i);
       V weight = exp_of_score(score);
-      if (coins != nullptr) weight *= load<V>(coins + i);
+      if (coins != nullptr) {
+        weight *= load<V>(coins + i);
+        weight = weight <= 0 && weight >= -kLeast ? V{} : weight;  // −0 would be the mark
+      }
       if (mark) weight = score == -infinity() ? -V{} : weight;
       return weight;
     };
