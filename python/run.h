@@ -1,6 +1,7 @@
 // Calls of the library, without the GIL.
 #pragma once
 
+#include <pthread.h>
 #include <pybind11/pybind11.h>
 
 #include <attncore/attncore.hpp>
@@ -11,10 +12,12 @@ namespace attncore::python {
 
 namespace py = pybind11;
 
-/// The thread that runs Python's signal handlers.
+/// The thread that runs Python's signal handlers; in a child of fork(), the one that forked.
 inline bool on_main_thread() {
-  static const auto main_thread =
-      py::module_::import("threading").attr("main_thread")().attr("ident").cast<unsigned long>();
+  static unsigned long main_thread = 0;  // 0: to be asked for; the GIL is held
+  [[maybe_unused]] static const int at_fork = pthread_atfork(nullptr, nullptr, [] { main_thread = 0; });
+  if (main_thread == 0)
+    main_thread = py::module_::import("threading").attr("main_thread")().attr("ident").cast<unsigned long>();
   return PyThread_get_thread_ident() == main_thread;
 }
 

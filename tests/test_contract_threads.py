@@ -169,6 +169,37 @@ def test_ctrl_c(threads: int, queries: int, rows: int, calls: int, options: str)
     assert last == "unharmed"
 
 
+FORK_OF_A_THREAD = """
+import os, signal, threading, time
+import numpy as np
+import attncore
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+x = np.random.default_rng(1).standard_normal((1, 16, 40_000, 64), dtype=np.float32)
+attncore.attention(x[:, :, :9], x[:, :, :9], x[:, :, :9])
+
+def fork():
+    child = os.fork()
+    if child == 0:  # this thread is the child's main one
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+        start = time.monotonic()
+        try:
+            attncore.attention(x, x, x)
+        except KeyboardInterrupt:
+            os._exit(0 if time.monotonic() - start < 2 else 1)
+        os._exit(2)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+thread = threading.Thread(target=fork)
+thread.start()
+thread.join()
+"""
+
+
+def test_ctrl_c_after_a_fork_of_another_thread() -> None:
+    assert run_child(FORK_OF_A_THREAD).strip() == "0"
+
+
 def test_num_threads_of_a_call_leaves_the_default(isa: str, rng: Any) -> None:
     before = attncore.get_num_threads()
     attncore.attention(*inputs(rng, 5, 9), num_threads=before + 3)
