@@ -106,6 +106,20 @@ def test_merge(isa: str, dtype: Any, lead: tuple[int, ...], rng: Any) -> None:
     assert (lse[..., 2] == -np.inf).all()
 
 
+def test_merge_of_tokens_first(isa: str, rng: Any) -> None:
+    """Results in "bshd", and of packed sequences, whose lse have heads first all the same."""
+    query, key, value = (np.float32(rng.standard_normal((2, 6, 6, 8))) for _ in range(3))  # 6 heads
+    options: dict[str, Any] = {"layout": "bshd", "return_lse": True}
+    parts = [attncore.attention(query, key[:, at], value[:, at], **options)
+             for at in (slice(0, 4), slice(4, 6))]  # fmt: skip
+    out, lse = attncore.merge(*zip(*parts, strict=True), layout="bshd")
+    whole, whole_lse = attncore.attention(query, key, value, **options)
+    near(out, whole)
+    near(lse, whole_lse)
+    packed = [(out[0], lse[0]) for out, lse in parts]
+    near(attncore.merge(*zip(*packed, strict=True), layout="bshd")[0], whole[0])
+
+
 def test_merge_of_one_and_of_strided(isa: str, rng: Any) -> None:
     out, lse = np.float32(rng.random((4, 6, 8))), np.float32(rng.random((4, 6)))
     merged = attncore.merge([out], [lse])

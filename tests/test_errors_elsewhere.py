@@ -95,6 +95,21 @@ CALLS: dict[str, tuple[Any, type[Exception], str]] = {
         ValueError,
         r"lses.*\(2,\)",
     ),
+    "merge of another layout": (
+        lambda: untyped.merge([zeros(3, 2)], [zeros(3)], layout="sbhd"),
+        ValueError,
+        "layout.*sbhd",
+    ),
+    "merge of too few axes": (
+        lambda: untyped.merge([zeros(3, 2)], [zeros(3)], layout="bshd"),
+        ValueError,
+        "outs: has 2 dimensions, must have at least 3",
+    ),
+    "merge of tokens last": (
+        lambda: untyped.merge([zeros(3, 4, 2)], [zeros(3, 4)], layout="bshd"),
+        ValueError,
+        r"lses: shape is \(3, 4\), must be \(4, 3\)",
+    ),
     "merge of ints": (lambda: untyped.merge([ints(3, 2)], [zeros(3)]), TypeError, "outs.*int64"),
     "merge of dtypes": (
         lambda: untyped.merge([zeros(3, 2), zeros(3, 2, dtype=float)], [zeros(3)] * 2),

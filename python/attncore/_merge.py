@@ -7,18 +7,22 @@ from typing import Any
 
 import numpy as np
 
-from attncore._types import Array, Floats
+from attncore._types import Array, Floats, Layout
 
 
-def merge(outs: Sequence[Array], lses: Sequence[Array]) -> tuple[Array, Floats]:
+def merge(
+    outs: Sequence[Array], lses: Sequence[Array], *, layout: Layout = "bhsd"
+) -> tuple[Array, Floats]:
     """Exact attention over the union of disjoint key sets, from the results on each.
 
-    With L = log Σᵢ exp(lseᵢ), the whole is Σᵢ exp(lseᵢ − L) · outᵢ.  Sinks, if any, may be given
-    to one part only.
+    With L = log Σᵢ exp(lseᵢ), the whole is Σᵢ exp(lseᵢ − L) · outᵢ (Rabe & Staats 2021).  Sinks, if
+    any, may be given to one part only.
 
     Args:
-        outs: Arrays (..., queries, value_dim) of one shape and dtype.
-        lses: Their log-sum-exps, (..., queries) each.
+        outs: Arrays (..., queries, value_dim) of one shape and one float dtype.
+        lses: Their log-sum-exps, (..., queries) each, float32 or float64.
+        layout: "bshd" where outs are (..., queries, heads, value_dim), as of calls in that layout and
+            of packed sequences; lses are (..., heads, queries) all the same.
 
     Returns:
         out and lse of the whole, in the dtypes of the parts; 0 and −inf where all parts are empty.
@@ -37,10 +41,15 @@ def merge(outs: Sequence[Array], lses: Sequence[Array]) -> tuple[Array, Floats]:
         >>> np.allclose(out, attncore.attention(query, key, value))
         True
     """
-    _check_parts(outs, lses)
+    if layout not in ("bhsd", "bshd"):
+        raise ValueError(f"layout: is {layout!r}, must be 'bhsd' or 'bshd'")
+    bshd = layout == "bshd"
+    _check_parts(outs, lses, 3 if bshd else 1)
+    outs = [np.swapaxes(out, -2, -3) for out in outs] if bshd else outs
     compute = np.float64 if lses[0].dtype == np.float64 else np.float32
     with np.errstate(invalid="ignore", divide="ignore"):  # Inf and NaN go through as they are
-        return _merge(outs, lses, compute)
+        out, lse = _merge(outs, lses, compute)
+    return np.swapaxes(out, -2, -3) if bshd else out, lse
 
 
 def _merge(
@@ -64,7 +73,7 @@ def _merge(
     return total.astype(outs[0].dtype, copy=False), total_lse.astype(lses[0].dtype, copy=False)
 
 
-def _check_parts(outs: Sequence[Array], lses: Sequence[Array]) -> None:
+def _check_parts(outs: Sequence[Array], lses: Sequence[Array], fewest_axes: int) -> None:
     if len(outs) == 0 or len(outs) != len(lses):
         raise ValueError(
             f"outs: has {len(outs)} parts, lses {len(lses)}; both must have as many, at least 1"
@@ -85,7 +94,10 @@ def _check_parts(outs: Sequence[Array], lses: Sequence[Array]) -> None:
         raise TypeError(f"lses: dtype is {lses[0].dtype}, accepted is float32 or float64")
     if outs[0].dtype.kind != "f" and outs[0].dtype.name != "bfloat16":
         raise TypeError(f"outs: dtype is {outs[0].dtype}, accepted is a float dtype")
-    if outs[0].ndim < 1 or outs[0].shape[:-1] != lses[0].shape:
-        raise ValueError(
-            f"lses: shape is {lses[0].shape}, must be {outs[0].shape[:-1]}, as outs without dim"
-        )
+    if outs[0].ndim < fewest_axes:
+        raise ValueError(f"outs: has {outs[0].ndim} dimensions, must have at least {fewest_axes}")
+    rows = outs[0].shape[:-1]
+    if fewest_axes == 3:  # "bshd"
+        rows = (*rows[:-2], rows[-1], rows[-2])
+    if rows != lses[0].shape:
+        raise ValueError(f"lses: shape is {lses[0].shape}, must be {rows}, as outs without dim")
