@@ -227,6 +227,16 @@ def test_settings(kind: str, case: str) -> None:
         _make(kind, change)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_another_float8(kind: str) -> None:
+    """By name it is short for float8_e4m3fn; as a dtype it is the one with infinities."""
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    assert _make(kind, {"dtype": "float8_e4m3"}).dtype == "float8_e4m3fn"
+    assert _make(kind, {"dtype": ml_dtypes.float8_e4m3fn}).dtype == "float8_e4m3fn"
+    with pytest.raises(TypeError, match=r"dtype: is float8_e4m3, accepted is .*float8_e4m3fn"):
+        _make(kind, {"dtype": ml_dtypes.float8_e4m3})
+
+
 @pytest.mark.parametrize(("kind", "case"), [(kind, case) for kind in ROOM for case in ROOM[kind]])
 def test_room(kind: str, case: str) -> None:
     change, exception, message = ROOM[kind][case]

@@ -19,11 +19,13 @@ _NO_INTS = ("value_in_key", "dtype", "rotary")
 
 def storage_name(dtype: Any) -> str:
     """The name of a dtype of storage, given by name, as a NumPy dtype or a scalar type."""
-    name = dtype if isinstance(dtype, str) else repr(dtype)
-    if dtype is not None and not isinstance(dtype, str):
-        with contextlib.suppress(TypeError):
-            name = np.dtype(dtype).name
-    name = "float8_e4m3fn" if name == "float8_e4m3" else name
+    if isinstance(dtype, str):  # ml_dtypes' float8_e4m3 is another format
+        name = "float8_e4m3fn" if dtype == "float8_e4m3" else dtype
+    else:
+        name = repr(dtype)
+        if dtype is not None:
+            with contextlib.suppress(TypeError):
+                name = np.dtype(dtype).name
     if name not in _DTYPES:
         raise TypeError(f"dtype: is {name}, accepted is {', '.join(_DTYPES)}")
     return name
