@@ -19,6 +19,7 @@ from attncore._types import Precision
 #: largest relative error of a sampled row that passes; generous, as peers round more than we do
 TOLERANCE = {"float64": 1e-12, "float32": 1e-5, "float16": 1e-2, "bfloat16": 3e-2}
 BATCH_SECONDS = 0.02  # short calls are timed in batches of about this length
+SPINNING_SECONDS = 0.1  # idle threads of a library spin for so long: onnxruntime's for 70 ms
 
 
 class WrongOutput(Exception):
@@ -152,7 +153,7 @@ def time_in_rounds(
     for turn in range(rounds):
         shift = turn % len(contenders)
         for contender in (*contenders[shift:], *contenders[:shift]):
-            time.sleep(0.005)  # the threads of the one before stop spinning
+            time.sleep(SPINNING_SECONDS)  # the threads of the one before no longer take a core
             with contender.ready():
                 if loops[contender.name] > 1 or expected < budget / 10:
                     contender.call()
