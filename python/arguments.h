@@ -9,8 +9,8 @@ namespace attncore::python {
 /// Python's arguments as a Problem; converted arrays live as long as this.
 class Arguments {
  public:
-  /// `keywords`: the options of attncore.attention, by name, as `function` got them.  Without a value (nullptr), for
-  /// attention_weights; without all three, for the multi-head layer.
+  /// `keywords`: the options of attncore.attention, by name, as `function` got them.  An array that is not
+  /// given (nullptr) leaves the problem's as it is.
   Arguments(const char* function, py::handle query, py::handle key, py::handle value,
             const py::dict& keywords) {
     const Keywords given(function, keywords);

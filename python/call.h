@@ -82,7 +82,7 @@ inline Tensor token_tensor(const Arguments& arguments, const char* argument, con
   return arguments.operand_tensor(argument, require_array(argument, object));
 }
 
-/// An array over (batch, head, token) of query's rank.
+/// An array (batch, head, token), with query's axes but dim.
 inline Tensor row_tensor(const Arguments& arguments, const char* argument, const py::object& object) {
   const py::array array = require_array(argument, object);
   if (array.ndim() != arguments.rank() - 1) {

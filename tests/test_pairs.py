@@ -45,7 +45,7 @@ def test_equal_values_are_the_result(queries: int, keys: int, rng: np.random.Gen
 @pytest.mark.parametrize("queries", [1, 50])
 @pytest.mark.parametrize("keys", [2, 31, 3000])
 def test_lse_is_as_exact_as_elsewhere(queries: int, keys: int, rng: np.random.Generator) -> None:
-    """It is of the weights before they are rounded, which would cost up to 2⁻⁹."""
+    """It is of the weights before they are rounded, which would cost up to 2⁻⁸."""
     arrays = draw(rng, 1, 2, queries, 40), draw(rng, 1, 2, keys, 40), draw(rng, 1, 2, keys, 24)
     _, lse = attncore.attention(*arrays, return_lse=True)
     with attncore.use_isa("baseline"):

@@ -35,7 +35,9 @@ def plainly(made: Inputs, **options: Any) -> Result:
 
 
 def check(made: Inputs, **options: Any) -> None:
-    """The rule, and what bfloat16 explains: 2⁻⁹ of each operand, of a weight and of the sum of weights."""
+    """The rule, and what bfloat16 explains of each operand, of a weight and of the sum of weights: 2⁻⁹, half of
+    what rounding may cost at worst, as errors of both signs meet.
+    """
     out, lse = run(made, **MEDIUM, **options)
     highest, _ = run(made, **options)
     exact, plain = reference(*made, **options), plainly(made, **options)

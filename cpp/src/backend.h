@@ -7,7 +7,6 @@
 namespace attncore {
 
 struct Backend {
-  const char* name;
   Plan (*plan)(const Call&, const Options&);
   void (*forward)(const Call&, const Plan&, const Options&);
   void (*weights)(const Call&, const Weights&, const Options&);

@@ -57,8 +57,8 @@ class BackwardPlanner {
   [[nodiscard]] const Sequence& sequence(Index batch) const {
     return plan_.sequences[static_cast<std::size_t>(batch)];
   }
-  /// With those that do not exist, whose gradients are zeros: as many as have a place, or a gradient of a bias that is not
-  /// broadcast.
+  /// Those whose gradients are written, zeros past the length: as many as have a place, or, for a bias that is not broadcast,
+  /// the call's.
   [[nodiscard]] Range all_rows(const Sequence& s) const {
     return {0, (own_biases_ != 0 ? call_.queries : s.query_place.tokens) * call_.group};
   }

@@ -142,7 +142,7 @@ ATTN_FN KeySource key_source(const Call& call, const Tensor& t, const Sequence& 
   return {at(t, place.batch, kv_head, place.first), t.stride[2], t.stride[3], t.dtype};
 }
 
-/// Reads entry `at` of an i32 or i64 tensor.
+/// Reads the i32 or i64 at `at`.
 ATTN_FN Index read_int(const std::byte* at, DType dtype) noexcept {
   if (dtype == DType::i64) {
     std::int64_t value = 0;

@@ -16,7 +16,7 @@ Product multiply(std::uint32_t a, std::uint32_t b) noexcept {
   return {static_cast<std::uint32_t>(product >> 32U), static_cast<std::uint32_t>(product)};
 }
 
-/// The 16-bit numbers of the counter that key k belongs to.
+/// words: those of the counter that key k belongs to.
 void draw(std::uint64_t seed, Index batch, Index head, Index query, Index k,
           std::uint32_t (&words)[4]) noexcept {
   const auto word = [](Index x) { return static_cast<std::uint32_t>(x); };

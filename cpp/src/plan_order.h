@@ -5,7 +5,7 @@
 
 namespace attncore {
 
-/// Batches in the order of their sections; each batch of packing moves before the one that comes ahead of its use.
+/// Batches in the order of their sections; super-block i + 1 is packed before the row tiles meet super-block i.
 void order_batches(Plan& plan);
 
 }  // namespace attncore

@@ -4,7 +4,7 @@ namespace attncore {
 namespace {
 
 constexpr Index kScratchBytes = 200 << 10;     // of a tile: its queries, scores and output stay in L2
-constexpr Index kBlockKeys = 512;              // of a super-block, unless they are few
+constexpr Index kBlockKeys = 512;              // of a super-block, at most
 constexpr Index kBlockBytes = Index{8} << 20;  // of a super-block, at most
 constexpr Index kMostParts = 32;
 
@@ -37,7 +37,7 @@ PlanSizes::PlanSizes(const Call& call, const Kernels& kernels)
       step(round_up(kPartKeys, kernels.key_tile)) {}
 
 Index PlanSizes::part_keys(const Sequence& sequence) const noexcept {
-  Index keys = step;  // in steps of 2, so that sequences share parts
+  Index keys = step;  // times a power of two, so that sequences share parts
   while (ceil_div(sequence.keys, keys) > most_parts) keys *= 2;
   return keys;
 }

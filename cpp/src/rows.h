@@ -6,11 +6,13 @@
 
 namespace attncore {
 
-/// Attention over the union of two disjoint key sets, from its results on each: with w_i = exp(lse_i − lse),
-/// out = w_1·out_1 + w_2·out_2.
+/// Results of attention on some keys.
 struct State {
   Tensor out, lse;
 };
+
+/// Attention over the union of two disjoint key sets, from its results on each: with w_i = exp(lse_i − lse),
+/// out = w_1·out_1 + w_2·out_2.
 void merge_states(const State& first, const State& second, const State& merged, const Options& options);
 
 /// The gradients by one part of a merge: d_part.out = w·d_out and d_part.lse = w·⟨d_out, part.out − merged.out⟩.

@@ -5,11 +5,11 @@
 
 namespace attncore {
 
-/// Where the tokens of a batch stand, by cumulative lengths (batch + 1) if there are any, and the longest entry's.
+/// Where each entry's tokens stand, by cumulative lengths (batch + 1) if given; `longest` becomes the longest entry's number of them.
 std::vector<Place> places_of(const char* argument, const Tensor& cumulative, Index batch, Index tokens,
                              Index& longest);
 
-/// An entry's, 0 … tokens; `tokens` if there are no lengths.
+/// An entry's length, 0 … tokens; `tokens` if there are no lengths.
 Index read_length(const char* argument, const Tensor& lengths, Index entry, Index tokens);
 
 /// Sets the batch, the sequences, their pages, and the longest one's queries and keys.  query, key and value have been

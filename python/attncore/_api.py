@@ -100,11 +100,13 @@ def attention(  # type: ignore[empty-body]
     Args:
         query: (batch, heads, queries, dim), or (heads, queries, dim), or (queries, dim);
             float32, float64, float16 or bfloat16 (of ml_dtypes).
-        key: (batch, kv_heads, keys, dim); heads is a multiple of kv_heads.  Of query's dtype; or,
-            for queries that are not float64, any of float32, float16 and bfloat16.
+        key: (batch, kv_heads, keys, dim); heads is a multiple of kv_heads (Ainslie et al. 2023).
+            Of query's dtype; or, for queries that are not float64, any of float32, float16 and
+            bfloat16.
         value: (batch, kv_heads, keys, value_dim), a dtype of its own likewise.
         causal: A query sees the keys up to its own position.
-        window: (left, right): position − left ≤ key ≤ position + right; None is unbounded.
+        window: (left, right): position − left ≤ key ≤ position + right; None is unbounded
+            (Beltagy et al. 2020).
         query_offset: Position of query 0 among the keys, an int or one a batch entry.  The
             default, keys − queries, lets the last query see the last key; 0 is torch's way.
         mask: bool, broadcasts to (batch, heads, queries, keys); True lets attend.
@@ -113,7 +115,7 @@ def attention(  # type: ignore[empty-body]
         alibi: Slopes, (heads,) or (batch, heads): + slope · −|position − key|
             (Press et al. 2022).
         relative_bias: T5's: + table[head, bucket(key − position)], see `RelativeBias`.
-        softcap: c > 0: scores become c · tanh(score / c), before bias and masks.
+        softcap: c > 0: scores become c · tanh(score / c), before bias and masks (Gemma Team 2024).
         sinks: Logits, (heads,): a term of the softmax's denominator (Xiao et al. 2024).
         scale: Default 1/√dim; any finite number.
         query_segments: Ints (batch, queries); with key_segments: attend where equal.
@@ -123,11 +125,12 @@ def attention(  # type: ignore[empty-body]
         tree_parents: Ints (batch, queries) or (queries,): new tokens that form a tree (Miao et al.
             2024), whose own keys are the last ones.  The parent of each query among the queries
             before it, or −1: a query sees the keys before the new ones, its ancestors and itself.
-        layout: "bhsd", or "bshd" for query, key, value and out as (batch, token, head, dim).
+        layout: "bhsd", or "bshd" for query, key, value and out as (batch, token, head, dim), or
+            (token, head, dim).
         dropout_p: Each weight is dropped with this probability (to 2⁻¹⁶), else divided by
             1 − dropout_p (Srivastava et al. 2014); lse knows nothing of it.
-        seed: 0 … 2⁶⁴ − 1.  What is dropped depends on (seed, batch, head, query, key) alone:
-            `dropout_mask` shows it.
+        seed: 0 … 2⁶⁴ − 1, a new one for each call in training: what is dropped depends on (seed,
+            batch, head, query, key) alone.  `dropout_mask` shows it.
         out: Where to write the result; must not overlap an input.
         return_lse: Return (out, lse), with lse the logarithm of the softmax's denominator.
         precision: Of products of float32, by torch's names: "highest" is float32's own; "medium"
@@ -135,7 +138,8 @@ def attention(  # type: ignore[empty-body]
             instruction set multiplies that (out has 2 to 3 digits then); "high" allows two
             bfloat16 parts each (amx: out has 4 to 5 digits; elsewhere it is float32's own).
             `explain` says what is taken.
-            Of other dtypes, and for up to 8 query rows a KV head, it changes nothing.
+            Of other dtypes, and for up to 8 query rows a KV head (16 from 256 keys on), it
+            changes nothing.
         num_threads: For this call.
 
     Returns:
@@ -146,6 +150,7 @@ def attention(  # type: ignore[empty-body]
         ValueError: A shape or value does not fit; the message names the argument.
         TypeError: A type or dtype does not fit.
         MemoryError: There is no memory for the workspace.
+        KeyboardInterrupt: Ctrl-C; out is unspecified then.
 
     Example:
         >>> import numpy as np, attncore

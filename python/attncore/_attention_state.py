@@ -51,8 +51,8 @@ class AttentionState:
     Raises:
         ValueError: A shape or value does not fit; the message names the argument.
         TypeError: A type or dtype does not fit.
-        RuntimeError: Another thread is in a call that changes the state (from any method), or in
-            one that reads it (from those that change it).  Calls that read go together.
+        RuntimeError: From any method while another thread changes the state, and from those that
+            change it while one reads it.  Any number may read at once.
 
     Example:
         >>> import numpy as np, attncore

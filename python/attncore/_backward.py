@@ -31,20 +31,20 @@ def attention_backward(
     into: Gradients | None = None,
     **options: Unpack[ScoreOptions],
 ) -> Gradients:
-    """The gradients of a function of ``out, lse = attention(query, key, value, …)``.
+    """The gradients of a loss that depends on ``out, lse = attention(query, key, value, …)``.
 
     The scores are recomputed from the inputs and lse, tile by tile (Dao et al. 2022), in O(N)
     memory.  Sums are in float32 (float64 for float64), rounded once at the end, and their bits do
     not depend on the number of threads.
 
     Args:
-        d_out: The function's gradient by out, like out.
+        d_out: The loss's gradient with respect to out, like out.
         query: As it was given to `attention`, as are key, value and all options.
-        key: Likewise.
+        key: Likewise, but of query's dtype, as is value.
         value: Likewise.
         out: What `attention` returned.
         lse: Likewise, by return_lse=True.
-        d_lse: The function's gradient by lse, like lse.
+        d_lse: The loss's gradient with respect to lse, like lse.
         dropout_p: As for `attention`.
         seed: As for `attention`.
         wanted: Names of the gradients to compute, of `Gradients`' fields.  Default: those of all

@@ -55,7 +55,7 @@ class Cache:
                 are, by their numbers.
             lengths: Ints (entries,): tokens past them are not appended.
             positions: Ints (tokens,) or (entries, tokens), for a cache with `rotary`: what keys are
-                rotated by.  Default: the entry's length, its length + 1, …
+                rotated by; a ValueError without.  Default: the entry's length, its length + 1, …
             layout: "bhsd", or "bshd" for key and value as (entries, tokens, kv_heads, dim).
 
         Raises:
@@ -106,7 +106,7 @@ class Cache:
         return_lse: bool = False,
         **options: Unpack[AttendOptions],
     ) -> Array | tuple[Array, Floats]:
-        """Attention of queries to all tokens of entries: as `attention` on the arrays of each.
+        """Attention of queries to all tokens of their entries, as `attention` computes it.
 
         The last query stands at the last token: the usual step appends keys and values of new
         tokens, then attends with their queries.  (A cache with `rotary` rotates keys alone: rotate
@@ -120,8 +120,8 @@ class Cache:
             entries: Which, in the order of query's first axis; default: all that there are.
             out: Where to write the result.
             return_lse: Return (out, lse), as `attention` does.
-            options: Those of `attention`: causal (but its default is True here), window (never more
-                than the cache's), mask, bias, alibi, relative_bias, softcap, sinks, scale,
+            options: Those of `attention`: causal (but its default is True here), window (cut to the
+                cache's), mask, bias, alibi, relative_bias, softcap, sinks, scale,
                 query_lengths (the number of new tokens of each entry), tree_parents (the new tokens
                 form a tree: not together with windows), layout, precision (of float32 caches) and
                 num_threads.  Masks and biases broadcast to (entries, heads, tokens, length of the

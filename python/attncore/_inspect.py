@@ -33,8 +33,8 @@ def attention_weights(
         rows: Indices of queries, an int or a sequence; negative ones count from the end.
             Default: all.
         top_k: Return only the k largest of each row.
-        options: Those of `attention`, but out and return_lse.  The probabilities have float32's
-            accuracy whatever the precision.
+        options: Those of `attention`, but dropout_p, seed, out and return_lse.  The probabilities
+            have float32's accuracy whatever the precision.
 
     Returns:
         (batch, heads, rows, keys) in float32 (float64 for float64); with top_k the pair
@@ -96,7 +96,21 @@ def _row_indices(rows: int | Ints, query: Array, layout: Layout) -> npt.NDArray[
 def explain(query: Array, key: Array, value: Array, **options: Unpack[ScoreOptions]) -> Plan:
     """How `attention` would run with these arguments: kernel, tiles, tasks, memory, floor.
 
-    Takes the options of `attention`, but out and return_lse, and raises what it would.
+    Some of the call's tasks are run and timed, for some milliseconds; arrays are only read.
+
+    Args:
+        query: As `attention`, as are key, value and what is raised.
+        key: Likewise.
+        value: Likewise.
+        options: Those of `attention`, but dropout_p, seed, out and return_lse.
+
+    Returns:
+        A `Plan`.
+
+    Raises:
+        ValueError: A shape or value does not fit; the message names the argument.
+        TypeError: A type or dtype does not fit.
+        MemoryError: There is no memory for the workspace.
 
     Example:
         >>> import numpy as np, attncore

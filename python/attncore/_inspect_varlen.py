@@ -39,7 +39,7 @@ def attention_weights_varlen(
         rows: Queries of each sequence, an int or ints (rows,), or of each its own, (batch, rows);
             negative ones count from the sequence's end: −1 is the last.  Default: all.
         top_k: Return only the k largest of each row.
-        options: Those of `attention_varlen`.
+        options: Those of `attention_varlen`, but dropout_p, seed, out and return_lse.
 
     Returns:
         (batch, heads, rows, keys of the longest) in float32 (float64 for float64); with top_k the

@@ -28,9 +28,9 @@ def linear(
     """y = x weightᵀ + bias, for every row of x.
 
     Sums are in float32 (float64 for float64) and rounded once.  The bits of a row of y depend on
-    that row of x, weight and bias: not on other rows, their number or threads.  Arrays are read
-    where they lie if all axes of x but the last can be put as two axes of one stride each, as in
-    every contiguous array and every slice of one with up to three axes; else x is copied.
+    that row of x, weight and bias: not on other rows, their number or threads.  x is read
+    where it lies if its axes but the last merge into at most two of one stride each, as in every
+    contiguous array and every slice of one with up to three axes; else it is copied.
 
     Args:
         x: (..., in_features), float32, float64, float16 or bfloat16 (of ml_dtypes).
@@ -65,17 +65,18 @@ def linear_backward(
     into: LinearGradients | None = None,
     num_threads: int | None = None,
 ) -> LinearGradients:
-    """The gradients of a function of y = linear(x, weight, bias), given its gradient by y.
+    """The gradients of a loss, given its gradient with respect to y = linear(x, weight, bias).
 
     d_x = d_y weight, d_weight = d_yᵀ x, d_bias = the sum of d_y's rows, each accumulated in float32
     (float64 for float64) and rounded once.  The bits do not depend on threads.
 
     Args:
         d_y: (..., out_features) of x's dtype.
-        x: (..., in_features).
-        weight: (out_features, in_features).
+        x: (..., in_features), read as by `linear`.
+        weight: (out_features, in_features) of x's dtype.
         wanted: Which gradients; the others cost nothing.
-        into: Where to write them; None allocates.  Must not overlap the inputs or each other.
+        into: Where to write them, of x's dtype; None allocates.  Must not overlap the inputs or each
+            other.
         num_threads: For this call.
 
     Returns:

@@ -31,8 +31,9 @@ class MultiHeadAttention(Layer):
     """Multi-head attention with learned projections (Vaswani et al. 2017), on NumPy arrays.
 
     y = concat(head₁, …)·W_oᵀ + b_o with headₕ = attention(x·W_qᵀ, context·W_kᵀ, context·W_vᵀ)ₕ.
-    Parameters have the names, shapes and initial values of torch.nn.MultiheadAttention; results
-    and gradients are equal to its.  Memory is O(tokens): no scores are kept, also for training.
+    Parameters have the names, shapes and initial values of torch.nn.MultiheadAttention, and give its
+    results and gradients.  Unlike there, batch_first is True and need_weights False by default, and
+    True in a mask lets attend.  Memory is O(tokens): no scores are kept, also for training.
 
     Args:
         embed_dim: Width of x and of y.
@@ -47,8 +48,9 @@ class MultiHeadAttention(Layer):
         add_zero_attn: A key and value of zeros that every query sees.
         rotary: Rotates queries and keys by their positions (Su et al. 2021): a `Rotary`, or True
             for its defaults.
-        qk_norm: ε, or True for 1e-6: root mean square norm of queries and keys over head_dim, with
-            learned gains q_norm.weight and k_norm.weight, before they are rotated.
+        qk_norm: ε, or True for 1e-6: root mean square norm (Zhang & Sennrich 2019) of queries and
+            keys over head_dim, with learned gains q_norm.weight and k_norm.weight, before they are
+            rotated (Dehghani et al. 2023).
         batch_first: Arrays are (batch, token, width); else (token, batch, width).
         dtype: Of parameters, inputs and outputs: float32, float64, float16 or bfloat16.
         seed: Of the initial values; default: another one each time.
@@ -153,11 +155,11 @@ class MultiHeadAttention(Layer):
             context: (batch, keys, key_dim), what keys and values are made from; default x.
             value_context: (batch, keys, value_dim), what values are made from; default context.
             positions: Ints (queries,) or (batch, queries), for a rotary layer; default 0, 1, …
-            key_positions: Those of the context; default 0, 1, …
+            key_positions: Those of the context, which must be given; default 0, 1, …
             need_weights: Return the attention probabilities too, before dropout: True or "average"
                 for their mean over the heads, "heads" for all.
-            dropout_p: As for `attention`: in the range 0 … 1, whether `training` or not.
-            seed: As for `attention`; another one for each call.
+            dropout_p: As for `attention`, 0 ≤ dropout_p < 1; it applies after `eval()` too.
+            seed: As for `attention`; pass a new one for each call.
             options: Those of `attention`, over (batch, heads, queries, keys), but layout, out and
                 return_lse.  In self-attention the default query_offset is 0.  What add_bias_kv and
                 add_zero_attn append has no mask, bias, length nor position: every query sees it.
@@ -208,7 +210,7 @@ class MultiHeadAttention(Layer):
         accumulate: bool = False,
         num_threads: int | None = None,
     ) -> Any:
-        """The gradients of the last call, given the gradient by its y.
+        """The gradients of the last call, given the gradient with respect to its y.
 
         Those of parameters are written to `gradients`, those of options to `option_gradients`.
 
@@ -220,7 +222,7 @@ class MultiHeadAttention(Layer):
             num_threads: For this call.
 
         Returns:
-            The gradient by x; with a context the named tuple (x, context), and with a value context
+            The gradient with respect to x; with a context the named tuple (x, context), and with a value context
             (x, context, value_context).  None for what is not wanted.
 
         Raises:

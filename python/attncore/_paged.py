@@ -107,9 +107,8 @@ def attention_paged(
         cu_query_lengths: Ints (batch + 1,), from 0: queries cu[b] … cu[b + 1] − 1 are entry b's.
         page_layout: "bshd"; or "bhsd" for pages (pages, kv_heads, page_size, dim), and scales
             (pages, kv_heads, page_size).
-        causal: As for `attention`, as is all that follows; keys count table_pages · page_size
-            where an option has an axis of them (that of masks and biases may end with the longest
-            entry).  The default offset of an entry is its key_length − its queries.
+        causal: As for `attention`, as are all options below, whose axes of keys have table_pages ·
+            page_size items (those of masks and biases may end with the longest entry).  The default offset of an entry is its key_length − its queries.
         window: As for `attention`.
         query_offset: As for `attention`.
         mask: As for `attention`; queries count those of the longest entry if they are packed.

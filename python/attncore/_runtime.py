@@ -44,6 +44,7 @@ class use_isa:
 
     Raises:
         ValueError: It is not available.
+        TypeError: It is no str.
 
     Example:
         >>> import attncore
@@ -71,15 +72,28 @@ class use_isa:
 
 
 def get_num_threads() -> int:
-    """Threads that a call may use: OMP_NUM_THREADS, else the cores that this process may use."""
+    """Threads that a call may use.
+
+    As `set_num_threads` said, else OMP_NUM_THREADS, else the cores that this process may use.
+
+    Example:
+        >>> import attncore
+        >>> attncore.get_num_threads() >= 1
+        True
+    """
     return _core.get_num_threads()
 
 
 def set_num_threads(num_threads: int) -> None:
-    """Set the threads that a call may use, in the whole process.
+    """Set the threads that a call may use, in the whole process; more than 1024 count as 1024.
 
     Raises:
         ValueError: Fewer than 1.
+        TypeError: It is no int.
+
+    Example:
+        >>> import attncore
+        >>> attncore.set_num_threads(attncore.get_num_threads())
     """
     if isinstance(num_threads, bool) or not hasattr(num_threads, "__index__"):
         raise TypeError(f"num_threads: must be an int, is {type(num_threads).__name__}")
@@ -94,6 +108,9 @@ def show_config(
     mode: Literal["stdout", "dicts"] = "stdout",
 ) -> dict[str, str | int | list[str]] | None:
     """Print what was built and what was found, or return it with mode="dicts".
+
+    Raises:
+        ValueError: Another mode.
 
     Example:
         >>> import attncore
@@ -118,12 +135,12 @@ def _typed(name: str, setting: str) -> str | int | list[str]:
 
 
 def get_include() -> str:
-    """The directory of the C++ headers."""
+    """The directory of the C++ headers; ImportError where the package lacks it."""
     return str(_installed("include"))
 
 
 def get_cmake_dir() -> str:
-    """The directory for CMake's attncore_DIR: what find_package(attncore) reads."""
+    """The directory for CMake's attncore_DIR; ImportError where the package lacks it."""
     return str(_installed("share/cmake/attncore"))
 
 

@@ -28,9 +28,9 @@ def scaled_dot_product_attention(
     enable_gqa, and there may be any number of leading axes.
 
     Args:
-        query: (..., heads, queries, dim).
-        key: (..., kv_heads, keys, dim).
-        value: (..., kv_heads, keys, value_dim).
+        query: (..., heads, queries, dim), float32, float64, float16 or bfloat16 (of ml_dtypes).
+        key: (..., kv_heads, keys, dim), of a dtype as `attention` takes it.
+        value: (..., kv_heads, keys, value_dim), likewise.
         attn_mask: bool (True lets attend), or floats that are added to the scores; broadcasts to
             (..., heads, queries, keys).
         dropout_p: Must be 0: torch draws from a global generator, which this library has not;
@@ -47,6 +47,7 @@ def scaled_dot_product_attention(
         ValueError: A shape or value does not fit.
         TypeError: A type or dtype does not fit.
         NotImplementedError: dropout_p > 0.
+        MemoryError: There is no memory for the workspace.
 
     Example:
         >>> import numpy as np, attncore

@@ -23,13 +23,16 @@ class RelativeBias(NamedTuple):
 
     A score gets ``table[head, bucket(key - position)]``.  Half of one direction's buckets are for
     the distances 0, 1, …; the others for ranges that widen by a constant ratio up to
-    ``max_distance``, where the last one begins.
+    ``max_distance``; all beyond is in the last.
 
     Args:
         table: (heads, buckets), float32 or query's dtype.
         bidirectional: Half of the buckets are for keys after the position (T5's encoder); if not,
             those keys share bucket 0 (its decoder).
-        max_distance: Greater than the number of buckets for single distances.
+        max_distance: Greater than the number of buckets for single distances, at most 2²⁰.
+
+    The functions that take one raise ValueError where ``table`` has fewer than 2 buckets a direction
+    or an odd number for two, or where ``max_distance`` does not fit.
 
     Example:
         >>> import numpy as np, attncore
@@ -119,8 +122,14 @@ class ScoreOptions(_LayoutOption, PackedOptions, total=False):
 class Rotary:
     """Rotary position embedding in a layer (Su et al. 2021): as the options of `rope`.
 
-    ``base`` is that of the frequencies; the first ``dims`` of a head are rotated, by default all;
-    pairs are dims (2i, 2i + 1) if ``interleaved``, else (i, i + dims / 2).
+    ``base`` (at least 1e-100) is that of the frequencies; the first ``dims`` of a head, an even
+    number, are rotated, by default all; pairs are dims (2i, 2i + 1) if ``interleaved``, else
+    (i, i + dims / 2).
+
+    Example:
+        >>> import attncore
+        >>> attncore.KVCache(1, 1, 64, capacity=8, rotary=attncore.Rotary(base=5e5)).lengths
+        array([0])
     """
 
     base: float = 10000.0
@@ -132,9 +141,17 @@ class Rotary:
 class Plan:
     """How a call would run; ``print(plan)`` shows it for people.
 
-    ``flops`` counts the products of visible tiles, ``bytes`` what is read and written at least;
-    ``floor_seconds`` is what both take on this machine, ``estimated_seconds`` what the call takes,
-    by some of its tasks, run and timed when asked.
+    A task takes ``query_tile`` rows and ``key_tile`` keys at a time; there are ``tasks`` of them, and
+    keys are split into up to ``key_splits`` parts.  ``flops`` counts the products of visible pairs,
+    ``bytes`` what is read and written at least; ``floor_seconds`` is the longer of the two on this
+    machine, ``estimated_seconds`` the call's time, from some of its tasks, run and timed.
+
+    Example:
+        >>> import numpy as np, attncore
+        >>> x = np.zeros((1, 2, 300, 64), np.float32)
+        >>> plan = attncore.explain(x, x, x)
+        >>> plan.flops == 4 * 2 * 300 * 300 * 64
+        True
     """
 
     isa: str

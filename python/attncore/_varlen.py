@@ -66,7 +66,8 @@ def attention_varlen(
     Args:
         query: (tokens, heads, dim), all sequences; float32, float64, float16 or bfloat16 (of
             ml_dtypes), any strides.
-        key: (key tokens, kv_heads, dim) of query's dtype; heads is a multiple of kv_heads.
+        key: (key tokens, kv_heads, dim); heads is a multiple of kv_heads.  Its dtype and value's
+            as for `attention`.
         value: (key tokens, kv_heads, value_dim).
         cu_query_lengths: Ints (batch + 1,), where sequences begin and end: from 0 to the number of
             query's tokens, never falling.
@@ -138,22 +139,22 @@ def attention_varlen_backward(
     into: Gradients | None = None,
     **options: Unpack[PackedOptions],
 ) -> Gradients:
-    """The gradients of a function of ``out, lse = attention_varlen(query, key, value, …)``.
+    """The gradients of a loss that depends on ``out, lse = attention_varlen(query, key, value, …)``.
 
     As `attention_backward`, with memory for the tokens that are there, not for a padded batch.  The
     bits of a sequence's gradients are those of `attention_backward` on this sequence alone.
 
     Args:
-        d_out: The function's gradient by out, like out.
+        d_out: The loss's gradient with respect to out, like out.
         query: As it was given to `attention_varlen`, as are key, value, both cumulative lengths
             and all options.
-        key: Likewise.
+        key: Likewise, but of query's dtype, as is value.
         value: Likewise.
         out: What `attention_varlen` returned, (tokens, heads, value_dim).
         lse: Likewise, by return_lse=True: (heads, tokens).
         cu_query_lengths: Ints (batch + 1,).
         cu_key_lengths: Ints (batch + 1,).
-        d_lse: The function's gradient by lse, like lse.
+        d_lse: The loss's gradient with respect to lse, like lse.
         dropout_p: As for `attention_varlen`.
         seed: As for `attention_varlen`.
         wanted: Names of the gradients to compute, of `Gradients`' fields.  Default: those of all

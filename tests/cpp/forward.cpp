@@ -159,7 +159,7 @@ void hidden() {
   }
 }
 
-/// Operands that bfloat16 holds: medium differs by the rounding of weights alone, 2⁻⁹ of each and of their sum, and lse not at
+/// Operands that bfloat16 holds: medium differs by the rounding of weights alone, 2⁻⁸ of each at worst and of their sum, and lse not at
 /// all.  High is float32's own but by tiles, which give weights 16 bits; so is medium for few rows.
 void precisions() {
   for (const Shape& shape : {Shape{2, 4, 2, 37, 301, 25, 17}, Shape{1, 8, 2, 2, 1500, 64, 8}}) {

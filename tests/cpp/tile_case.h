@@ -67,7 +67,7 @@ struct TileCase {
   }
 };
 
-/// Any number of threads, the same bits; each output within the rounding of weights and of itself, 2⁻⁹ each, of the baseline's.
+/// Any number of threads, the same bits; each output within the rounding of weights and of itself, 2⁻⁹ each (at worst twice that), of the baseline's.
 [[maybe_unused]] void check(const Kernels& kernels, TileCase& c) {
   c.run(kernels, 1);
   const Halves out = c.out;

@@ -1,8 +1,8 @@
 // attncore: exact attention, softmax(scale · Q Kᵀ + bias) V, for batches of heads, on memory that the caller
 // owns.
 //
-// This is the only public header: fill a Problem, call forward().  docs/semantics.md says what each option
-// means.
+// The main header: fill a Problem, call forward().  (layers.hpp, cache.hpp and state.hpp stand on it.)  docs/semantics.md says what
+// each option means.
 #pragma once
 
 #include <array>
@@ -28,11 +28,11 @@ using Index = std::int64_t;
 /// two in a byte, the first in its low half; the dim axis of an i4 tensor counts numbers and has no gaps.
 enum class DType : std::uint8_t { f32, f64, f16, bf16, boolean, i32, i64, i8, f8, i4 };
 
-enum class Device : std::uint8_t { cpu, cuda };
+enum class Device : std::uint8_t { cpu, cuda };  ///< cuda: NotImplemented is thrown so far
 
 /// Of products of float32, by torch's names.  highest: as exact as float32's own.  high: the operands in two bfloat16 parts.  medium: one
-/// product of operands and weights that are rounded to bfloat16, summed in float32.  A lower one is leave to be faster: where
-/// that is not to be had, results are those of a higher one.
+/// product of operands and weights that are rounded to bfloat16, summed in float32.  A lower one permits rounding, for speed:
+/// where it would gain none, results are those of a higher one.
 enum class Precision : std::uint8_t { highest, high, medium };
 
 [[nodiscard]] Index item_size(DType dtype) noexcept;  ///< in bytes; 1 for i4
@@ -73,7 +73,7 @@ inline constexpr Index kUnbounded = std::numeric_limits<Index>::max();
 inline constexpr std::size_t kMaxBiases = 8;
 
 /// The relative position bias of T5 (Raffel et al. 2020): + table[head][bucket(key − position)].  Half of the buckets
-/// are for single distances, the others for ever wider ranges up to max_distance, where the last one begins.
+/// are for single distances, the others for ever wider ranges up to max_distance; all beyond is in the last.
 struct RelativeBias {
   Tensor table;  ///< floats, (1, head, 1, bucket)
   bool bidirectional =
@@ -199,8 +199,8 @@ struct NotImplemented : std::logic_error {
   using std::logic_error::logic_error;
 };
 
-/// Thrown by a call that finds another thread's call at work on the same object (a cache, an AttentionState): it has changed
-/// nothing.  Nobody waits.
+/// Thrown at once, without waiting, by a call that conflicts with another thread's on the same cache or AttentionState; it has
+/// changed nothing.
 struct InUse : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
@@ -209,17 +209,17 @@ struct InUse : std::runtime_error {
 /// Cancelled.
 void forward(const Problem& problem, const Options& options = {});
 
-/// The gradients of a function of (out, lse) = attention(problem), given its gradients by them.  problem.out and
+/// The gradients of a loss, given its gradients with respect to (out, lse) = attention(problem).  Throws as forward().  problem.out and
 /// problem.lse (which must be there) are what forward() wrote for the same problem, and are read here.
 void backward(const Problem& problem, const Gradients& gradients, const Options& options = {});
 
 /// keep (batch, heads, rows, keys), booleans, written: what dropout keeps.  `rows`, ints (1, 1, rows, 1): which queries;
-/// not given: 0, 1, …
+/// not given: 0, 1, …  Throws as forward().
 void dropout_mask(const Dropout& dropout, const Tensor& rows, const Tensor& keep,
                   const Options& options = {});
 
 /// The probabilities that forward() uses, before dropout.  problem.value and problem.out are not read.  Of packed sequences
-/// they are those of the padded batch: rows and keys count those of the longest, and what a sequence lacks is 0.
+/// they are those of the padded batch: rows and keys count those of the longest, and what a sequence lacks is 0.  Throws as forward().
 struct Weights {
   Tensor rows;           ///< ints, (1 or batch, 1, rows, 1): which queries; not given: all
   Tensor probabilities;  ///< (batch, heads, rows, keys), or (…, top_k); f32, f64 for f64; written
@@ -227,7 +227,7 @@ struct Weights {
 };
 void attention_weights(const Problem& problem, const Weights& weights, const Options& options = {});
 
-/// How forward() would run: for people and for tests.
+/// How forward() would run: for people and for tests.  Some of its tasks are run; nothing of the problem is written.
 struct Explanation {
   std::string isa, kernel, text;
   int threads = 1;
@@ -254,8 +254,8 @@ void set_num_threads(int num_threads);
 /// What was built and what was found: (name, value) pairs.
 [[nodiscard]] std::vector<std::pair<std::string, std::string>> config();
 
-/// Multiply-add throughput of registers in GFLOP/s: the ceiling that a benchmark compares with.  Of bfloat16 that of its own
-/// products, where an instruction set has such.
+/// Multiply-add throughput of registers in GFLOP/s: the ceiling that a benchmark compares with.  Of bf16 that of
+/// bfloat16's own products, where the instruction set has them.
 [[nodiscard]] double fma_peak(const std::string& isa, DType dtype, int num_threads);
 
 /// GB/s at which threads read so much memory, each its share, over and over: the ceiling of decoding.  The best of

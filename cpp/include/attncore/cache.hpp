@@ -2,8 +2,7 @@
 // a list of them.
 //
 // Any number of threads may read a cache at once (attend, gather, state, lengths, …).  A call that changes it (append,
-// truncate, fork, free, restore) must be alone: nobody waits, whoever comes at the wrong time gets InUse and has
-// changed nothing.
+// truncate, fork, free, restore) must be alone: a call that conflicts throws InUse at once, and has changed nothing.
 #pragma once
 
 #include <attncore/layers.hpp>
@@ -86,7 +85,7 @@ class KVCache {
   /// problem.out, lse = attention of problem.query (entries, heads, queries, dim) to all that the entries hold.  The last
   /// query stands at the last token.  The problem's key, value, scales, packing and paging are the cache's and must not be
   /// given, nor key_lengths, query_offset and segments.  Masks and biases broadcast to (entries, heads, queries, length
-  /// of the longest of these entries).  score.left is at most the cache's window.  Throws as forward(), and InUse.
+  /// of the longest of these entries).  score.left is cut to the cache's window.  Throws as forward(), and InUse.
   void attend(const Problem& problem, const Tensor& entries = {}, const Options& options = {}) const;
 
   /// Forgets the tokens from `lengths` on: ints, (1 or entries, 1, 1, 1), each 0 … the entry's length.

@@ -14,7 +14,7 @@ struct Rope {
 };
 
 /// out = x rotated; x and out are (batch, head, token, dim) of one dtype, out may be x.  `inverse` rotates back, which
-/// is the gradient too.
+/// is the gradient too.  This and the functions below throw as forward().
 void rope(const Tensor& x, const Rope& rope, const Tensor& out, bool inverse = false,
           const Options& options = {});
 
@@ -26,7 +26,7 @@ void rope(const Tensor& x, const Rope& rope, const Tensor& out, bool inverse = f
 void linear(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& out,
             const Rope* rotary = nullptr, const Options& options = {});
 
-/// What linear_backward writes, given the gradient d_y by linear's out; a result without `data` is not wanted.
+/// What linear_backward writes, given the gradient d_y with respect to linear's out; a result without `data` is not wanted.
 struct LinearGradients {
   Tensor d_x, d_weight, d_bias;  ///< like x, weight and bias
 };

@@ -29,8 +29,7 @@ void weights(const Call& call, const Weights& weights, const Options& options) {
   const Index bytes = sizes.scratch + sizes.panel + sizes.state;
   const double products = static_cast<double>(call.batch * call.heads) * static_cast<double>(chosen) *
                           static_cast<double>(call.keys) * static_cast<double>(call.dim);
-  const double worth = std::min(4e-6 * products, static_cast<double>(tasks));
-  const int threads = std::clamp(static_cast<int>(std::min(worth, 1e6)), 1, threads_of(options));
+  const int threads = worthwhile_threads(products, tasks, options);
 
   Memory memory(options, threads * bytes);
   std::byte* const scratch = memory.take(threads * bytes);
@@ -49,7 +48,7 @@ void weights(const Call& call, const Weights& weights, const Options& options) {
 
 }  // namespace
 
-extern constinit const Backend cpu_backend{"cpu",        plan,     run_forward, weights,
-                                           run_backward, multiply, sum_rows,    rope};
+extern constinit const Backend cpu_backend{plan,     run_forward, weights, run_backward,
+                                           multiply, sum_rows,    rope};
 
 }  // namespace attncore

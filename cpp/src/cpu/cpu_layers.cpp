@@ -21,12 +21,6 @@ constexpr Index kFewRows = 48;  // up to here, a task packs for itself
 
 static_assert(kDepthSpan % kDepthBlock == 0);
 
-/// Threads worth waking for so many multiply-adds: some microseconds of work each.
-int worthwhile_threads(double products, Index tasks, const Options& options) {
-  const double worth = std::min(4e-6 * products, static_cast<double>(tasks));
-  return std::clamp(static_cast<int>(std::min(worth, 1e6)), 1, threads_of(options));
-}
-
 /// What turns share in a call: frequencies, and the angles of the nearest positions if there are enough tokens.
 class Angles {
  public:

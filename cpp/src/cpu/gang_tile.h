@@ -1,4 +1,4 @@
-// One tile of keys for all tasks of a gang, as few products at once as there is room for.
+// One tile of keys for all tasks of a gang, in as few products as there is room for.
 #pragma once
 
 #include "kernels/kernels.h"

@@ -50,4 +50,10 @@ inline int threads_of(const Options& options) noexcept {
   return options.num_threads > 0 ? std::min(options.num_threads, kMostThreads) : get_num_threads();
 }
 
+/// Threads worth waking for so many multiply-adds: some microseconds of work each.
+inline int worthwhile_threads(double products, Index tasks, const Options& options) {
+  const double worth = std::min(4e-6 * products, static_cast<double>(tasks));
+  return std::clamp(static_cast<int>(std::min(worth, 1e6)), 1, threads_of(options));
+}
+
 }  // namespace attncore

@@ -2,7 +2,7 @@
 //
 // - visible(call, block): the keys that any row of the block may see; what lies outside is never touched;
 // - band(call, position), if it leaves each query a range of keys that moves on with its position: that range;
-// - narrow(call, block, keys), if it finds soon after which key of a tile no row sees any: the keys before;
+// - narrow(call, block, keys), if it finds a tile's last visible key cheaply: the keys up to that;
 // - touch(call, block, keys): what it does to this tile: nothing, element work, or hides all of it;
 // - apply<M>(call, row, s, keys): what becomes of a register of scores (a float on a GPU) of one row;
 //   or apply_row<M>(call, row, visit), if there is much to look up for a row: visit(s, keys → what becomes of s) goes over all;
@@ -50,8 +50,8 @@ struct TouchNotes {
   std::uint8_t* by_tile = nullptr;
   Index key_tile = 1;
 
-  /// Of the tile that begins with a key: what is noted, or look()'s result, which is noted then.  Who looks at the same time as
-  /// another notes the same.
+  /// What is noted of the tile that begins at `key`; else look()'s result, which is noted then.  Threads that look at the same time
+  /// note the same.
   template <class Look>
   ATTN_FN Touch find(Index key, Look look) const noexcept {
 #ifdef __CUDA_ARCH__

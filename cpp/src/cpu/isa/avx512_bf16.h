@@ -144,7 +144,7 @@ namespace {
 }
 }  // namespace
 
-extern const Kernels avx512_f32, avx512_f64;  // what they take but for bfloat16
-extern const Kernels avx512_bf16_pairs;       // and in layers for it
+extern const Kernels avx512_f32, avx512_f64;  // what the tables with pairs or tiles share
+extern const Kernels avx512_bf16_pairs;       // bfloat16's; amx takes it in layers
 
 }  // namespace attncore

@@ -191,7 +191,7 @@ class BackwardTile {
     });
   }
 
-  /// Makes operands of the tile's weights and d_scores, which are lost where those are pairs.
+  /// Where items are pairs, rounds the tile's weights and d_scores to pairs, over themselves.
   void make_operands(const Seen& seen) const noexcept {
     if constexpr (kInPairs<T, Item>) {
       for (Index row = 0; row < task_.rows.size(); row += 2) pair_rows(row, seen.keys.size());

@@ -2,7 +2,7 @@
 // takes the time, and packing them would double the work.
 //
 // A score is a dot product along dim, in the lanes of a register that are summed at the end: other sums than gemm's, so that
-// which of the two a sequence takes depends on its own number of rows.
+// which of the two a sequence takes depends on its own rows and keys.
 #pragma once
 
 #include "few_rows.h"

@@ -8,7 +8,7 @@
 
 namespace attncore {
 
-/// Bits depend on it: it may look at nothing but the sequence's own rows.
+/// Bits depend on it: it may look at nothing but the sequence's rows and keys.
 template <class Isa, class T, class Item = T>
 bool reads_in_place(const Call& call, const Sequence& sequence) noexcept {
   // Packing as many keys as a cache holds costs less than it saves, but for a matrix unit.

@@ -109,7 +109,7 @@ class ForwardKernel {
   static constexpr Index kKeys = Isa::template kKeyTile<T>;
   using Weights = std::conditional_t<kInPairs<T, Item>, PairWeights<Isa>, PlainWeights<Isa, T>>;
   static constexpr Index kMost = kMostDirectRows<Isa, Item>;
-  // Where registers hold a row of a tile on its way to exp: a product would wait for its scale.
+  // If 8 registers hold a tile's row, it is scaled there, on its way to exp, not by the product.
   static constexpr bool kScaledLater = kKeys / kWidth<Isa, T> <= 8;
   static constexpr bool kPacks = !kInPairs<T, Item> || !HasTiles<Isa>;  // or forward_pipeline.h does
 
@@ -152,7 +152,7 @@ class ForwardKernel {
     return !work.hidden;
   }
 
-  /// Where all keys are one tile, its product writes out itself.  The same bits: in any FMA, 0 · keep + sum is the sum.
+  /// If all keys are one tile, P · V goes straight to `out`.  The same bits: in any FMA, 0 · keep + sum is the sum.
   bool run_only_tile(Range keys) noexcept {
     const bool only = task_.first && task_.last && !keys.empty() && keys.size() <= kKeys;
     const bool whole = call_.value_dim % kWidth<Isa, T> == 0 && !call_.score.sinks.given();
@@ -257,13 +257,13 @@ class ForwardKernel {
   const RowState<Isa, T> state_;
   const DirectProducts<Isa, T, Item> direct_;
   TurnedTile<Isa, T, Item> turned_;
-  bool packed_ = false;           // whether grouped rows are
+  bool packed_ = false;           // whether direct_.pack has packed the queries
   const Index pace_;              // rows of task.ahead to fetch with each row
   Index fetched_ = 0;             // of them
   Matrix<const Item> queries_{};  // (rows, dim)
-  Range tile_;                    // of keys: the one at work, and the score steps that have work there
-  StepSet steps_ = 0;
-  Band band_;  // what they leave of it, where it is packed
+  Range tile_;                    // the keys at work
+  StepSet steps_ = 0;             // with work in tile_
+  Band band_;                     // of tile_, where it is packed; else all of it
 };
 
 template <class Isa, class T, class Item>
@@ -271,8 +271,8 @@ void forward_task(const Call& call, const Task& task, std::byte* scratch) noexce
   ForwardKernel<Isa, T, Item>(call, task, scratch).run();
 }
 
-/// Tasks of one tile of keys, where it lies: of several sequences that share it, kDirectRows rows in all at most, or of KV heads whose tokens
-/// lie beside each other.
+/// Tasks of one tile of keys, where it lies: of sequences that share it, kMostDirectRows rows in all at most, or of KV heads whose
+/// tokens lie side by side.
 template <class Isa, class T, class Item>
 void forward_gang(const Call& call, const Task* tasks, Index count, std::byte* scratch) noexcept {
   using Kernel = ForwardKernel<Isa, T, Item>;

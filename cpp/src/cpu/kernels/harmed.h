@@ -23,7 +23,7 @@ ATTN_INLINE float dot(const std::byte* a, Index a_stride, const std::byte* b, In
   return horizontal_sum<Isa, float>(sum);
 }
 
-/// Keys, or values, where they lie, `first` being the place of theirs in a tile, whose bits say which are harmed.
+/// Keys, or values, where they lie; the i-th of them is harmed if bit first + i of their tile's `bits` is set.
 struct HarmedKeys {
   const KeySource& source;
   Range keys;

@@ -130,7 +130,7 @@ inline constexpr Index kMostGangTasks = 8, kMostGangHeads = 32;  // that forward
 struct Kernels {
   const char* name;
   Index row_block, key_block, key_tile;  // rows of a register block, keys of a strip, keys of a tile
-  Index most_rows;                       // of a task, but where keys are split
+  Index most_rows;                       // of a row tile, at most
   Index gang_rows;                       // of forward_gang, at most
 
   Sizes (*sizes)(const Call&, Index rows) noexcept;

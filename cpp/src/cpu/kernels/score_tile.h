@@ -34,7 +34,7 @@ ATTN_INLINE void apply_steps(const Call& call, const Row& row, StepSet steps, Ra
   ScoreSteps::apply<M>(call, row, steps, visit, visit_slope...);
 }
 
-/// What the steps do to a tile of some rows' keys, which end with the last that any row sees as far as that is soon found.
+/// Narrows a tile's keys as far as ScoreSteps::narrow can, and says what the steps do to what is left.
 template <class Isa, class T>
 ATTN_INLINE TileWork touch_tile(const Call& call, const Block& block, Range& keys) noexcept {
   TileWork work;

@@ -25,7 +25,7 @@ ATTN_INLINE Index depth_of(Index count) noexcept {
   return kInPairs<T, Item> ? ceil_div(count, 2) : count;
 }
 
-/// The same of a panel, which a matrix unit reads so many pairs at a time.
+/// Of a packed panel: for a matrix unit a multiple of kTileDepth.
 template <class Isa, class T, class Item>
 ATTN_INLINE Index panel_depth(Index count) noexcept {
   const Index depth = depth_of<T, Item>(count);
@@ -85,7 +85,7 @@ ATTN_INLINE void pack_items_transposed(Panel<Item> panel, const KeySource& sourc
     pack_transposed<Isa, T>(panel, source, first);
   }
 }
-/// The same of so many keys as they are.  Returns whether all items are finite.
+/// Packs so many keys, not transposed.  Returns whether all items are finite.
 template <class Isa, class T, class Item>
 ATTN_INLINE bool pack_items(Panel<Item> panel, const KeySource& source, Index first, Index keys) noexcept {
   if constexpr (kInPairs<T, Item>) {

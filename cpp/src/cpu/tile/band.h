@@ -12,7 +12,7 @@
 
 namespace attncore {
 
-/// The keys of a tile that its rows see: query q those of query 0, q further.  By default all.  Rows are (query, head): row i is of
+/// The keys of a tile that its rows see: query q sees `first`, moved on by q.  By default all.  Rows are (query, head): row i is of
 /// query (lead + i) / group.
 struct Band {
   Range first;  // query 0's keys, counted from the tile's first; they may lie far outside

@@ -5,8 +5,8 @@
 // small ones first (parts 0, 1, 2 from the large one on):
 //
 //     2 parts, scores:   A1·B0 + A1·B1 + A0·B1, then A0·B0          exact for float16: scores of 1e4 need it
-//     2 parts, P · V:    A1·B0 + A0·B1, then A0·B0                  less 2⁻¹⁵: float16's results are rounded by 2⁻¹¹
-//     3 parts:           A2·B0 + A1·B0 + A1·B1 + A0·B1 + A0·B2, then A0·B0        less 2⁻²³
+//     2 parts, P · V:    A1·B0 + A0·B1, then A0·B0                  less 2⁻¹⁴: float16's results are rounded by 2⁻¹¹
+//     3 parts:           A2·B0 + A1·B0 + A1·B1 + A0·B1 + A0·B2, then A0·B0        less 2⁻²¹
 //
 // float16 takes 2 parts; float32 3, or 2 by Precision::high, the second one rounded then.  Weights have as many as values.
 //

@@ -100,7 +100,7 @@ ATTN_INLINE To bit_cast(From v) noexcept {
   return to;
 }
 
-// Comparisons are written so that a NaN in `x` stays, and one in a bound is never there.
+// A NaN in `x` stays, and bounds are no NaN; maximum(a, b) keeps one in b.
 template <class V>
 ATTN_INLINE V at_least(V x, V bound) noexcept {
   return x < bound ? bound : x;
@@ -137,8 +137,8 @@ ATTN_INLINE V every_second(V a, V b, std::integer_sequence<int, I...>) noexcept 
   return __builtin_shufflevector(a, b, (2 * I + (kOdd ? 1 : 0))...);
 }
 
-/// Transposes a square block of registers in log2(n) rounds of interleaving; or a part of one, in log2(kTurns) rounds: of the bits of a
-/// register's number and a lane's, in this order, so many first ones come last.
+/// Transposes a square block of registers, or a part of one, in log2(kTurns) rounds of interleaving: each rotates the bits of
+/// (register's number, lane) left by one.
 template <class Isa, class T, int kRows = kWidth<Isa, T>, int kTurns = kWidth<Isa, T>>
 ATTN_INLINE void transpose(Vec<Isa, T>* rows) noexcept {
   using Lanes = std::make_integer_sequence<int, kWidth<Isa, T>>;
