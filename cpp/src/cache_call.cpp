@@ -7,7 +7,6 @@ namespace {
 
 using std::to_string;
 
-constexpr Index kMostDims = Index{1} << 24;
 constexpr Index kMostPages = std::numeric_limits<std::int32_t>::max();
 constexpr auto kAxes = "(entries, kv_heads, tokens, dim)";
 

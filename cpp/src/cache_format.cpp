@@ -12,10 +12,6 @@
 namespace attncore {
 namespace {
 
-struct Scalar {  // an instruction set's tag: registers as every machine has them
-  static constexpr int kBytes = 16;
-};
-
 // What the largest number of a row becomes.
 constexpr double kMost8 = 127, kMost4 = 7, kMostF8 = 448;
 
@@ -61,13 +57,13 @@ template <class T>
 void read_row(const std::byte* p, Index stride, DType dtype, Index count, T* row) noexcept {
   const bool direct =
       sizeof(T) == sizeof(float) ? dtype != DType::f64 : dtype == DType::f64 || dtype == DType::f32;
-  if (direct) return load_span<Scalar, T>(p, stride, dtype, count, row);
+  if (direct) return load_span<Portable, T>(p, stride, dtype, count, row);
   for (Index i = 0; i < count; ++i) row[i] = static_cast<T>(read_number(p + i * stride, dtype));
 }
 
 template <class T>
 std::vector<T> scratch_row(Index dim) {
-  return std::vector<T>(static_cast<std::size_t>(dim) + Scalar::kBytes / sizeof(T));
+  return std::vector<T>(static_cast<std::size_t>(dim) + Portable::kBytes / sizeof(T));
 }
 
 /// A row becomes `dim` numbers of i8, i4 or f8, and their factor.  False, and nothing written, if it has a NaN or an
@@ -92,11 +88,11 @@ bool quantise_row(const float* row, Index dim, DType dtype, std::byte* to, float
 }
 
 void dequantise_row(const std::byte* from, float scale, Index dim, DType dtype, float* row) noexcept {
-  constexpr Index n = kWidth<Scalar, float>;
+  constexpr Index n = kWidth<Portable, float>;
   with_key_storage<float>(dtype, [&]<DType kStorage>() {
     for (Index i = 0; i < dim; i += n) {
       store(row + i,
-            load_items<Scalar, float, kStorage>(from + row_bytes(dtype, i), 1, min(n, dim - i)) * scale);
+            load_items<Portable, float, kStorage>(from + row_bytes(dtype, i), 1, min(n, dim - i)) * scale);
     }
   });
 }
@@ -118,7 +114,7 @@ void convert_rows(const Tensor& from, const Tensor& to) {
   std::vector<T> row = scratch_row<T>(dim);
   for_rows(to, [&](Index head, Index token) {
     read_row(at(from, 0, head, token), from.stride[3], from.dtype, dim, row.data());
-    store_span<Scalar, T>(at(to, 0, head, token), to.stride[3], to.dtype, dim, row.data());
+    store_span<Portable, T>(at(to, 0, head, token), to.stride[3], to.dtype, dim, row.data());
     return true;
   });
 }
@@ -168,7 +164,7 @@ void dequantise(const Tensor& from, const Tensor& scale, const Tensor& to) {
     float factor = 1;
     std::memcpy(&factor, at(scale, 0, head, token), sizeof factor);
     dequantise_row(at(from, 0, head, token), factor, dim, from.dtype, row.data());
-    store_span<Scalar, float>(at(to, 0, head, token), to.stride[3], to.dtype, dim, row.data());
+    store_span<Portable, float>(at(to, 0, head, token), to.stride[3], to.dtype, dim, row.data());
     return true;
   });
 }

@@ -11,7 +11,6 @@ namespace {
 using std::to_string;
 
 constexpr auto kAxes = "(batch, head, token, dim)";
-constexpr Index kMostDims = Index{1} << 24;
 constexpr double kSmallestBase = 1e-100;  // its powers times any position are finite
 
 void require_operand(const char* argument, const Tensor& t) {

@@ -8,6 +8,8 @@
 
 namespace attncore {
 
+inline constexpr Index kMostDims = Index{1} << 24;  // and heads
+
 /// Throws std::invalid_argument, "argument: what".
 [[noreturn]] void reject(const std::string& argument, const std::string& what);
 

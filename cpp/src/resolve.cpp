@@ -14,8 +14,6 @@ namespace {
 
 using std::to_string;
 
-constexpr Index kFarthest = Index{1} << 60;  // as far as positions reach: sums of two stay in range
-constexpr Index kMostDims = Index{1} << 24;
 
 /// What is added to scores: float32, or query's dtype.
 void require_addend_dtype(const char* argument, const Tensor& t, const Call& call) {

@@ -8,11 +8,6 @@
 namespace attncore {
 namespace {
 
-/// The registers that every machine of the architecture has: there is too little to do here for more.
-struct Portable {
-  static constexpr int kBytes = 16;
-};
-
 /// run.template operator()<T, kStorage>() for a dtype and what it is accumulated in.
 template <class Run>
 void with_dtype(DType dtype, Run run) {

@@ -12,7 +12,6 @@ namespace {
 
 using std::to_string;
 
-constexpr Index kFarthest = Index{1} << 60;  // as far as positions reach: sums of two stay in range
 constexpr Index kMostWords = Index{1}
                              << 44;  // more than any machine's memory: sums and products stay in range
 

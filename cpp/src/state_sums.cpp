@@ -155,10 +155,6 @@ void finish_rows(const Sums& sums, const Tensor& sinks, const Tensor& out, const
   }
 }
 
-struct Portable {  // an instruction set's tag: registers as every machine has them
-  static constexpr int kBytes = 16;
-};
-
 }  // namespace
 
 void finish_sums(const Sums& sums, const Tensor& sinks, const Tensor& out, const Tensor& lse,

@@ -187,6 +187,18 @@ class PagedKVCache(Cache):
         Raises:
             ValueError: There is no such entry.
             RuntimeError: Another thread is in the cache.
+
+        Example:
+            >>> import numpy as np, attncore
+            >>> cache = attncore.PagedKVCache(4, page_size=2, kv_heads=1, dim=4)
+            >>> prompt = cache.add()
+            >>> cache.append(np.ones((1, 1, 3, 4)), np.ones((1, 1, 3, 4)))
+            >>> beam = cache.fork(prompt)
+            >>> cache.reference_counts().tolist(), cache.block_table(beam).tolist()
+            ([2, 2, 0, 0], [0, 1])
+            >>> cache.free(prompt)
+            >>> cache.entries, cache.free_pages
+            ([1], 2)
         """
         return self._core.fork(entry)
 

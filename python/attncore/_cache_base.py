@@ -175,10 +175,18 @@ class Cache:
     def gather(self, entry: int) -> tuple[Array, Array]:
         """A copy of an entry's tokens as the cache has them: rotated, rounded.
 
+        Args:
+            entry: Its number.
+
         Returns:
             key (kv_heads, tokens, dim) and value (kv_heads, tokens, value_dim), in the cache's
             dtype, or in float32 if that is quantised; tokens whose pages were given back are
             missing at the front.  With value_in_key, value is a view of key.
+
+        Raises:
+            ValueError: There is no such entry.
+            TypeError: It is no int.
+            RuntimeError: Another thread changes the cache.
 
         Example:
             >>> import numpy as np, attncore
@@ -195,7 +203,13 @@ class Cache:
         return self._core.lengths()
 
     def memory(self) -> CacheMemory:
-        """How much address space is reserved, and how much of it is in use, in bytes."""
+        """How much address space is reserved, and how much of it is in use, in bytes.
+
+        Example:
+            >>> import attncore
+            >>> attncore.KVCache(1, 2, 4, capacity=8, dtype="float16").memory().used
+            0
+        """
         return CacheMemory(*self._core.memory())
 
     @property
@@ -206,6 +220,9 @@ class Cache:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes all tokens as a safetensors file, whole or not at all; its format is in `load`.
+
+        Args:
+            path: The file, which is replaced if it is there.
 
         Raises:
             ImportError: The package safetensors is not installed: attncore[layers].

@@ -105,8 +105,21 @@ def explain_varlen(
 ) -> Plan:
     """How `attention_varlen` would run with these arguments: as `explain`.
 
-    Takes what `attention_varlen` takes, but dropout_p, seed, out and return_lse, and raises what it
-    would.
+    Args:
+        query: As `attention_varlen`, as are the other four and what is raised.
+        key: Likewise.
+        value: Likewise.
+        cu_query_lengths: Likewise.
+        cu_key_lengths: Likewise.
+        options: Those of `attention_varlen`, but dropout_p, seed, out and return_lse.
+
+    Returns:
+        A `Plan`.
+
+    Raises:
+        ValueError: A shape or value does not fit; the message names the argument.
+        TypeError: A type or dtype does not fit.
+        MemoryError: There is no memory for the workspace.
 
     Example:
         >>> import numpy as np, attncore

@@ -168,8 +168,15 @@ def explain_paged(
 ) -> Plan:
     """How `attention_paged` would run with these arguments: as `explain`.
 
-    Takes what `attention_paged` takes, but dropout_p, seed, out and return_lse, and raises what it
-    would.
+    Takes what `attention_paged` takes, but dropout_p, seed, out and return_lse.
+
+    Returns:
+        A `Plan`.
+
+    Raises:
+        ValueError: A shape or value does not fit; the message names the argument.
+        TypeError: A type or dtype does not fit.
+        MemoryError: There is no memory for the workspace.
 
     Example:
         >>> import numpy as np, attncore

@@ -9,6 +9,11 @@
 
 namespace attncore {
 
+/// An instruction set's tag for code outside of cpu/isa: the registers that every machine of the architecture has.
+struct Portable {
+  static constexpr int kBytes = 16;
+};
+
 template <DType>
 struct Storage;
 template <>

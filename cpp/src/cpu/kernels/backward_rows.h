@@ -2,6 +2,7 @@
 #pragma once
 
 #include "backward_tile.h"
+#include "rows.h"
 
 namespace attncore {
 
@@ -33,12 +34,9 @@ void renormalise(const Call& call, const BackwardTask& task, BackwardTile<Isa, T
       softmax.update(row, scores, seen.keys.size(), false, keep, nullptr, columns);
     });
   }
-  const Tensor& sinks = call.score.sinks;
   const Index first_head = task.kv_head * call.group;
-  for (Index row = 0; sinks.given() && row < rows.size(); ++row) {
-    const Index head = first_head + (rows.begin + row) % call.group;
-    softmax.add_sink(row, load_scalar<Isa, T>(at(sinks, 0, head), sinks.dtype));
-  }
+  add_sinks<Isa, T>(call, softmax, rows.size(),
+                    [&](Index row) { return first_head + (rows.begin + row) % call.group; });
 }
 
 /// Σ d_out · out over the dims of a row.  Where out is 0, so is the term: a row that sees nothing may have any d_out.

@@ -75,7 +75,7 @@ class ForwardPipeline {
   static constexpr bool kApart = kSumsApart<Item>;
 
   /// The vector unit's work of a step, spread over the unit's products: between two of them, the rows that are due.
-  struct Beside {
+  struct Spread {
     ForwardPipeline& pipeline;
     Stage& stage;
     Index rows, products, row = 0, credit = 0;
@@ -90,15 +90,15 @@ class ForwardPipeline {
     }
   };
 
-  [[nodiscard]] Beside beside(Stage& stage, Index products) noexcept {
+  [[nodiscard]] Spread spread(Stage& stage, Index products) noexcept {
     return {*this, stage, stage.keys.empty() ? 0 : rows_, max(Index{1}, products)};
   }
 
-  void work(Beside& beside) noexcept {
-    Range due{beside.row, beside.row};
-    for (; beside.credit >= beside.products; beside.credit -= beside.products) ++due.end;
-    beside.row = due.end;
-    softmax_.weigh(beside.stage, due);
+  void work(Spread& spread) noexcept {
+    Range due{spread.row, spread.row};
+    for (; spread.credit >= spread.products; spread.credit -= spread.products) ++due.end;
+    spread.row = due.end;
+    softmax_.weigh(spread.stage, due);
     if constexpr (kApart) apart_.add_some();
   }
 
@@ -116,7 +116,7 @@ class ForwardPipeline {
   /// A step.
   void run_chunk(const Tile& tile, Index first, Range keys, StepSet steps) noexcept {
     Stage &stage = stages_[turn_], &before = stages_[1 - turn_];
-    Beside rows = beside(before, value_products(stage) + score_products(keys));
+    Spread rows = spread(before, value_products(stage) + score_products(keys));
     add_values(stage, rows);
     stage.begin(tile, first, keys, steps);
     softmax_.look_at(stage);
@@ -131,7 +131,7 @@ class ForwardPipeline {
     flush();
     for (int step = 0; step < 2; ++step) {
       Stage &stage = stages_[turn_], &before = stages_[1 - turn_];
-      Beside rows = beside(before, value_products(stage));
+      Spread rows = spread(before, value_products(stage));
       add_values(stage, rows);
       rows.finish();
       stage.keys = {};
@@ -166,7 +166,7 @@ class ForwardPipeline {
 
   /// C = A · B, or, with `keep`, what add_values says.  A: its items.
   template <class A>
-  void multiply(Matrix<float> c, Matrix<float> a, const Right& b, const float* keep, Beside& rows) noexcept {
+  void multiply(Matrix<float> c, Matrix<float> a, const Right& b, const float* keep, Spread& rows) noexcept {
     const PairTile left{reinterpret_cast<const Bf16Pair*>(a.data), a.stride};
     const bool adds = !kApart && keep != nullptr;
     for (Index column = b.columns.begin; column < b.columns.end; column += 2 * kTileColumns) {
@@ -185,14 +185,14 @@ class ForwardPipeline {
   }
 
   /// S = Q · Kᵀ, unscaled.
-  void score(Stage& stage, Beside& rows) noexcept {
+  void score(Stage& stage, Spread& rows) noexcept {
     const Range columns{stage.first, stage.first + stage.keys.size()};
     const Right keys{stage.tile.keys, columns, 0, ceil_div(call_.dim, kRunItems)};
     multiply<Item>(stage.scores, scratch_.queries, keys, nullptr, rows);
   }
 
   /// O = keep · O + P · V
-  void add_values(Stage& stage, Beside& rows) noexcept {
+  void add_values(Stage& stage, Spread& rows) noexcept {
     if (stage.keys.empty()) return;
     const Matrix<float> output = state_.recent.output;
     if (!kApart && stage.rescales) rescale(output, stage.keep);

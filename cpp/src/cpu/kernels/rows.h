@@ -103,17 +103,21 @@ void finish_sums(const Call& call, const TaskRows& row_at, const OnlineSoftmax<I
   }
 }
 
+/// Each row's sink is a key; head_of(row) is its head.
+template <class Isa, class T, class HeadOf>
+ATTN_INLINE void add_sinks(const Call& call, const OnlineSoftmax<Isa, T>& softmax, Index rows,
+                           HeadOf head_of) noexcept {
+  const Tensor& sinks = call.score.sinks;
+  for (Index row = 0; sinks.given() && row < rows; ++row)
+    softmax.add_sink(row, load_scalar<Isa, T>(at(sinks, 0, head_of(row)), sinks.dtype));
+}
+
 /// out and lse of rows that have seen all their keys.
 template <class Isa, class T>
 void finish_rows(const Call& call, const TaskRows& row_at, const OnlineSoftmax<Isa, T>& softmax,
                  Index rows) noexcept {
   constexpr Index n = kWidth<Isa, T>;
-  const Tensor& sinks = call.score.sinks;
-  if (sinks.given()) {
-    for (Index row = 0; row < rows; ++row) {
-      softmax.add_sink(row, load_scalar<Isa, T>(at(sinks, 0, row_at(row).head), sinks.dtype));
-    }
-  }
+  add_sinks<Isa, T>(call, softmax, rows, [&](Index row) { return row_at(row).head; });
   with_storage<T>(call.out.dtype, [&]<DType kStorage>() {
     with_stride<kStorage>(call.out.stride[3], [&](auto stride) {
       for (Index row = 0; row < rows; ++row) {

@@ -26,10 +26,7 @@ class WeightsKernel {
     for_each_tile([&](Index row, T* scores, Range keys) {
       softmax_.update(row, scores, keys.size(), false, scratch_.keep, nullptr, {0, keys.size()});
     });
-    const Tensor& sinks = call_.score.sinks;
-    for (Index row = 0; sinks.given() && row < rows_; ++row) {
-      softmax_.add_sink(row, load_scalar<Isa, T>(at(sinks, 0, row_at(row).head), sinks.dtype));
-    }
+    add_sinks<Isa, T>(call_, softmax_, rows_, [&](Index row) { return row_at(row).head; });
     for_each_tile([&](Index row, T* scores, Range keys) { write(row, scores, keys); });
     for (Index row = 0; task_.weights->indices.given() && row < rows_; ++row) sort(row);
   }
