@@ -14,7 +14,6 @@ namespace {
 
 using std::to_string;
 
-
 /// What is added to scores: float32, or query's dtype.
 void require_addend_dtype(const char* argument, const Tensor& t, const Call& call) {
   if (t.dtype == call.query.dtype) return;
