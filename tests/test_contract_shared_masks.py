@@ -91,6 +91,17 @@ def test_notes_take_memory_for_the_keys_there_are() -> None:
     assert large.workspace_bytes <= small.workspace_bytes + 2**16
 
 
+def test_notes_take_memory_for_each_sequence() -> None:
+    """Not for the longest one's square in each."""
+    lengths = np.array([8192] + [16] * 1000)
+    ends = np.concatenate([[0], np.cumsum(lengths)])
+    x = np.zeros((ends[-1], 4, 16), np.float32)
+    mask = np.lib.stride_tricks.as_strided(np.ones(2 * 8192, bool), (8192, 8192), (1, 1))
+    plain = attncore.explain_varlen(x, x, x, ends, ends, num_threads=1).workspace_bytes
+    noted = attncore.explain_varlen(x, x, x, ends, ends, mask=mask, num_threads=1).workspace_bytes
+    assert noted < plain + 2**16
+
+
 def test_a_mask_that_changes_between_calls_is_looked_at_again(isa: str, rng: Any) -> None:
     made = inputs(rng, ROWS, KEYS, heads=2)
     workspace_of_before = in_blocks(rng, 1)

@@ -89,6 +89,23 @@ def test_heads_are_one_task_whether_keys_are_split_or_not(rng: Any) -> None:
         assert attncore.explain(query, *arrays, num_threads=1).tasks == 12 * parts * 8
 
 
+@pytest.mark.parametrize("keys", [700, 3000])
+def test_heads_that_see_nothing(isa: str, keys: int, rng: Any) -> None:
+    """What an earlier call left in the workspace is not theirs."""
+    query, key, value = inputs(rng, 1, keys, batch=12, heads=8, kv_heads=8, dim=64)
+    swapped = tokens_first(key), tokens_first(value)
+    positions: list[tuple[int, dict[str, Any]]]
+    positions = [(-1, {"causal": True}), (10 * keys, {"window": (100, 0)})]
+    for at, option in positions:
+        for offset in (at, np.resize([at, keys // 2, 400], 12)):
+            options = {**option, "query_offset": offset}
+            attncore.attention(1e3 * query, *swapped)
+            check(query, key, value, **options)
+            out, lse = attncore.attention(query, *swapped, return_lse=True, **options)
+            assert (out[0] == 0).all()
+            assert (lse[0] == -np.inf).all()
+
+
 @pytest.mark.parametrize("where", ["hidden", "visible"])
 @pytest.mark.parametrize("dtype", [np.float32, dtype_of("bfloat16")])
 def test_poison(isa: str, dtype: Any, where: str, rng: Any) -> None:

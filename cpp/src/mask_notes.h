@@ -16,15 +16,23 @@ class MaskNotes {
     const bool shared = mask.given() && mask.stride[1] == 0 && call.kv_heads > 1;
     if (!shared || mask.stride[2] == 0 || sections.empty()) return;  // a line that queries share is soon seen
     tile_rows_ = sections.front().tile_rows;
-    row_tiles_ = ceil_div(call.queries * call.group, tile_rows_);
-    Index keys = 0;  // of the longest entry: a table of pages may have room for many more
-    for (const Section& section : sections) keys = max(keys, section.sequence.keys);
-    key_tiles_ = ceil_div(keys, key_tile);
-    entries_ = call.sequences.empty() && mask.stride[0] == 0 ? 1 : call.batch;
+    one_for_all_ = call.sequences.empty() && mask.stride[0] == 0;
+    const auto entries = static_cast<std::size_t>(one_for_all_ ? 1 : call.batch);
+    entries_.resize(entries);
+    for (const Section& section : sections) {
+      Entry& entry = entries_[entry_of(section)];
+      const Index rows = section.sequence.queries * call.group;
+      entry.key_tiles = max(entry.key_tiles, ceil_div(section.sequence.keys, key_tile));
+      entry.row_tiles = max(entry.row_tiles, ceil_div(rows, tile_rows_));
+    }
+    for (Entry& entry : entries_) {
+      entry.first = notes_count_;
+      notes_count_ += entry.row_tiles * entry.key_tiles;
+    }
   }
 
   /// A byte for each row tile and key tile of a batch entry, or of one for all that see the same.
-  [[nodiscard]] Index bytes() const noexcept { return round_up(entries_ * row_tiles_ * key_tiles_, 64); }
+  [[nodiscard]] Index bytes() const noexcept { return round_up(notes_count_, 64); }
 
   void place(std::byte* memory) noexcept {
     notes_ = reinterpret_cast<std::uint8_t*>(memory);
@@ -33,14 +41,23 @@ class MaskNotes {
 
   /// A row tile's notes; none if it is not cut as those of the first section: of other tile_rows, or from another row on.
   [[nodiscard]] TouchNotes of(const Section& section, Range rows) const noexcept {
-    if (entries_ == 0 || section.tile_rows != tile_rows_ || rows.begin % tile_rows_ != 0) return {};
-    const Index row_tile = rows.begin / tile_rows_;
-    const Index entry = entries_ == 1 ? 0 : section.sequence.batch;
-    return {notes_ + (entry * row_tiles_ + row_tile) * key_tiles_, key_tile_};
+    if (entries_.empty() || section.tile_rows != tile_rows_ || rows.begin % tile_rows_ != 0) return {};
+    const Entry& entry = entries_[entry_of(section)];
+    return {notes_ + entry.first + rows.begin / tile_rows_ * entry.key_tiles, key_tile_};
   }
 
  private:
-  Index key_tile_, tile_rows_ = 1, row_tiles_ = 0, key_tiles_ = 0, entries_ = 0;
+  struct Entry {
+    Index row_tiles = 0, key_tiles = 0, first = 0;  // first: of its notes
+  };
+
+  [[nodiscard]] std::size_t entry_of(const Section& section) const noexcept {
+    return one_for_all_ ? 0 : static_cast<std::size_t>(section.sequence.batch);
+  }
+
+  Index key_tile_, tile_rows_ = 1, notes_count_ = 0;
+  bool one_for_all_ = false;
+  std::vector<Entry> entries_;
   std::uint8_t* notes_ = nullptr;
 };
 

@@ -108,7 +108,7 @@ class Planner {
         sections.push_back(static_cast<Index>(plan_.sections.size()));
         add_sequence(sequence, kv_head, 1);
         Section& added = plan_.sections[static_cast<std::size_t>(sections.back())];
-        if (added.state_slot < 0) keep_state(added);  // of one part
+        if (added.state_slot < 0 && !added.keys.empty()) keep_state(added);  // of one part: a gang's too
       }
       const Section& section = plan_.sections[static_cast<std::size_t>(sections[0])];
       for (const Index parts = section.parts; part.part < parts; ++part.part) add_gang(part, sections, true);

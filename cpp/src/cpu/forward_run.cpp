@@ -1,6 +1,7 @@
 #include "forward_run.h"
 
 #include <algorithm>
+#include <cassert>
 #include <optional>
 
 #include "../mask_notes.h"
@@ -240,6 +241,7 @@ class ForwardRun {
     std::byte* const panel = packs ? scratch(thread) + plan_.task.scratch : nullptr;
     const Index begin = first.keys.begin + gang.part * first.part_keys;
     const Index end = min(begin + first.part_keys, seen);
+    assert(begin < end);  // its first tile clears the state
     for (Index key = begin; key < end; key += plan_.kernels->key_tile) {
       const Range keys{key, min(key + plan_.kernels->key_tile, end)};
       if (packs) plan_.kernels->pack(call_, first.sequence, first.kv_head, keys, panel);
