@@ -45,8 +45,9 @@ CacheState PagedKVCache::state() const {
 
 namespace {
 
-/// Checks the table of an entry; `last_user`: of each page, the last entry that was found to have it.
-void require_table(const CacheState& state, std::size_t number, Index page_size,
+/// Checks the table of an entry, who may have given whole pages back if there is a window; `last_user`: of each page, the last entry
+/// that was found to have it.
+void require_table(const CacheState& state, std::size_t number, Index page_size, bool window,
                    std::vector<Index>& last_user) {
   const std::string entry = "entry " + to_string(number);
   const std::vector<Index>& table = state.tables[number];
@@ -57,9 +58,9 @@ void require_table(const CacheState& state, std::size_t number, Index page_size,
   if (std::cmp_not_equal(table.size(), pages)) {
     reject("state", entry + " has " + to_string(table.size()) + " pages, must have " + to_string(pages));
   }
-  if (given_back < 0 || given_back > pages) {
-    reject("state",
-           entry + " has given " + to_string(given_back) + " of " + to_string(pages) + " pages back");
+  if (given_back < 0 || given_back > (window ? tokens / page_size : 0)) {
+    reject("state", entry + " has given " + to_string(given_back) + " of " + to_string(pages) +
+                        " pages back" + (window ? "" : ", without a window"));
   }
   for (Index i = 0; i < pages; ++i) {
     const Index page = table[static_cast<std::size_t>(i)];
@@ -106,7 +107,8 @@ void PagedKVCache::Impl::require_state(const CacheState& state) const {
   }
   require_stored(store.settings(), total, state.tokens);
   std::vector<Index> last_user(state.page_lengths.size(), -1);
-  for (std::size_t i = 0; i < entries; ++i) require_table(state, i, pool.page_size(), last_user);
+  const bool window = store.settings().window != kUnbounded;
+  for (std::size_t i = 0; i < entries; ++i) require_table(state, i, pool.page_size(), window, last_user);
   if (std::find(last_user.begin(), last_user.end(), -1) != last_user.end()) {
     reject("state", "has a page that no entry has");
   }
