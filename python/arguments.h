@@ -73,9 +73,9 @@ class Arguments {
   Options options;
 
   /// (batch), or a scalar; most = 2: (batch, token), or (token)
-  Tensor ints(const char* argument, const py::object& object, py::ssize_t most) {
+  Tensor ints(const char* argument, const py::object& object, py::ssize_t most, bool wraps = false) {
     if (object.is_none()) return {};
-    const py::array array = kept(int_array(argument, object));
+    const py::array array = kept(int_array(argument, object, wraps));
     require_rank(argument, array, most);
     const int rank = static_cast<int>(array.ndim());
     if (most == 1) return tensor(argument, array, {rank - 1, -1, -1, -1}, kInts);
@@ -100,7 +100,7 @@ class Arguments {
     if (const auto x = given[Keyword::key_segments]) score.key_segments = ints("key_segments", x, 2);
     if (const auto x = given[Keyword::query_lengths]) score.query_lengths = ints("query_lengths", x, 1);
     if (const auto x = given[Keyword::key_lengths]) score.key_lengths = ints("key_lengths", x, 1);
-    if (const auto x = given[Keyword::tree_parents]) score.tree_parents = ints("tree_parents", x, 2);
+    if (const auto x = given[Keyword::tree_parents]) score.tree_parents = ints("tree_parents", x, 2, true);
     if (const auto x = given[Keyword::precision]) problem.precision = precision(x);
     if (const auto x = given[Keyword::num_threads]) options.num_threads = thread_count(x);
     if (const auto x = given[Keyword::dropout_p])
@@ -193,7 +193,10 @@ class Arguments {
   /// (head) or (batch, head)
   Tensor by_head(const char* argument, const py::object& object, py::ssize_t most) {
     if (object.is_none()) return {};
-    const py::array array = kept(any_array(argument, object));
+    py::array array = any_array(argument, object);
+    if (!py::isinstance<py::array>(object) && std::strchr("iu", array.dtype().kind()) != nullptr)
+      array = array.attr("astype")(py::dtype::of<float>());
+    kept(array);
     if (array.ndim() == 0) reject_value(argument, "is a scalar, must have a value a head");
     require_rank(argument, array, most);
     return tensor(argument, array, array.ndim() == 2 ? Axes{0, 1, -1, -1} : Axes{-1, 0, -1, -1}, kFloats);

@@ -21,13 +21,29 @@ namespace py = pybind11;
 }
 inline std::string type_name(py::handle object) { return Py_TYPE(object.ptr())->tp_name; }
 
-/// ml_dtypes' bfloat16 is a user-defined dtype: found by its name, then known by its number.
+/// A dtype of another package's: found by its name, then known by its number, if it has one (newer kinds have −1).
+class UserDType {
+ public:
+  constexpr UserDType(const char* name, py::ssize_t itemsize) : name_(name), itemsize_(itemsize) {}
+
+  [[nodiscard]] bool is(const py::dtype& dtype) {
+    const int number = dtype.num();
+    if (number >= 0 && number == number_.load(std::memory_order_relaxed)) return true;
+    if (dtype.itemsize() != itemsize_ || py::str(dtype.attr("name")).cast<std::string>() != name_)
+      return false;
+    number_ = number;
+    return true;
+  }
+
+ private:
+  const char* name_;
+  py::ssize_t itemsize_;
+  std::atomic<int> number_{-1};
+};
+
 inline bool is_bfloat16(const py::dtype& dtype) {
-  static std::atomic<int> number{-1};
-  if (dtype.num() == number.load(std::memory_order_relaxed)) return true;
-  if (dtype.itemsize() != 2 || py::str(dtype.attr("name")).cast<std::string>() != "bfloat16") return false;
-  number = dtype.num();
-  return true;
+  static UserDType bfloat16{"bfloat16", 2};  // of ml_dtypes
+  return bfloat16.is(dtype);
 }
 
 inline std::string dtype_name(const py::array& array) {

@@ -2,14 +2,20 @@
 #pragma once
 
 #include <algorithm>
+#include <cstring>
 
 #include "arrays.h"
 
 namespace attncore::python {
 
+inline bool is_boolean(const py::object& object) {
+  return PyBool_Check(object.ptr()) || type_name(object) == "numpy.bool" ||
+         type_name(object) == "numpy.bool_";
+}
+
 inline bool boolean(const char* argument, const py::object& object) {
   if (object.ptr() == Py_True || object.ptr() == Py_False) return object.ptr() == Py_True;
-  if (type_name(object) != "numpy.bool" && type_name(object) != "numpy.bool_") {
+  if (!is_boolean(object)) {
     reject_type(argument, "must be a bool, is " + type_name(object));
   }
   return object.cast<bool>();
@@ -30,8 +36,13 @@ inline bool clear(PyObject* kind) {
   return true;
 }
 
+/// None is nothing.  What NumPy would make a float of without being asked (bools, text, complex numbers) is refused.
 inline std::optional<double> number(const char* argument, const py::object& object) {
   if (object.is_none()) return std::nullopt;
+  const bool array = py::isinstance<py::array>(object);
+  const bool real = !array || std::strchr("fiuV", py::reinterpret_borrow<py::array>(object).dtype().kind());
+  if (is_boolean(object) || PyComplex_Check(object.ptr()) || !real)
+    reject_type(argument, "must be a number or None, is " + type_name(object));
   const double value = PyFloat_AsDouble(object.ptr());
   if (value == -1 && PyErr_Occurred() != nullptr) {
     if (clear(PyExc_OverflowError)) reject_value(argument, "is beyond a float's range");
@@ -73,14 +84,25 @@ inline py::array any_array(const char* argument, const py::object& object) {
   return array;
 }
 
-/// Integers, of a dtype that tensors have.
-inline py::array int_array(const char* argument, const py::object& object) {
+/// Whether these are Python's ints, some of which no integer dtype has.
+inline bool has_long_ints(const py::array& array) {
+  if (array.dtype().kind() != 'O') return false;
+  for (const py::handle item : array.attr("ravel")().attr("tolist")()) {
+    if (!PyLong_Check(item.ptr())) return false;
+  }
+  return true;
+}
+
+/// Integers, of a dtype that tensors have.  `wraps`: those beyond 2⁶³ become negative; else they are refused, read or not.
+inline py::array int_array(const char* argument, const py::object& object, bool wraps = false) {
   py::array array = any_array(argument, object);
   const char kind = array.size() == 0 ? 'i' : array.dtype().kind();
+  if (has_long_ints(array)) reject_value(argument, "has an int that is out of range");
   if (kind != 'i' && kind != 'u') {
     reject_type(argument, "dtype is " + dtype_name(array) + ", accepted is " + kInts);
   }
-  if (kind == 'u' && array.itemsize() == 8 && array.attr("max")().cast<std::uint64_t>() >> 63U != 0) {
+  if (!wraps && kind == 'u' && array.itemsize() == 8 &&
+      array.attr("max")().cast<std::uint64_t>() >> 63U != 0) {
     reject_value(argument,
                  "has " + py::str(array.attr("max")()).cast<std::string>() + ", which is out of range");
   }
@@ -95,9 +117,9 @@ struct IntArgument {
   py::array array = py::reinterpret_steal<py::array>(py::handle());
   Tensor tensor;
 
-  IntArgument(const char* argument, const py::object& object, py::ssize_t most) {
+  IntArgument(const char* argument, const py::object& object, py::ssize_t most, bool wraps = false) {
     if (object.is_none()) return;
-    array = int_array(argument, object);
+    array = int_array(argument, object, wraps);
     const int rank = static_cast<int>(array.ndim());
     if (rank > most) {
       reject_value(argument,

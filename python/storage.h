@@ -8,14 +8,9 @@ namespace attncore::python {
 inline constexpr auto kStored =
     "float32, float64, float16, bfloat16, int8, float8_e4m3fn, or uint8 for int4, two in a byte";
 
-/// ml_dtypes' float8_e4m3fn: found by its name, then known by its number.
 inline bool is_float8(const py::dtype& dtype) {
-  static std::atomic<int> number{-1};
-  if (dtype.num() == number.load(std::memory_order_relaxed)) return true;
-  if (dtype.itemsize() != 1 || py::str(dtype.attr("name")).cast<std::string>() != "float8_e4m3fn")
-    return false;
-  number = dtype.num();
-  return true;
+  static UserDType float8{"float8_e4m3fn", 1};  // of ml_dtypes
+  return float8.is(dtype);
 }
 
 /// A uint8's bytes are int4: the first number is in the low half.

@@ -108,6 +108,62 @@ def test_files_that_do_not_fit(tmp_path: Path) -> None:
         state.__setstate__(content)
 
 
+def test_damaged_files(tmp_path: Path) -> None:
+    numpy: Any = pytest.importorskip("safetensors.numpy")
+    path = tmp_path / "state.safetensors"
+    attncore.AttentionState(np.ones((3, 4), np.float32)).save(path)
+    arrays = numpy.load_file(path)
+    for notes in ("{}", "[]", '{"rank": 2, "layout": "bhsd"}'):
+        path.write_bytes(numpy.save(arrays, {"attncore.AttentionState": notes}))
+        with pytest.raises(ValueError, match=r"path: .*holds no whole AttentionState"):
+            attncore.AttentionState.load(path)
+    cache = attncore.KVCache(1, 1, 4, capacity=3, dtype="int8")
+    cache.save(path)
+    with pytest.raises(ValueError, match="holds no AttentionState"):
+        attncore.AttentionState.load(path)
+
+
+def test_numpy_s_numbers_in_options(tmp_path: Path) -> None:
+    """And a relative bias as a tuple: what `attention` takes, can be saved."""
+    pytest.importorskip("safetensors")
+    x = np.random.default_rng(0).standard_normal((2, 5, 8), np.float32)
+    table = np.random.default_rng(1).standard_normal((2, 32), np.float32)
+    for bias in (
+        attncore.RelativeBias(table, np.bool_(True), np.int64(128)),  # type: ignore[arg-type]
+        (table, True, 128),
+    ):
+        options: Any = {"query_offset": 0, "relative_bias": bias}
+        state = attncore.AttentionState(x, **options)
+        state.update(x, x)
+        state.save(tmp_path / "state")
+        other = attncore.AttentionState.load(tmp_path / "state")
+        assert_same_bits(other.result()[0], attncore.attention(x, x, x, **options))
+
+
+def test_slopes_and_sinks_in_query_s_dtype() -> None:
+    for query in (np.ones((2, 5, 8), np.float16), np.ones((2, 5, 8))):
+        kind = query.dtype
+        options: Any = {"query_offset": 0, "sinks": np.ones(2, kind), "alibi": np.ones(2, kind)}
+        options["relative_bias"] = attncore.RelativeBias(np.ones((2, 32), kind))
+        state = attncore.AttentionState(query, dtype=np.float32, **options)
+        key = np.ones((2, 5, 8), np.float32)
+        state.update(key, key)
+        out, _ = state.result()
+        np.testing.assert_allclose(
+            out,
+            attncore.attention(
+                key,
+                key,
+                key,
+                sinks=[1.0, 1.0],
+                alibi=[1.0, 1.0],
+                query_offset=0,
+                relative_bias=attncore.RelativeBias(np.ones((2, 32), np.float32)),
+            ),
+            rtol=1e-6,
+        )
+
+
 def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: Any) -> None:
     pytest.importorskip("safetensors")
     state, path = attncore.AttentionState(np.ones((3, 4), np.float32)), tmp_path / "state"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 import re
 import sys
 from pathlib import Path
@@ -163,7 +165,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "a negative length": ({"lengths": at(0, -2)}, "has more pages in its tables"),
     "pages given back": (
         {"given_back": at(0, 1)},
-        "entry 0 has page 0 where it has given pages back",
+        "entry 0 has given 1 of 3 pages back, without a window",
     ),
     "too many given back": ({"given_back": at(0, 9)}, "entry 0 has given 9 of 3 pages back"),
     "fewer given_back": ({"given_back": lambda g: g[:-1]}, "lengths, 6 tables and 5 numbers"),
@@ -204,6 +206,49 @@ def test_files_that_are_wrong(case: str, tmp_path: Path, rng: np.random.Generato
     assert cache.reference_counts().tolist() == counts
     for now, then in zip(content(cache), before, strict=True):
         assert_same_bits(now, then)
+
+
+def test_pages_given_back_in_files(tmp_path: Path, rng: np.random.Generator) -> None:
+    """Whole ones may be, where there is a window; the last, partly filled one never is."""
+    path = tmp_path / "cache"
+    cache = make_cache("PagedKVCache", 2, 2, 6, page_size=4, window=2)
+    tokens = rng.standard_normal((2, 2, 10, 6))
+    cache.append(tokens[:, :, :9], tokens[:, :, :9])
+    cache.append(tokens[:, :, 9:], tokens[:, :, 9:])
+    assert isinstance(cache, attncore.PagedKVCache)
+    assert (cache.block_table(0) < 0).any()
+    cache.save(path)
+    make_cache("PagedKVCache", 2, 2, 6, page_size=4, window=2).load(path)
+    rewritten(path, given_back=at(0, 3))
+    with pytest.raises(ValueError, match="entry 0 has given 3 of 3 pages back"):
+        cache.load(path)
+    cache.save(path)
+    rewritten(path, given_back=at(0, 0))
+    with pytest.raises(ValueError, match="entry 0 has page -1, must be"):
+        cache.load(path)
+
+
+class Mine(attncore.KVCache):
+    pass
+
+
+def test_subclasses_and_numpy_s_numbers(tmp_path: Path) -> None:
+    """The file is that of the cache that it is, and of the numbers that they are."""
+    path = tmp_path / "cache"
+    for rotary in (
+        attncore.Rotary(base=np.float32(1e4), dims=np.int64(4)),
+        attncore.Rotary(interleaved=np.bool_(False), dims=4),  # type: ignore[arg-type]
+    ):
+        Mine(1, 1, 8, capacity=4, rotary=rotary).save(path)
+        attncore.KVCache(1, 1, 8, capacity=4, rotary=attncore.Rotary(dims=4)).load(path)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_caches_are_not_copied(kind: str) -> None:
+    cache = make_cache(kind, 1, 1, 4)
+    for copying in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match=f"a {kind} is not copied or pickled; save and load"):
+            copying(cache)
 
 
 def test_files_of_contiguous_caches(tmp_path: Path, rng: np.random.Generator) -> None:

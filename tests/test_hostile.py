@@ -69,11 +69,13 @@ def test_masked_array() -> None:
 
 
 def test_python_numbers() -> None:
-    """Lists of floats are float32, whatever query is."""
+    """Lists of numbers are float32, whatever query is."""
     for dtype in (np.float32, np.float64):
         x = SMALL.astype(dtype)
         want = attncore.attention(x, x, x, sinks=np.array([0.5], np.float32))
         np.testing.assert_array_equal(attncore.attention(x, x, x, sinks=[0.5]), want)
+        one = attncore.attention(x, x, x, sinks=np.array([1], np.float32))
+        np.testing.assert_array_equal(attncore.attention(x, x, x, sinks=[1]), one)
 
 
 def test_spelled_out_native_byte_order() -> None:
@@ -86,6 +88,68 @@ def test_unsigned_beyond_int64(option: str) -> None:
     options: dict[str, Any] = {option: np.array([2**63 + 3], np.uint64)}
     with pytest.raises(ValueError, match=rf"{option}.*9223372036854775811"):
         attncore.attention(SMALL, SMALL, SMALL, **options)
+
+
+def test_what_is_not_read_may_be_any_integer() -> None:
+    """Padding of −1 in uint64: of tables past a length, of a tree past the queries."""
+    padding = 2**64 - 1
+    table = np.array([[0, padding]], np.uint64)
+    query, pages = np.ones((1, 1, 2, 8), np.float32), np.ones((2, 4, 1, 8), np.float32)
+    attncore.attention_paged(query, pages, pages.copy(), table, [3])
+    attncore.append_paged(query, query, pages, pages.copy(), table, [0])
+    tree = np.array([[padding, 0, 7]], np.uint64)
+    attncore.attention(SMALL, SMALL, SMALL, tree_parents=tree, query_lengths=[2])
+    with pytest.raises(ValueError, match="block_table"):
+        attncore.attention_paged(query, pages, pages.copy(), table, [5])
+
+
+@pytest.mark.parametrize("option", ["query_offset", "key_lengths", "query_lengths"])
+def test_ints_that_no_dtype_has(option: str) -> None:
+    for number in (2**70, [-(2**63) - 1], [1, 2**64]):
+        options: dict[str, Any] = {option: number}
+        with pytest.raises(ValueError, match=rf"{option}.*out of range"):
+            attncore.attention(SMALL, SMALL, SMALL, **options)
+
+
+@pytest.mark.parametrize(
+    "given", [True, np.True_, 0.5 + 1j, np.complex128(2), np.array("1.5"), "2"]
+)
+@pytest.mark.parametrize("option", ["scale", "softcap", "dropout_p"])
+def test_what_is_no_number(option: str, given: Any) -> None:
+    options: dict[str, Any] = {option: given}
+    with pytest.raises(TypeError, match=f"{option}: must be a number"):
+        attncore.attention(SMALL, SMALL, SMALL, **options)
+
+
+def test_counts_are_no_floats() -> None:
+    call: Any = attncore.attention_weights
+    for count in (np.array(2.5), 2.0, True, np.array([1, 2])):
+        with pytest.raises(TypeError, match="top_k"):
+            call(SMALL, SMALL, top_k=count)
+        with pytest.raises(TypeError, match="num_threads"):
+            attncore.set_num_threads(count)  # type: ignore[arg-type]
+
+
+NEWER_DTYPE = """
+import numpy as np, attncore
+kind = np._core._multiarray_umath._get_sfloat_dtype()  # NumPy's own, for its tests
+x = np.ones((1, 2, 5, 8)).view(kind(1.0))
+for call in (lambda: attncore.attention(x, x, x), lambda: attncore.linear(x[0, 0], x[0, 1])):
+    try:
+        call()
+    except TypeError as error:
+        print(error)
+"""
+
+
+def test_dtypes_of_a_newer_kind() -> None:
+    """They have no number, as bfloat16 has before it was met."""
+    done = subprocess.run(
+        [sys.executable, "-c", NEWER_DTYPE], capture_output=True, text=True, check=False
+    )
+    if "_get_sfloat_dtype" in done.stderr or "_core" in done.stderr:
+        pytest.skip("this NumPy has no such dtype")
+    assert done.stdout.count("dtype is") == 2, done.stdout + done.stderr
 
 
 def test_numbers_beyond_the_accumulation_type() -> None:

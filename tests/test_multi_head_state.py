@@ -71,6 +71,53 @@ def test_loading_what_is_there() -> None:
         layer.load_state_dict({"in_proj_bias": zeros(3)}, strict=False)
 
 
+def test_loading_from_its_own_parameters() -> None:
+    layer = attncore.MultiHeadAttention(16, 2, qk_norm=True)
+    names = "q_norm.weight", "k_norm.weight"
+    for name, gain in zip(names, (2, 3), strict=True):
+        layer.parameters()[name][...] = gain
+    views = layer.parameters()
+    layer.load_state_dict({names[0]: views[names[1]], names[1]: views[names[0]]}, strict=False)
+    assert [float(layer.parameters()[name][0]) for name in names] == [3, 2]
+
+
+def test_rounding_that_raises_changes_nothing() -> None:
+    layer = attncore.MultiHeadAttention(8, 2, dtype=np.float16)
+    before = layer.state_dict()
+    state = {name: np.full(array.shape, 0.5) for name, array in before.items()}
+    state["out_proj.bias"][:] = 1e6
+    with np.errstate(over="raise"), pytest.raises(FloatingPointError):
+        layer.load_state_dict(state)
+    for name, array in layer.state_dict().items():
+        assert_same_bits(array, before[name], name)
+
+
+class Tensor:
+    """As torch's: an array of it needs detach, and of bfloat16 float, too."""
+
+    def __init__(self, array: Any, lacks: int) -> None:
+        self.array, self.lacks = array, lacks
+
+    def __array__(self, *_: Any, **__: Any) -> Any:
+        if self.lacks:
+            raise (RuntimeError if self.lacks == 2 else TypeError)
+        return self.array
+
+    def detach(self) -> Tensor:
+        return Tensor(self.array, min(self.lacks, 1) if self.lacks == 2 else 0)
+
+    def float(self) -> Tensor:
+        return Tensor(self.array, 0)
+
+
+@pytest.mark.parametrize("lacks", [0, 1, 2])
+def test_tensors(lacks: int) -> None:
+    first, second = (attncore.MultiHeadAttention(8, 2) for _ in range(2))
+    second.load_state_dict({n: Tensor(a, lacks) for n, a in first.state_dict().items()})
+    for name, array in first.state_dict().items():
+        assert_same_bits(second.parameters()[name], array, name)
+
+
 def full(dtype: Any = np.float32) -> attncore.MultiHeadAttention:
     return attncore.MultiHeadAttention(
         16,
@@ -120,6 +167,24 @@ def test_files_that_do_not_fit(tmp_path: Path) -> None:
         layer.load(path)
 
 
+def test_files_with_something_else_in_them(tmp_path: Path) -> None:
+    numpy: Any = pytest.importorskip("safetensors.numpy")
+    path, layer = tmp_path / "layer.safetensors", full()
+    numpy.save_file({**layer.state_dict(), "mask": np.zeros(3, bool)}, path)
+    assert layer.load(path, strict=False) == ([], ["mask"])
+    with pytest.raises(ValueError, match="mask: not known"):
+        layer.load(path)
+
+
+def test_files_keep_their_mode_and_may_have_long_names(tmp_path: Path) -> None:
+    pytest.importorskip("safetensors")
+    path, layer = tmp_path / ("x" * 255), full()
+    layer.save(path)
+    path.chmod(0o600)
+    layer.save(path)
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
 def test_files_without_safetensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("safetensors", "safetensors.numpy"):
         monkeypatch.setitem(sys.modules, name, None)
@@ -138,6 +203,29 @@ def test_copies(how: str, rng: np.random.Generator) -> None:
     assert_same_bits(other(*arrays), layer(*arrays))
     layer.parameters()["bias_k"][...] = 0
     assert (other.parameters()["bias_k"] != 0).any()
+
+
+class Named(attncore.MultiHeadAttention):
+    name = ""
+
+
+def test_copies_of_subclasses() -> None:
+    layer = Named(16, 2)
+    layer.name = "first"
+    assert copy.deepcopy(layer).name == pickle.loads(pickle.dumps(layer)).name == "first"
+
+
+def test_bools_of_numpy(rng: np.random.Generator) -> None:
+    x = rng.standard_normal((5, 16), dtype=np.float32)
+    flags: list[tuple[Any, Any]] = [(True, np.True_), (False, np.False_)]
+    for ours, theirs in flags:
+        one, other = (
+            attncore.MultiHeadAttention(16, 2, qk_norm=flag, rotary=flag, seed=0)
+            for flag in (ours, theirs)
+        )
+        assert repr(one) == repr(other)
+        outs = [layer(x, need_weights=theirs) for layer in (one, other)]
+        assert_same_bits(*(out[0] if ours else out for out in outs))
 
 
 def test_repr() -> None:

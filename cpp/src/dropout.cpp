@@ -35,6 +35,7 @@ void dropout_mask(const Dropout& dropout, const Tensor& rows, const Tensor& keep
   require_data("keep", keep);
   const auto& [batches, heads, queries, keys] = keep.shape;
   if (rows.given()) require_ints("rows", rows, {1, 1, queries, 1}, "(1, 1, rows, 1)");
+  if (queries == 0 || keys == 0) return;  // however many heads
   for (Index batch = 0; batch < batches; ++batch) {
     for (Index head = 0; head < heads; ++head) {
       for (Index i = 0; i < queries; ++i) {

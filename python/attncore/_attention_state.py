@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from attncore import _checkpoint, _core
-from attncore._pieces import kept, mapping, shown
+from attncore._pieces import in_dtype, kept, mapping, shown
 from attncore._types import (
     Array,
     Floats,
@@ -94,10 +94,10 @@ class AttentionState:
             "causal": causal,
             "window": window,
             "query_offset": query_offset,
-            "alibi": alibi,
-            "relative_bias": relative_bias,
+            "alibi": in_dtype(alibi, query, np.dtype(dtype)),
+            "relative_bias": in_dtype(relative_bias, query, np.dtype(dtype)),
             "softcap": softcap,
-            "sinks": sinks,
+            "sinks": in_dtype(sinks, query, np.dtype(dtype)),
             "scale": scale,
             "query_segments": query_segments,
             "query_lengths": query_lengths,
@@ -251,7 +251,10 @@ class AttentionState:
         if notes is None:
             raise ValueError(f"path: {os.fspath(path)} holds no AttentionState")
         state = cls.__new__(cls)
-        state.__setstate__({"arrays": arrays, "notes": json.loads(notes)})
+        try:
+            state.__setstate__({"arrays": arrays, "notes": json.loads(notes)})
+        except (KeyError, TypeError, IndexError) as error:
+            raise ValueError(f"path: {os.fspath(path)} holds no whole AttentionState") from error
         return state
 
     def __getstate__(self) -> dict[str, Any]:

@@ -65,6 +65,7 @@ class KVCache(Cache):
         (array([5, 5]), 2560)
     """
 
+    _kind = "KVCache"
     _positional = 3
     _room = ("capacity",)
 
@@ -152,6 +153,7 @@ class PagedKVCache(Cache):
         ([0, 1, 2], array([40,  0, 41, -1, -1]))
     """
 
+    _kind = "PagedKVCache"
     _positional = 4
     _room = ("pages",)
 

@@ -30,6 +30,7 @@ class Cache:
 
     _core: Any
     _settings: dict[str, Any]  # every default in place
+    _kind: str  # in files
     _positional: int  # so many of them are positional arguments
     _room: tuple[str, ...]  # those that may differ between a file and the cache that loads it
 
@@ -228,7 +229,7 @@ class Cache:
             ImportError: The package safetensors is not installed: attncore[layers].
             RuntimeError: Another thread changes the cache.
         """
-        _cache_file.write(path, type(self).__name__, self._file_settings(), self._core.state())
+        _cache_file.write(path, self._kind, self._file_settings(), self._core.state())
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Replaces all that the cache holds by what `save` wrote.
@@ -260,14 +261,16 @@ class Cache:
             >>> cache.save("cache.safetensors")  # doctest: +SKIP
             >>> cache.load("cache.safetensors")  # doctest: +SKIP
         """
-        kind = type(self).__name__
-        self._core.restore(_cache_file.read(path, kind, self._file_settings()))
+        self._core.restore(_cache_file.read(path, self._kind, self._file_settings()))
 
     def _file_settings(self) -> dict[str, Any]:
         """What must be the same in a file and in the cache that loads it."""
         rotary: Rotary | None = self._settings["rotary"]
         same = {name: value for name, value in self._settings.items() if name not in self._room}
         return same | {"rotary": None if rotary is None else asdict(rotary)}
+
+    def __reduce__(self) -> Any:
+        raise TypeError(f"a {self._kind} is not copied or pickled; save and load go through a file")
 
     def __repr__(self) -> str:
         settings = dict(self._settings)

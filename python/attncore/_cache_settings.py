@@ -25,7 +25,8 @@ def storage_name(dtype: Any) -> str:
         name = repr(dtype)
         if dtype is not None:
             with contextlib.suppress(TypeError):
-                name = np.dtype(dtype).name
+                native = np.dtype(dtype).isnative
+                name = np.dtype(dtype).name if native else np.dtype(dtype).str
     if name not in _DTYPES:
         raise TypeError(f"dtype: is {name}, accepted is {', '.join(_DTYPES)}")
     return name
@@ -41,7 +42,7 @@ def float_dtype(storage: str) -> np.dtype[Any]:
 
 
 def rotary_of(rotary: Rotary | bool | None) -> Rotary | None:
-    if isinstance(rotary, bool):
+    if isinstance(rotary, (bool, np.bool_)):
         return Rotary() if rotary else None
     if rotary is not None and not isinstance(rotary, Rotary):
         raise TypeError(f"rotary: must be a Rotary, a bool or None, is {type(rotary).__name__}")
@@ -74,5 +75,10 @@ def for_core(shared: dict[str, Any]) -> tuple[Any, ...]:
 def plain(settings: dict[str, Any]) -> dict[str, Any]:
     """With every default in place, and Python's ints and bools."""
     value_dim = settings["dim"] if settings["value_dim"] is None else settings["value_dim"]
+    rotary: Rotary | None = settings["rotary"]
+    if rotary is not None:
+        dims = None if rotary.dims is None else int(rotary.dims)
+        rotary = Rotary(float(rotary.base), dims, bool(rotary.interleaved))
     settings |= {"value_dim": value_dim, "value_in_key": bool(settings["value_in_key"])}
+    settings |= {"rotary": rotary}
     return {n: v if v is None or n in _NO_INTS else int(v) for n, v in settings.items()}

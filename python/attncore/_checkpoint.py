@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import stat
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,29 +35,52 @@ def write(
     """The file is there with all of its content, or as it was before: also after a power cut."""
     content = _safetensors().numpy.save(dict(arrays), None if metadata is None else dict(metadata))
     target = Path(path)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{target.name[:32]}.", dir=target.parent)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        Path(name).chmod(0o666 & ~mask)  # as open() would have made it
+        Path(name).chmod(_mode(target))
         Path(name).replace(target)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
 
 
-def read(path: str | os.PathLike[str]) -> dict[str, Array]:
+def _mode(target: Path) -> int:
+    """As open() would have left or made it."""
+    with contextlib.suppress(OSError):
+        return stat.S_IMODE(target.stat().st_mode)
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
+
+
+class Arrays(Mapping[str, Array]):
+    """The arrays of a file, each made when it is asked for: others' dtypes don't matter."""
+
+    def __init__(self, items: list[tuple[str, Mapping[str, Any]]]) -> None:
+        self._items = dict(items)
+
+    def __getitem__(self, name: str) -> Array:
+        return _array(name, self._items[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+
+def read(path: str | os.PathLike[str]) -> Arrays:
     """The arrays of a file; bfloat16 needs ml_dtypes."""
     package = _safetensors()
     try:
         items = package.deserialize(Path(path).read_bytes())
     except package.SafetensorError as error:
         raise ValueError(f"path: {os.fspath(path)} is no safetensors file: {error}") from None
-    return {name: _array(name, item) for name, item in items}
+    return Arrays(items)
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from attncore import _core
-from attncore._types import Array, Ints, Layout, Plan, ScoreOptions, Table
+from attncore._types import Array, Ints, Layout, Plan, ScoreOptions, Table, is_int
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -60,7 +60,7 @@ def attention_weights(
 
 
 def require_top_k(top_k: int | None) -> None:
-    if top_k is not None and (isinstance(top_k, bool) or not hasattr(top_k, "__index__")):
+    if top_k is not None and not is_int(top_k):
         raise TypeError(f"top_k: must be an int, is {type(top_k).__name__}")
     if top_k is not None and not -(2**62) < top_k < 2**62:
         raise ValueError(f"top_k: is {top_k}, which is out of range")

@@ -80,7 +80,7 @@ def _check_parts(outs: Sequence[Array], lses: Sequence[Array], fewest_axes: int)
         )
     for name, parts in (("outs", outs), ("lses", lses)):
         for part in parts:
-            if not isinstance(part, np.ndarray):
+            if type(part) is np.ma.MaskedArray or not isinstance(part, np.ndarray):
                 raise TypeError(f"{name}: must hold NumPy arrays, has {type(part).__name__}")
             if part.dtype != parts[0].dtype:
                 raise TypeError(

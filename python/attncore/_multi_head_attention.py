@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from attncore import _core
 from attncore._backward import _given_options, _targets
+from attncore._cache_settings import rotary_of
 from attncore._inspect import _require_known
 from attncore._state import Layer
 from attncore._types import (
@@ -25,6 +26,8 @@ from attncore._types import (
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+_MADE = ("_core", "option_gradients")  # what a copy of a layer makes anew
 
 
 class MultiHeadAttention(Layer):
@@ -91,11 +94,7 @@ class MultiHeadAttention(Layer):
         dtype: npt.DTypeLike = np.float32,
         seed: int | None = None,
     ) -> None:
-        if isinstance(rotary, bool):
-            rotary = Rotary() if rotary else None
-        if rotary is not None and not isinstance(rotary, Rotary):
-            raise TypeError(f"rotary: must be a Rotary, a bool or None, is {type(rotary).__name__}")
-        if isinstance(qk_norm, bool):
+        if isinstance(qk_norm, (bool, np.bool_)):
             qk_norm = 1e-6 if qk_norm else None
         self._settings: dict[str, Any] = {
             "embed_dim": embed_dim,
@@ -107,7 +106,7 @@ class MultiHeadAttention(Layer):
             "bias": bias,
             "add_bias_kv": add_bias_kv,
             "add_zero_attn": add_zero_attn,
-            "rotary": rotary,
+            "rotary": rotary_of(rotary),
             "qk_norm": qk_norm,
             "batch_first": batch_first,
             "dtype": np.dtype(dtype),
@@ -184,12 +183,15 @@ class MultiHeadAttention(Layer):
         if "layout" in options:
             raise TypeError("MultiHeadAttention() got an unexpected keyword argument 'layout'")
         by_head = None
-        if need_weights is not False:
-            if need_weights not in (True, "average", "heads"):
+        asked: Any = need_weights
+        if isinstance(asked, np.bool_):
+            asked = bool(asked)
+        if asked is not False:
+            if asked not in (True, "average", "heads"):
                 raise ValueError(
-                    f"need_weights: is {need_weights!r}, must be a bool, 'average' or 'heads'"
+                    f"need_weights: is {asked!r}, must be a bool, 'average' or 'heads'"
                 )
-            by_head = need_weights == "heads"
+            by_head = asked == "heads"
         _require_known("MultiHeadAttention", options)
         return self._core.forward(
             x,
@@ -284,15 +286,12 @@ class MultiHeadAttention(Layer):
         return f"MultiHeadAttention({', '.join(shown)})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {
-            "settings": self._settings,
-            "training": self.training,
-            "parameters": self.state_dict(),
-        }
+        own = {name: value for name, value in self.__dict__.items() if name not in _MADE}
+        return {**own, "parameters": self.state_dict()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._settings = state["settings"]
-        self.training = state["training"]
+        parameters = state.pop("parameters")
+        self.__dict__.update(state)
         self.option_gradients = Gradients()
         self._make(0)
-        self.load_state_dict(state["parameters"])
+        self.load_state_dict(parameters)

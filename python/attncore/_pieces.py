@@ -20,13 +20,25 @@ def shown(option: Any) -> str:
     return str(option) if not isinstance(option, str) else repr(option)
 
 
+def in_dtype(option: Any, query: Any, dtype: np.dtype[Any]) -> Any:
+    """Slopes, sinks or a relative bias in query's dtype become those of the state's."""
+    if isinstance(option, tuple) and len(option) == 3:
+        return RelativeBias(in_dtype(option[0], query, dtype), *option[1:])
+    theirs = isinstance(option, np.ndarray) and option.dtype == getattr(query, "dtype", None)
+    return option.astype(dtype) if theirs and dtype in (np.float32, np.float64) else option
+
+
 def kept(options: ScoreOptions) -> dict[str, Any]:
     """Copies of valid options, to be saved: the caller's arrays may change."""
     own: dict[str, Any] = dict(options)
     for name in _FLOATS:
         option = own[name]
         if isinstance(option, RelativeBias):
-            own[name] = option._replace(table=_copy(option.table, np.float32))
+            own[name] = RelativeBias(
+                _copy(option.table, np.float32),
+                bool(option.bidirectional),
+                int(option.max_distance),
+            )
         elif option is not None:
             own[name] = _copy(option, np.float32)
     for name in _INTS:

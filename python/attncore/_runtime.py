@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Literal, overload
 
 from attncore import _core
+from attncore._types import is_int
 
 
 def version() -> str:
@@ -95,7 +96,7 @@ def set_num_threads(num_threads: int) -> None:
         >>> import attncore
         >>> attncore.set_num_threads(attncore.get_num_threads())
     """
-    if isinstance(num_threads, bool) or not hasattr(num_threads, "__index__"):
+    if not is_int(num_threads):
         raise TypeError(f"num_threads: must be an int, is {type(num_threads).__name__}")
     _core.set_num_threads(max(-(2**31), min(int(num_threads), 2**16)))
 

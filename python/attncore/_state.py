@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -56,8 +57,8 @@ class Layer:
         """Takes over parameters; nothing is changed if anything does not fit.
 
         Args:
-            state: Arrays, or what NumPy makes arrays of, by name; floats of any dtype, rounded to
-                the layer's.
+            state: Arrays, or what NumPy makes arrays of, or torch's tensors and parameters, by name;
+                floats of any dtype, rounded to the layer's.
             strict: All parameters must be there, and nothing else.
 
         Returns:
@@ -89,8 +90,10 @@ class Layer:
                 faults.append(f"{name}: shape is {array.shape}, must be {parameters[name].shape}")
         if faults:
             raise ValueError("state: " + "; ".join(faults))
-        for name, array in arrays.items():
-            parameters[name][...] = array.astype(parameters[name].dtype)
+        # All are copies before any is written: they may be views of parameters, or raise as they are rounded.
+        rounded = {name: array.astype(parameters[name].dtype) for name, array in arrays.items()}
+        for name, array in rounded.items():
+            parameters[name][...] = array
         return LoadedKeys(missing, unexpected)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -113,12 +116,18 @@ class Layer:
 
 def _floats(name: str, given: Any) -> Array:
     """An array of floats; np.asarray shares memory where it can."""
-    try:
-        array = np.asarray(given)
-    except (TypeError, ValueError, RuntimeError):
-        raise TypeError(
-            f"state: {name} is {type(given).__name__}, must be an array of floats"
-        ) from None
+    array = None
+    # As it is; torch's parameters; those in bfloat16, which float32 holds exactly.
+    ways: tuple[Callable[[Any], Any], ...]
+    ways = (lambda x: x, lambda x: x.detach(), lambda x: x.detach().float())
+    for convert in ways:
+        with contextlib.suppress(AttributeError, TypeError, ValueError, RuntimeError):
+            array = np.asarray(convert(given))
+            break
+    if array is None:
+        raise TypeError(f"state: {name} is {type(given).__name__}, must be an array of floats")
+    if isinstance(array, np.ma.MaskedArray) or isinstance(given, np.ma.MaskedArray):
+        raise TypeError(f"state: {name} is a masked array, must be a plain one")
     if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
         raise TypeError(f"state: {name}: dtype is {array.dtype}, accepted are floats")
     return array

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeAlias, TypedDict
@@ -16,6 +17,15 @@ Table: TypeAlias = npt.NDArray[np.integer[Any]] | Sequence[Sequence[int]] | Sequ
 Layout: TypeAlias = Literal["bhsd", "bshd"]
 Precision: TypeAlias = Literal["highest", "high", "medium"]
 Window: TypeAlias = tuple[int | None, int | None]
+
+
+def is_int(given: Any) -> bool:
+    """What counts something: no bool, and no array of floats, which has __index__ as well."""
+    try:
+        operator.index(given)
+    except TypeError:
+        return False
+    return not isinstance(given, bool)
 
 
 class RelativeBias(NamedTuple):
