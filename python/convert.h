@@ -39,6 +39,7 @@ inline bool clear(PyObject* kind) {
 /// None is nothing.  What NumPy would make a float of without being asked (bools, text, complex numbers) is refused.
 inline std::optional<double> number(const char* argument, const py::object& object) {
   if (object.is_none()) return std::nullopt;
+  if (PyFloat_CheckExact(object.ptr())) return PyFloat_AS_DOUBLE(object.ptr());
   const bool array = py::isinstance<py::array>(object);
   const bool real = !array || std::strchr("fiuV", py::reinterpret_borrow<py::array>(object).dtype().kind());
   if (is_boolean(object) || PyComplex_Check(object.ptr()) || !real)
