@@ -191,10 +191,11 @@ struct RowState {
     before.merge(recent, rows);
     recent.clear(rows);
   }
-  /// The state of all keys, in `recent`.
+  /// The state of all keys: merged as fold() would, so that it has the same bits whether other rows of the tile went on.
   ATTN_INLINE OnlineSoftmax<Isa, T> whole(Index rows) const noexcept {
-    if (folds) recent.merge(before, rows);
-    return recent;
+    if (!folds) return recent;
+    before.merge(recent, rows);
+    return before;
   }
 };
 
