@@ -185,6 +185,22 @@ def test_entries_that_see_different_ends_of_a_shared_part(isa: str, queries: int
                 assert_same_bits(out[at], own)
 
 
+@pytest.mark.parametrize("queries", [1, 4, 9])
+def test_tiles_cut_short_of_keys_whose_dims_lie_apart(isa: str, queries: int, rng: Any) -> None:
+    """Such keys are copied, and not over what the entries of a gang work in."""
+    plain = make(rng, "one prompt of all", kv_heads=1)
+    apart = plain.view(lambda pool: np.ascontiguousarray(pool.swapaxes(1, 3)).swapaxes(1, 3))
+    query = queries_for(rng, plain, queries, 1)
+    keys = plain.key.shape[2]
+    ends = np.resize([keys - 10, 1500], len(query))
+    options: dict[str, Any]
+    for options in ({"mask": np.arange(keys) != 1023}, {"causal": True, "query_offset": ends}):
+        for ours, theirs in zip(
+            apart.attend(query, **options), plain.attend(query, **options), strict=True
+        ):
+            assert_same_bits(ours, theirs)
+
+
 @pytest.mark.parametrize("stored", STORED[1:])
 def test_stored_otherwise(isa: str, stored: str, rng: Any) -> None:
     """Beside each other they have the bits that each has alone, where nothing is shared."""

@@ -46,14 +46,14 @@ class ForwardKernel {
     if (task_.last) finish_rows<Isa, T>(call_, row_at_, state_.whole(rows_), rows_);
   }
 
-  /// For a gang: the task's one tile.  True: it sees all of it, and waits for run_direct_tile; else it is done.
-  bool begin_gang() noexcept {
+  /// For a gang: the task's one tile.  True: it sees all of it, and waits for run_direct_tile; else it is done.  `room`: for a key tile.
+  bool begin_gang(std::byte* room) noexcept {
     if (task_.first) state_.clear(rows_);
     const Range seen = intersect(task_.keys, ScoreSteps::visible(call_, row_at_.block()));
     if (seen.empty() || !begin_tile({task_.keys.begin, seen.end})) return false;
     if (tile_.end == task_.keys.end) return true;
     ForwardKernel* const self = this;
-    run_direct_tile(&self, 1, scratch_.panel);
+    run_direct_tile(&self, 1, room);
     return false;
   }
 
@@ -284,7 +284,7 @@ void forward_gang(const Call& call, const Task* tasks, Index count, std::byte* s
     members[ready] = new (memory[i]) Kernel(call, tasks[i], scratch);
     const Sizes sizes = Scratch<Isa, T, Item>::sizes(call, tasks[i].rows.size());
     scratch += tasks[i].in_gang ? sizes.gang : sizes.scratch;
-    if (members[ready]->begin_gang()) ++ready;
+    if (members[ready]->begin_gang(scratch)) ++ready;  // the next task's memory is free so far
   }
   if (heads && ready == count && !members[0]->takes_tiles())
     return Kernel::run_heads_tile(members, count, scratch);
