@@ -192,15 +192,32 @@ ATTN_INLINE decltype(auto) with_stride(Index stride, Run run) noexcept {
   return stride == kBeside ? run(kBeside) : run(stride);
 }
 
-/// Items p[0], p[stride], … (n of them, in bytes; n ≤ the width) as a register; the rest is 0.  Never reads
-/// past them.
+/// A register's first bytes, the rest is 0.  Never reads past them.  An ISA with masked loads specialises it: several short stores would
+/// have to reach the cache before a long load reads them.
+template <class Isa>
+struct FirstBytes {
+  using Bytes = typename Register<std::uint8_t, Isa::kBytes>::type;
+  static ATTN_INLINE Bytes load(const std::byte* p, Index count) noexcept {
+    Bytes bytes{};
+    __builtin_memcpy(&bytes, p, static_cast<std::size_t>(count));
+    return bytes;
+  }
+};
+
+/// Items p[0], p[stride], … (n of them, in bytes; n ≤ the width, and none if it is negative) as a register; the rest is 0.  Never
+/// reads past them.
 template <class Isa, class T, DType kStorage>
 ATTN_INLINE Vec<Isa, T> load_items(const std::byte* p, Index stride, Index n) noexcept {
   using Item = typename Storage<kStorage>::Item;
   constexpr Index kItem = sizeof(Item);
   if (n == kWidth<Isa, T> && stride == kItem) return Widen<Isa, T, kStorage>::load(p);
+  const Index count = max(Index{0}, kStorage == DType::i4 ? n / 2 : n);
+  if (stride == kItem) {
+    alignas(Isa::kBytes) std::byte room[Isa::kBytes];
+    store(static_cast<void*>(room), FirstBytes<Isa>::load(p, count * kItem));
+    return Widen<Isa, T, kStorage>::load(room);
+  }
   alignas(Isa::kBytes) Item items[kWidth<Isa, T>]{};
-  const Index count = kStorage == DType::i4 ? n / 2 : n;
   for (Index i = 0; i < count; ++i) __builtin_memcpy(&items[i], p + i * stride, sizeof(Item));
   return Widen<Isa, T, kStorage>::load(items);
 }

@@ -43,6 +43,23 @@ struct ZeroExtend<Avx2, std::uint64_t, std::uint8_t> {
   }
 };
 
+/// Whole words by a masked load; what is left of a word, of 16-bit items, as well.
+template <>
+struct FirstBytes<Avx2> {
+  using Bytes = Register<std::uint8_t, 32>::type;
+  static ATTN_INLINE Bytes load(const std::byte* p, Index count) noexcept {
+    const auto words = static_cast<int>(count / 4), rest = static_cast<int>(count % 4);
+    const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    const __m256i whole = _mm256_maskload_epi32(reinterpret_cast<const int*>(p),
+                                                _mm256_cmpgt_epi32(_mm256_set1_epi32(words), lanes));
+    if (rest == 0) return bit_cast<Bytes>(whole);
+    int last = 0;
+    __builtin_memcpy(&last, p + 4 * words, static_cast<std::size_t>(rest));
+    const __m256i at_last = _mm256_cmpeq_epi32(_mm256_set1_epi32(words), lanes);
+    return bit_cast<Bytes>(_mm256_or_si256(whole, _mm256_and_si256(at_last, _mm256_set1_epi32(last))));
+  }
+};
+
 template <>
 struct Widen<Avx2, float, DType::f16> {
   static ATTN_INLINE Vec<Avx2, float> load(const void* p) noexcept {

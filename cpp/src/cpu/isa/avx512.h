@@ -45,6 +45,15 @@ struct ZeroExtend<Avx512, std::uint64_t, std::uint8_t> {
 };
 
 template <>
+struct FirstBytes<Avx512> {
+  using Bytes = Register<std::uint8_t, 64>::type;
+  static ATTN_INLINE Bytes load(const std::byte* p, Index count) noexcept {
+    const __mmask64 first = count < 64 ? (__mmask64{1} << count) - 1 : ~__mmask64{0};
+    return bit_cast<Bytes>(_mm512_maskz_loadu_epi8(first, p));
+  }
+};
+
+template <>
 struct Widen<Avx512, float, DType::f16> {
   static ATTN_INLINE Vec<Avx512, float> load(const void* p) noexcept {
     return bit_cast<Vec<Avx512, float>>(_mm512_maskz_cvtph_ps(0xffff, attncore::load<__m256i>(p)));

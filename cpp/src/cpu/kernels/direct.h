@@ -17,6 +17,16 @@ ATTN_INLINE Vec<Isa, Item> load_depth(const std::byte* p, Index stride, Index co
   }
 }
 
+/// The same of a whole register, items beside each other.
+template <class Isa, class T, class Item, DType kStorage>
+ATTN_INLINE Vec<Isa, Item> load_depth(const std::byte* p) noexcept {
+  if constexpr (kInPairs<T, Item>) {
+    return LoadPairs<Isa, kStorage>::load(p);
+  } else {
+    return Widen<Isa, T, kStorage>::load(p);
+  }
+}
+
 /// kRows rows of C over a register of columns, straight from b where it lies transposed: squares become columns in
 /// registers.  The same sums in the same order as gemm's.
 template <class Isa, class T, DType kStorage, int kRows, class Item, class Finish>
@@ -30,20 +40,30 @@ ATTN_INLINE void multiply_register(Matrix<T> c, Matrix<const Item> a, const KeyS
   constexpr Index kDims = kNumbers<T, Item>;
   const Index depth = depth_of<T, Item>(dims);
   V sum[kRows]{};
-  for (Index k = 0; k < depth; k += n) {
+  const auto add_square = [&](Index k, Index given, auto load_row) {
     Items square[n];
     for (Index i = 0; i < n; ++i) {
       const std::byte* const p = b.data + i * b.token_stride + k * kDims * b.dim_stride;
       __builtin_prefetch(p + kAhead, 0, 2);
-      const Index given = i < columns ? dims - k * kDims : 0;
-      square[i] = load_depth<Isa, T, Item, kStorage>(p, b.dim_stride, given);
+      square[i] = load_row(p, i);
     }
     transpose<Isa, Item>(square);
-    for (Index i = 0; i < min(n, depth - k); ++i) {
+    for (Index i = 0; i < given; ++i) {
       for (int row = 0; row < kRows; ++row) {
         sum[row] = multiply_add<Isa>(broadcast<Items>(a.row(row)[k + i]), square[i], sum[row]);
       }
     }
+  };
+  Index k = 0;
+  if (columns >= n && b.dim_stride == Index{sizeof(typename Storage<kStorage>::Item)}) {
+    for (; (k + n) * kDims <= dims; k += n)
+      add_square(k, n, [](const std::byte* p, Index) { return load_depth<Isa, T, Item, kStorage>(p); });
+  }
+  for (; k < depth; k += n) {
+    add_square(k, min(n, depth - k), [&](const std::byte* p, Index i) {
+      const Index given = i < columns ? dims - k * kDims : 0;
+      return load_depth<Isa, T, Item, kStorage>(p, b.dim_stride, given);
+    });
   }
   for (int row = 0; row < kRows; ++row) store(c.row(row), finish(c.row(row), sum[row], row));
 }

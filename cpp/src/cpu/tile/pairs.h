@@ -115,14 +115,17 @@ ATTN_INLINE U32<Isa> load_pairs(const std::byte* p, Index stride, Index count) n
   using Item = typename Storage<kStorage>::Item;
   constexpr Index kItem = sizeof(Item), n = 2 * kWidth<Isa, float>;
   if (count >= n && stride == kItem) return LoadPairs<Isa, kStorage>::load(p);
-  alignas(Isa::kBytes) Item items[n]{};
+  constexpr Index kRoom = round_up(n * kItem, Isa::kBytes);
   const Index given = item_offset<kStorage>(max(0, min(count, n)), 1);
-  if (stride == kItem) {
-    __builtin_memcpy(items, p, static_cast<std::size_t>(given * kItem));
-  } else {
-    for (Index i = 0; i < given; ++i) __builtin_memcpy(&items[i], p + i * stride, kItem);
+  alignas(Isa::kBytes) std::byte room[kRoom];
+  for (Index at = 0; at < kRoom; at += Isa::kBytes) {
+    const Index here = stride == kItem ? max(0, min(given * kItem - at, Isa::kBytes)) : 0;
+    store(static_cast<void*>(room + at), FirstBytes<Isa>::load(p + at, here));
   }
-  return LoadPairs<Isa, kStorage>::load(reinterpret_cast<const std::byte*>(items));
+  if (stride != kItem) {
+    for (Index i = 0; i < given; ++i) __builtin_memcpy(room + i * kItem, p + i * stride, kItem);
+  }
+  return LoadPairs<Isa, kStorage>::load(room);
 }
 
 /// run.template operator()<kStorage>() for what bfloat16 holds.
