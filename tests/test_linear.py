@@ -137,6 +137,17 @@ def test_like_torch(dtype: Any, rng: np.random.Generator) -> None:
 # ---- memory: strides, shapes, in place ----
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [1, 7, 40, 200])
+def test_weights_that_lie_turned(isa: str, dtype: Any, rows: int, rng: np.random.Generator) -> None:
+    """(in_features, out_features) in memory: the same bits."""
+    x, weight = numbers(rng, rows, 300, dtype=dtype), numbers(rng, 77, 300, dtype=dtype)
+    lies_turned = np.ascontiguousarray(weight.T).T
+    for bias in (None, numbers(rng, 77, dtype=dtype)):
+        y = attncore.linear(x, lies_turned, bias, num_threads=2)
+        assert_same_bits(y, attncore.linear(x, weight, bias))
+
+
 def views(rng: np.random.Generator, dtype: Any) -> dict[str, Array]:
     """(…, 24) arrays whose rows lie in many ways."""
     bytes_ = np.zeros(5 * 24 * dtype.itemsize + 1, np.uint8)

@@ -1,6 +1,7 @@
 // rope, linear and linear_backward: validate, then products and rotations on the device.
 #include <cmath>
 #include <cstdio>
+#include <utility>
 
 #include "backend.h"
 #include "require.h"
@@ -83,6 +84,13 @@ Tensor merged(Tensor t) noexcept {
   return t;
 }
 
+/// The same numbers, rows as columns.
+Tensor turned(Tensor t) noexcept {
+  std::swap(t.shape[2], t.shape[3]);
+  std::swap(t.stride[2], t.stride[3]);
+  return t;
+}
+
 Product product(const Tensor& a, const Tensor& b, const Tensor& c, Index depth) {
   Product p{.a = a, .b = merged(b), .c = c, .rows = rows_of(c), .columns = columns_of(c), .depth = depth};
   p.b_in_place = p.b.shape[0] == 1 && p.b.shape[1] == 1;
@@ -128,8 +136,12 @@ void linear(const Tensor& x, const Tensor& weight, const Tensor& bias, const Ten
   const Rotation rotation = rotary != nullptr ? require_rope(*rotary, out, false) : Rotation{};
   require_apart("out", out,
                 {{"x", &x}, {"weight", &weight}, {"bias", &bias}, {"positions", &rotation.positions}});
-  Product p = product(merged(x), weight, rotation.given() ? out : merged(out), columns_of(x));
-  p.b_transposed = true;
+  // A weight that lies as (in_features, out_features) is what a product takes as it is.
+  const Index item = item_size(weight.dtype);
+  const bool lies_turned = weight.stride[2] == item && weight.stride[3] != item;
+  const Tensor right = lies_turned ? turned(weight) : weight;
+  Product p = product(merged(x), right, rotation.given() ? out : merged(out), columns_of(x));
+  p.b_transposed = !lies_turned;
   p.bias = bias;
   p.rotate_c = rotation;
   backend(options.device).multiply(p, options);
