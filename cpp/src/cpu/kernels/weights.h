@@ -56,10 +56,15 @@ class WeightsKernel {
     const Row r = row_at(row);
     const Tensor& q = call_.query;
     T* const out = scratch_.queries.row(row);
+    constexpr Index n = kWidth<Isa, T>;
     const bool exists = r.query < task_.sequence.queries;
-    for (Index dim = 0; dim < call_.dim; ++dim) {
-      out[dim] = exists ? load_scalar<Isa, T>(at(q, r.entry, r.head, r.token, dim), q.dtype) : T{0};
-    }
+    const std::byte* const in = at(q, r.entry, r.head, exists ? r.token : 0);
+    with_storage<T>(q.dtype, [&]<DType kStorage>() {
+      for (Index dim = 0; dim < call_.dim; dim += n) {
+        const Index count = exists ? min(n, call_.dim - dim) : 0;
+        store(out + dim, load_items<Isa, T, kStorage>(in + dim * q.stride[3], q.stride[3], count));
+      }
+    });
   }
 
   [[nodiscard]] std::byte* result(const Tensor& t, Index row, Index at_key) const noexcept {
@@ -68,12 +73,17 @@ class WeightsKernel {
 
   void clear_result(Index row) const noexcept {
     const Weights& w = *task_.weights;
-    const T zero = 0;
-    const Index none = -1;
-    for (Index i = 0; i < w.probabilities.shape[3]; ++i) {
-      __builtin_memcpy(result(w.probabilities, row, i), &zero, sizeof zero);
-      if (w.indices.given()) __builtin_memcpy(result(w.indices, row, i), &none, sizeof none);
-    }
+    const Index count = w.probabilities.shape[3], none = -1;
+    for (Index i = 0; i < count; i += kWidth<Isa, T>)
+      put_register(row, i, min(kWidth<Isa, T>, count - i), Vec<Isa, T>{});
+    for (Index i = 0; w.indices.given() && i < count; ++i)
+      __builtin_memcpy(result(w.indices, row, i), &none, sizeof none);
+  }
+
+  void put_register(Index row, Index at_key, Index count, Vec<Isa, T> probability) const noexcept {
+    const Tensor& t = task_.weights->probabilities;
+    store_items<Isa, T, sizeof(T) == 8 ? DType::f64 : DType::f32>(result(t, row, at_key), t.stride[3], count,
+                                                                  probability);
   }
 
   /// visit(row, scores, keys) for every row that exists, tile by tile.
@@ -111,17 +121,15 @@ class WeightsKernel {
     using V = Vec<Isa, T>;
     const T origin = softmax_.base(softmax_.maximum[row]);
     const T sum = softmax_.sum[row] == 0 ? T{1} : softmax_.sum[row];
-    const Weights& w = *task_.weights;
+    const bool ranked = task_.weights->indices.given();
     for (Index i = 0; i < keys.size(); i += kWidth<Isa, T>) {
       const V score = load<V>(scores + i);
       const V probability = attncore::exp<Isa, T>(score - origin) / sum;
-      for (Index lane = 0; lane < min(kWidth<Isa, T>, keys.size() - i); ++lane) {
-        const T p = probability[lane];
-        if (w.indices.given()) {
-          if (score[lane] != -static_cast<T>(__builtin_inf())) insert(row, {p, keys.begin + i + lane});
-        } else {
-          __builtin_memcpy(result(w.probabilities, row, keys.begin + i + lane), &p, sizeof p);
-        }
+      const Index count = min(kWidth<Isa, T>, keys.size() - i);
+      if (ranked) {
+        insert_register(row, keys.begin + i, count, score, probability);
+      } else {
+        put_register(row, keys.begin + i, count, probability);
       }
     }
   }
@@ -138,38 +146,55 @@ class WeightsKernel {
     }
   };
 
-  [[nodiscard]] Found found(Index row, Index place) const noexcept {
-    const Weights& w = *task_.weights;
-    return {read<T>(result(w.probabilities, row, place)), read<Index>(result(w.indices, row, place))};
-  }
+  /// A row of the result.
+  struct Ranks {
+    std::byte *probabilities, *keys;
+    Index stride, key_stride, size;
 
-  void put(Index row, Index place, const Found& item) const noexcept {
-    const Weights& w = *task_.weights;
-    __builtin_memcpy(result(w.probabilities, row, place), &item.probability, sizeof item.probability);
-    __builtin_memcpy(result(w.indices, row, place), &item.key, sizeof item.key);
-  }
-
-  /// Lets `item` sink from the root of a heap of `size` places.
-  void sink(Index row, Index size, const Found& item) const noexcept {
-    Index place = 0;
-    for (Index child = 1; child < size; child = 2 * place + 1) {
-      if (child + 1 < size && found(row, child + 1).after(found(row, child))) ++child;
-      if (!found(row, child).after(item)) break;
-      put(row, place, found(row, child));
-      place = child;
+    [[nodiscard]] Found operator[](Index place) const noexcept {
+      return {read<T>(probabilities + place * stride), read<Index>(keys + place * key_stride)};
     }
-    put(row, place, item);
+    void put(Index place, const Found& item) const noexcept {
+      __builtin_memcpy(probabilities + place * stride, &item.probability, sizeof item.probability);
+      __builtin_memcpy(keys + place * key_stride, &item.key, sizeof item.key);
+    }
+    /// Lets `item` sink from the root of a heap of `heap` places.
+    void sink(Index heap, const Found& item) const noexcept {
+      Index place = 0;
+      for (Index child = 1; child < heap; child = 2 * place + 1) {
+        if (child + 1 < heap && (*this)[child + 1].after((*this)[child])) ++child;
+        if (!(*this)[child].after(item)) break;
+        put(place, (*this)[child]);
+        place = child;
+      }
+      put(place, item);
+    }
+  };
+
+  [[nodiscard]] Ranks ranks(Index row) const noexcept {
+    const Tensor &p = task_.weights->probabilities, &i = task_.weights->indices;
+    return {result(p, row, 0), result(i, row, 0), p.stride[3], i.stride[3], p.shape[3]};
   }
 
-  void insert(Index row, const Found& item) const noexcept {
-    if (found(row, 0).after(item)) sink(row, task_.weights->probabilities.shape[3], item);
+  /// Keys come in rising order: of equal ones, those that are there stay.
+  void insert_register(Index row, Index key, Index count, Vec<Isa, T> score,
+                       Vec<Isa, T> probability) const noexcept {
+    const Ranks ranks = this->ranks(row);
+    const Found last = ranks[0];
+    if (last.key >= 0 && !AnyAbove<Isa, T>::of(probability, last.probability)) return;
+    for (Index lane = 0; lane < count; ++lane) {
+      const Found item{probability[lane], key + lane};
+      if (score[lane] == -static_cast<T>(__builtin_inf())) continue;
+      if (ranks[0].after(item)) ranks.sink(ranks.size, item);
+    }
   }
 
   void sort(Index row) const noexcept {
-    for (Index last = task_.weights->probabilities.shape[3] - 1; last > 0; --last) {
-      const Found smallest = found(row, 0);
-      sink(row, last, found(row, last));
-      put(row, last, smallest);
+    const Ranks ranks = this->ranks(row);
+    for (Index last = ranks.size - 1; last > 0; --last) {
+      const Found smallest = ranks[0];
+      ranks.sink(last, ranks[last]);
+      ranks.put(last, smallest);
     }
   }
 
