@@ -193,10 +193,7 @@ class Arguments {
   /// (head) or (batch, head)
   Tensor by_head(const char* argument, const py::object& object, py::ssize_t most) {
     if (object.is_none()) return {};
-    py::array array = any_array(argument, object);
-    if (!py::isinstance<py::array>(object) && std::strchr("iu", array.dtype().kind()) != nullptr)
-      array = array.attr("astype")(py::dtype::of<float>());
-    kept(array);
+    const py::array array = kept(float_array(argument, object));
     if (array.ndim() == 0) reject_value(argument, "is a scalar, must have a value a head");
     require_rank(argument, array, most);
     return tensor(argument, array, array.ndim() == 2 ? Axes{0, 1, -1, -1} : Axes{-1, 0, -1, -1}, kFloats);

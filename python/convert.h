@@ -85,6 +85,14 @@ inline py::array any_array(const char* argument, const py::object& object) {
   return array;
 }
 
+/// Floats; Python's numbers become float32.
+inline py::array float_array(const char* argument, const py::object& object) {
+  py::array array = any_array(argument, object);
+  if (!py::isinstance<py::array>(object) && std::strchr("iu", array.dtype().kind()) != nullptr)
+    array = array.attr("astype")(py::dtype::of<float>());
+  return array;
+}
+
 /// Whether these are Python's ints, some of which no integer dtype has.
 inline bool has_long_ints(const py::array& array) {
   if (array.dtype().kind() != 'O') return false;

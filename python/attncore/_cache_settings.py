@@ -25,8 +25,8 @@ def storage_name(dtype: Any) -> str:
         name = repr(dtype)
         if dtype is not None:
             with contextlib.suppress(TypeError):
-                native = np.dtype(dtype).isnative
-                name = np.dtype(dtype).name if native else np.dtype(dtype).str
+                kind = np.dtype(dtype)
+                name = kind.name if kind.isnative else kind.str
     if name not in _DTYPES:
         raise TypeError(f"dtype: is {name}, accepted is {', '.join(_DTYPES)}")
     return name

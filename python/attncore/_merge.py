@@ -44,7 +44,7 @@ def merge(
     if layout not in ("bhsd", "bshd"):
         raise ValueError(f"layout: is {layout!r}, must be 'bhsd' or 'bshd'")
     bshd = layout == "bshd"
-    _check_parts(outs, lses, 3 if bshd else 1)
+    _check_parts(outs, lses, bshd)
     outs = [np.swapaxes(out, -2, -3) for out in outs] if bshd else outs
     compute = np.float64 if lses[0].dtype == np.float64 else np.float32
     with np.errstate(invalid="ignore", divide="ignore"):  # Inf and NaN go through as they are
@@ -73,7 +73,7 @@ def _merge(
     return total.astype(outs[0].dtype, copy=False), total_lse.astype(lses[0].dtype, copy=False)
 
 
-def _check_parts(outs: Sequence[Array], lses: Sequence[Array], fewest_axes: int) -> None:
+def _check_parts(outs: Sequence[Array], lses: Sequence[Array], bshd: bool) -> None:
     if len(outs) == 0 or len(outs) != len(lses):
         raise ValueError(
             f"outs: has {len(outs)} parts, lses {len(lses)}; both must have as many, at least 1"
@@ -94,10 +94,9 @@ def _check_parts(outs: Sequence[Array], lses: Sequence[Array], fewest_axes: int)
         raise TypeError(f"lses: dtype is {lses[0].dtype}, accepted is float32 or float64")
     if outs[0].dtype.kind != "f" and outs[0].dtype.name != "bfloat16":
         raise TypeError(f"outs: dtype is {outs[0].dtype}, accepted is a float dtype")
-    if outs[0].ndim < fewest_axes:
-        raise ValueError(f"outs: has {outs[0].ndim} dimensions, must have at least {fewest_axes}")
-    rows = outs[0].shape[:-1]
-    if fewest_axes == 3:  # "bshd"
-        rows = (*rows[:-2], rows[-1], rows[-2])
+    fewest = 3 if bshd else 1
+    if outs[0].ndim < fewest:
+        raise ValueError(f"outs: has {outs[0].ndim} dimensions, must have at least {fewest}")
+    rows = (np.swapaxes(outs[0], -2, -3) if bshd else outs[0]).shape[:-1]
     if rows != lses[0].shape:
         raise ValueError(f"lses: shape is {lses[0].shape}, must be {rows}, as outs without dim")

@@ -224,8 +224,8 @@ class MultiHeadAttention(Layer):
             num_threads: For this call.
 
         Returns:
-            The gradient with respect to x; with a context the named tuple (x, context), and with a value context
-            (x, context, value_context).  None for what is not wanted.
+            The gradient with respect to x; with a context the named tuple (x, context), and with a
+            value context (x, context, value_context).  None for what is not wanted.
 
         Raises:
             ValueError: There was no call to go back through; a shape or name does not fit.

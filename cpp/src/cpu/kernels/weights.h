@@ -3,6 +3,7 @@
 #pragma once
 
 #include "forward.h"
+#include "rotate.h"
 
 namespace attncore {
 
@@ -56,15 +57,11 @@ class WeightsKernel {
     const Row r = row_at(row);
     const Tensor& q = call_.query;
     T* const out = scratch_.queries.row(row);
-    constexpr Index n = kWidth<Isa, T>;
-    const bool exists = r.query < task_.sequence.queries;
-    const std::byte* const in = at(q, r.entry, r.head, exists ? r.token : 0);
-    with_storage<T>(q.dtype, [&]<DType kStorage>() {
-      for (Index dim = 0; dim < call_.dim; dim += n) {
-        const Index count = exists ? min(n, call_.dim - dim) : 0;
-        store(out + dim, load_items<Isa, T, kStorage>(in + dim * q.stride[3], q.stride[3], count));
-      }
-    });
+    if (r.query < task_.sequence.queries) {
+      load_span<Isa, T>(at(q, r.entry, r.head, r.token), q.stride[3], q.dtype, call_.dim, out);
+    } else {
+      __builtin_memset(out, 0, static_cast<std::size_t>(call_.dim) * sizeof(T));
+    }
   }
 
   [[nodiscard]] std::byte* result(const Tensor& t, Index row, Index at_key) const noexcept {
