@@ -17,23 +17,32 @@ constexpr double kMost8 = 127, kMost4 = 7, kMostF8 = 448;
 
 constexpr std::int32_t kMagnitude = 0x7fffffff, kInfinity = 0x7f800000;
 
+/// row[i] / scale by a multiplication with 1 / scale, to a multiple of 2⁻³⁷, of quotients below 2¹⁰.  Each rounding below
+/// makes of it what it makes of the quotient: of that, a tie is a multiple of 2⁻¹⁰, and what is none is farther than
+/// 2⁻³⁶ from each tie, since a float has 24 bits.
+ATTN_INLINE double quotient(float x, double reciprocal) noexcept {
+  constexpr double kLast = 0x1.8p15;  // its last bit
+  return (x * reciprocal + kLast) - kLast;
+}
+
 /// To the nearest integer, ties to even, of |x| < 2³¹: x + 1.5·2⁵² has it in its last bits.
 ATTN_INLINE std::int32_t nearest(double x) noexcept {
   return static_cast<std::int32_t>(std::bit_cast<std::uint64_t>(x + 0x1.8p52));
 }
 
-/// |y| ≤ 448 to float8_e4m3fn: 1 bit of sign, 4 of exponent (bias 7), 3 of fraction; ties to even.
-ATTN_INLINE std::byte to_f8(double y) noexcept {
-  const auto bits = std::bit_cast<std::uint64_t>(y);
-  const double size = std::fabs(y);
-  const auto magnitude = std::bit_cast<std::uint64_t>(size);
+/// x / scale to float8_e4m3fn: 1 bit of sign, 4 of exponent (bias 7), 3 of fraction; ties to even.
+ATTN_INLINE std::byte to_f8(float x, double reciprocal) noexcept {
+  const double size = quotient(std::fabs(x), reciprocal);
+  const auto bits = std::bit_cast<std::uint64_t>(size);
   // Below 2⁻⁶ the result is a multiple of 2⁻⁹: adding 2⁴³ leaves it, rounded, at the end of the sum.
   const std::uint64_t subnormal =
       std::bit_cast<std::uint64_t>(size + 0x1p43) - std::bit_cast<std::uint64_t>(0x1p43);
   // Else the exponent's bias changes by 1023 − 7 and 49 bits are rounded away.
   constexpr std::uint64_t kBias = std::uint64_t{1016} << 52U, kHalf = (std::uint64_t{1} << 48U) - 1;
-  const std::uint64_t normal = (magnitude - kBias + kHalf + ((magnitude >> 49U) & 1U)) >> 49U;
-  return static_cast<std::byte>((bits >> 56U & 0x80U) | (size < 0x1p-6 ? subnormal : normal));
+  const std::uint64_t normal = (bits - kBias + kHalf + ((bits >> 49U) & 1U)) >> 49U;
+  const std::uint64_t below = 0 - ((bits - std::bit_cast<std::uint64_t>(0x1p-6)) >> 63U);  // all ones, or 0
+  const std::uint32_t sign = std::bit_cast<std::uint32_t>(x) >> 24U & 0x80U;
+  return static_cast<std::byte>(sign | (subnormal & below) | (normal & ~below));
 }
 
 /// What the largest magnitude of a row is divided by: `most` times it neither over- nor underflows.
@@ -45,9 +54,10 @@ ATTN_INLINE float scale_of(float largest, double most) noexcept {
 }
 
 /// The first number has the low half of a byte.
-void quantise4(const float* row, Index dim, double scale, std::byte* to) noexcept {
+void quantise4(const float* row, Index dim, double reciprocal, std::byte* to) noexcept {
   for (Index i = 0; i < dim; i += 2) {
-    const std::int32_t low = nearest(row[i] / scale), high = nearest(row[i + 1] / scale);
+    const std::int32_t low = nearest(quotient(row[i], reciprocal));
+    const std::int32_t high = nearest(quotient(row[i + 1], reciprocal));
     to[i / 2] = static_cast<std::byte>((low & 0xf) | (high & 0xf) << 4);
   }
 }
@@ -76,13 +86,13 @@ bool quantise_row(const float* row, Index dim, DType dtype, std::byte* to, float
   if (largest >= kInfinity) return false;
   const double most = dtype == DType::i8 ? kMost8 : dtype == DType::i4 ? kMost4 : kMostF8;
   scale = scale_of(std::bit_cast<float>(largest), most);
-  const double factor = scale;  // quotients in double: no tie is missed, so the error is at most half a step
+  const double reciprocal = 1 / double{scale};  // in double no tie is missed: the error is at most half a step
   if (dtype == DType::i8) {
-    for (Index i = 0; i < dim; ++i) to[i] = static_cast<std::byte>(nearest(row[i] / factor));
+    for (Index i = 0; i < dim; ++i) to[i] = static_cast<std::byte>(nearest(quotient(row[i], reciprocal)));
   } else if (dtype == DType::i4) {
-    quantise4(row, dim, factor, to);
+    quantise4(row, dim, reciprocal, to);
   } else {
-    for (Index i = 0; i < dim; ++i) to[i] = to_f8(row[i] / factor);
+    for (Index i = 0; i < dim; ++i) to[i] = to_f8(row[i], reciprocal);
   }
   return true;
 }
