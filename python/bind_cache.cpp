@@ -28,18 +28,27 @@ void append(Cache& cache, const py::object& key, const py::object& value, const 
 /// `options`: those of Arguments.
 template <class Cache>
 py::object attend(const Cache& cache, const py::object& query, const py::object& entries,
-                  const py::object& out_or_none, const py::object& return_lse, const py::dict& options) {
+                  const py::object& out_or_none, const py::object& return_lse, const py::object& rotate_query,
+                  const py::dict& options) {
   Arguments arguments("attend", query, py::handle(), py::handle(), options);
   arguments.problem.value.shape[3] = cache.settings().value_dim;
   const IntArgument chosen("entries", entries, 1);
+  const bool rotate = boolean("rotate_query", rotate_query);
   return results(arguments, out_or_none, return_lse,
-                 [&] { cache.attend(arguments.problem, chosen.tensor, arguments.options); });
+                 [&] { cache.attend(arguments.problem, chosen.tensor, arguments.options, rotate); });
 }
 
 template <class Cache>
 void truncate(Cache& cache, const py::object& lengths, const py::object& entries) {
   const IntArgument left("lengths", lengths, 1), chosen("entries", entries, 1);
   cache.truncate(left.tensor, chosen.tensor);
+}
+
+template <class Cache>
+void accept(Cache& cache, const py::object& branch, const py::object& new_tokens, const py::object& entries) {
+  const IntArgument kept("branch", branch, 2), last("new_tokens", new_tokens, 1),
+      chosen("entries", entries, 1);
+  cache.accept(kept.tensor, last.tensor, chosen.tensor);
 }
 
 py::array_t<Index> int64(const std::vector<Index>& numbers) {
@@ -164,7 +173,6 @@ Index positive(const char* argument, const py::object& object) {
   return value;
 }
 
-/// `rotary`: None or (base, dims or None, interleaved).
 template <class Cache>
 std::unique_ptr<Cache> make(const char* extent_name, const char* slots_name, const py::object& extent,
                             const py::object& slots, const py::object& kv_heads, const py::object& dim,
@@ -178,13 +186,7 @@ std::unique_ptr<Cache> make(const char* extent_name, const char* slots_name, con
   for (const DType one : {DType::f64, DType::f16, DType::bf16, DType::i8, DType::i4, DType::f8}) {
     if (dtype == name(one)) s.dtype = one;
   }
-  if (!rotary.is_none()) {
-    const auto fields = rotary.cast<py::tuple>();
-    s.rotary.emplace();
-    s.rotary->base = number("rotary", fields[0]).value_or(s.rotary->base);
-    if (!fields[1].is_none()) s.rotary->dims = positive("rotary", fields[1]);
-    s.rotary->interleaved = boolean("rotary", fields[2]);
-  }
+  if (!rotary.is_none()) s.rotary = rope_of(py::tuple(rotary));
   if (!window.is_none()) {
     s.window = integer("window", window);
     if (s.window < 0) reject_value("window", "is " + std::to_string(s.window) + ", must be at least 0");
@@ -198,6 +200,7 @@ py::class_<Cache> bind(py::module_& m, const char* class_name) {
       .def("append", append<Cache>)
       .def("attend", attend<Cache>)
       .def("truncate", truncate<Cache>)
+      .def("accept", accept<Cache>)
       .def("gather", gather<Cache>)
       .def("state", state<Cache>)
       .def("restore", restore<Cache>)

@@ -179,9 +179,9 @@ py::tuple linear_backward_call(py::handle d_y_object, py::handle x_object, py::h
   return py::make_tuple(results[0], results[1], results[2]);
 }
 
-py::array rope_call(py::handle x_object, const py::object& positions, const py::object& base,
-                    const py::object& dims, const py::object& interleaved, const py::object& inverse,
-                    const py::object& layout, const py::object& out, const py::object& threads) {
+py::array rope_call(py::handle x_object, const py::object& positions, const py::tuple& rotary,
+                    const py::object& inverse, const py::object& layout, const py::object& out,
+                    const py::object& threads) {
   const bool bshd = is_bshd(layout);
   const py::array x = require_array("x", x_object);
   if (x.ndim() < 2 || x.ndim() > 4) {
@@ -192,7 +192,7 @@ py::array rope_call(py::handle x_object, const py::object& positions, const py::
   if (y.ndim() != x.ndim()) {
     reject_value("out", "has " + std::to_string(y.ndim()) + " dimensions, x has " + std::to_string(x.ndim()));
   }
-  Rope rope_options{.interleaved = boolean("interleaved", interleaved)};
+  Rope rope_options = rope_of(rotary);
   py::array kept;
   if (!positions.is_none()) {
     kept = int_array("positions", positions);
@@ -202,13 +202,6 @@ py::array rope_call(py::handle x_object, const py::object& positions, const py::
     }
     const int rank = static_cast<int>(kept.ndim());
     rope_options.positions = tensor("positions", kept, {rank - 2, -1, rank - 1, -1}, kInts);
-  }
-  const std::optional<double> given_base = number("base", base);
-  if (!given_base) reject_type("base", "must be a number, is None");
-  rope_options.base = *given_base;
-  if (!dims.is_none()) {
-    rope_options.dims = integer("dims", dims);
-    if (rope_options.dims == 0) reject_value("dims", "is 0, must be even and at least 2, or None for all");
   }
   const bool back = boolean("inverse", inverse);
   const Tensor xs = tensor("x", x, axes_of(bshd, x.ndim()), kFloats);

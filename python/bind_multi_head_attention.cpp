@@ -148,13 +148,7 @@ class MultiHeadLayer {
     s.bias = boolean("bias", bias);
     s.bias_kv = boolean("add_bias_kv", bias_kv);
     s.add_zero_attn = boolean("add_zero_attn", add_zero_attn);
-    if (!rotary.is_none()) {
-      const auto fields = rotary.cast<py::tuple>();
-      s.rotary.emplace();
-      s.rotary->base = number("rotary", fields[0]).value_or(s.rotary->base);
-      s.rotary->dims = width("rotary", fields[1]);
-      s.rotary->interleaved = boolean("rotary", fields[2]);
-    }
+    if (!rotary.is_none()) s.rotary = rope_of(py::tuple(rotary));
     s.qk_norm = number("qk_norm", qk_norm);
     s.dtype = dtype_of("dtype", py::array(dtype, 0), kFloats);
     s.seed = python::seed(seed);

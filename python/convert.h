@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <attncore/layers.hpp>
 #include <cstring>
 
 #include "arrays.h"
@@ -181,6 +182,24 @@ inline std::uint64_t seed(const py::object& object) {
     reject_value("seed", "is " + py::str(index).cast<std::string>() + ", must be 0 … 2**64 - 1");
   }
   return value;
+}
+
+/// Of (base, dims or None, interleaved, frequencies or None, factor): a Rotary's fields.
+inline Rope rope_of(const py::tuple& fields) {
+  const auto required = [&](const char* field, std::size_t i) {
+    const std::optional<double> given = number(field, fields[i]);
+    if (!given) reject_type(field, "must be a number, is None");
+    return *given;
+  };
+  Rope rope{.base = required("base", 0), .interleaved = boolean("interleaved", fields[2])};
+  if (!fields[1].is_none()) {
+    rope.dims = integer("dims", fields[1]);
+    if (rope.dims == 0) reject_value("dims", "is 0, must be even and at least 2, or None for all");
+  }
+  for (const py::handle frequency : fields[3].is_none() ? py::tuple() : py::tuple(fields[3]))
+    rope.frequencies.push_back(frequency.cast<double>());
+  rope.factor = required("factor", 4);
+  return rope;
 }
 
 }  // namespace attncore::python

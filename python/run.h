@@ -4,6 +4,7 @@
 #include <pthread.h>
 #include <pybind11/pybind11.h>
 
+#include <atomic>
 #include <attncore/attncore.hpp>
 #include <chrono>
 #include <ctime>
@@ -14,7 +15,7 @@ namespace py = pybind11;
 
 /// The thread that runs Python's signal handlers; in a child of fork(), the one that forked.
 inline bool on_main_thread() {
-  static unsigned long main_thread = 0;  // 0: to be asked for; the GIL is held
+  static std::atomic<unsigned long> main_thread = 0;  // 0: to be asked for
   [[maybe_unused]] static const int at_fork = pthread_atfork(nullptr, nullptr, [] { main_thread = 0; });
   if (main_thread == 0)
     main_thread = py::module_::import("threading").attr("main_thread")().attr("ident").cast<unsigned long>();

@@ -140,6 +140,19 @@ def test_numpy_s_numbers_in_options(tmp_path: Path) -> None:
         assert_same_bits(other.result()[0], attncore.attention(x, x, x, **options))
 
 
+def test_three_slopes_in_a_tuple(tmp_path: Path) -> None:
+    """They are no relative bias."""
+    pytest.importorskip("safetensors")
+    x = np.random.default_rng(0).standard_normal((3, 5, 8), np.float32)
+    options: Any = {"query_offset": 0, "alibi": (0.5, 0.25, 0.125), "sinks": (0.5, -1.0, 2.0)}
+    state = attncore.AttentionState(x, **options)
+    state.update(x, x)
+    state.save(tmp_path / "state")
+    out = attncore.AttentionState.load(tmp_path / "state").result()[0]
+    assert_same_bits(out, state.result()[0])
+    np.testing.assert_allclose(out, attncore.attention(x, x, x, **options), rtol=0, atol=1e-6)
+
+
 def test_slopes_and_sinks_in_query_s_dtype() -> None:
     for query in (np.ones((2, 5, 8), np.float16), np.ones((2, 5, 8))):
         kind = query.dtype

@@ -272,9 +272,13 @@ SETTINGS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "values to rotate": (
         {"value_dim": 6, "rotary": attncore.Rotary(dims=4)},
         ValueError,
-        r"dims: is 4, must be even and 0 \(all\) … 2",
+        r"dims: is 4, must be even and at most 2",
     ),
-    "an odd rest": ({"value_dim": 5, "rotary": True}, ValueError, r"dims: is 3, must be even"),
+    "an odd rest": (
+        {"value_dim": 5, "rotary": True},
+        ValueError,
+        r"dims: is 3, all of a head's, must be even",
+    ),
 }
 
 

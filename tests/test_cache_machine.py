@@ -123,6 +123,51 @@ class CacheMachine(RuleBasedStateMachine):
         """What else truncate changes."""
 
     @precondition(lambda self: self.model)
+    @rule(data=st.data())
+    def accept(self, data: st.DataObject) -> None:
+        entries = self.draw_entries(data)
+        new = [data.draw(st.integers(0, self.length(entry))) for entry in entries]
+        firsts = [self.length(entry) - n for entry, n in zip(entries, new, strict=True)]
+        branches = [
+            sorted(data.draw(st.sets(st.integers(0, max(n - 1, 0)), max_size=min(n, 9))))
+            for n in new
+        ]
+        padded = np.full((len(entries), max(map(len, branches), default=0) + 1), -1)
+        for row, branch in zip(padded, branches, strict=True):
+            row[: len(branch)] = branch
+        writes = {}  # by entry: the tokens that others move to
+        for entry, first, branch in zip(entries, firsts, branches, strict=True):
+            same = sum(token == i for i, token in enumerate(branch))
+            writes[entry] = range(first + same, first + len(branch))
+        gone = [
+            0 < first + len(branch) < self.least(entry)
+            or (len(writes[entry]) > 0 and writes[entry][0] < self.given_back(entry))
+            for entry, first, branch in zip(entries, firsts, branches, strict=True)
+        ]
+        error = ValueError if any(gone) else None if self.can_move(writes) else MemoryError
+        if error is not None:
+            with pytest.raises(error, match=r"given back|needs"):
+                self.cache.accept(padded, new, entries=entries)
+            return
+        self.cache.accept(padded, new, entries=entries)
+        for entry, first, branch in zip(entries, firsts, branches, strict=True):
+            kept = [*range(first), *(first + token for token in branch)]
+            key, value = self.model[entry]
+            self.model[entry] = key[:, kept], value[:, kept]
+            self.after_accept(entry, writes[entry])
+
+    def given_back(self, entry: int) -> int:
+        """How many tokens are gone for good."""
+        raise NotImplementedError
+
+    def can_move(self, writes: dict[int, range]) -> bool:
+        """Whether pages for copies are there."""
+        raise NotImplementedError
+
+    def after_accept(self, entry: int, writes: range) -> None:
+        """What else accept changes."""
+
+    @precondition(lambda self: self.model)
     @rule(data=st.data(), seed=SEEDS, queries=st.integers(1, 4), causal=st.booleans())
     def attend(self, data: st.DataObject, seed: int, queries: int, causal: bool) -> None:
         entries = self.draw_entries(data)
@@ -202,6 +247,11 @@ class ContiguousMachine(CacheMachine):
     def least(self, entry: int) -> int:
         assert entry in self.model
         return 0
+
+    given_back = least
+
+    def can_move(self, writes: dict[int, range]) -> bool:
+        return writes.keys() <= self.model.keys()
 
 
 def test_contiguous() -> None:

@@ -93,6 +93,24 @@ class PagedMachine(CacheMachine):
     def after_truncate(self, entry: int) -> None:
         del self.tables[entry][-(-self.length(entry) // self.page_size) :]
 
+    def given_back(self, entry: int) -> int:
+        return self.tables[entry].count(-1) * self.page_size
+
+    def pages_moved_into(self, entry: int, writes: range) -> list[int]:
+        """Those of others too, by their places in the table."""
+        places = sorted({token // self.page_size for token in writes})
+        table = self.tables[entry]
+        return [p for p in places if sum(table[p] in t for t in self.tables.values()) > 1]
+
+    def can_move(self, writes: dict[int, range]) -> bool:
+        needed = sum(len(self.pages_moved_into(entry, w)) for entry, w in writes.items())
+        return needed <= self.pages - self.used()
+
+    def after_accept(self, entry: int, writes: range) -> None:
+        for place in self.pages_moved_into(entry, writes):
+            self.tables[entry][place] = self.new_page()
+        self.after_truncate(entry)
+
     def least(self, entry: int) -> int:
         gone = self.tables[entry].count(-1)
         return gone * self.page_size + (self.window or 0) if gone else 0

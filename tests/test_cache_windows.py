@@ -51,7 +51,9 @@ def test_what_a_window_has_given_back(rng: np.random.Generator) -> None:
     with pytest.raises(ValueError, match="query: has 10 tokens"):
         cache.attend(normal(rng, 1, 2, 10, DIM), window=(1, None))
     cache.attend(normal(rng, 1, 2, 10, DIM), query_lengths=[4])
-    with pytest.raises(ValueError, match=r"lengths: is 37 for entry 0.*before 32.*at least 38"):
+    with pytest.raises(
+        ValueError, match=r"lengths: leaves 37 tokens of entry 0.*before 32.*at least 38"
+    ):
         cache.truncate(37)
     cache.truncate(kept + 6)
     assert_consistent(cache)

@@ -162,3 +162,18 @@ def test_options_are_keywords() -> None:
         untyped.attention_varlen(*GOOD.values(), True)
     with pytest.raises(TypeError, match="cu_key_lengths"):
         untyped.attention_varlen(*list(GOOD.values())[:4])
+
+
+def test_results_over_the_cumulative_lengths() -> None:
+    """They are read until the call's end."""
+    memory = np.zeros((T, H, DV), np.float32)
+    lengths = memory.view(np.int32).reshape(-1)[2:5]
+    for name in (QUERIES, KEYS):
+        lengths[:] = GOOD[name]
+        with pytest.raises(ValueError, match=f"out: overlaps {name}"):
+            untyped.attention_varlen(**{**GOOD, name: lengths, "out": memory})
+        d_value = memory.reshape(-1)[: TK * HK * DV].reshape(TK, HK, DV)
+        into = untyped.Gradients(value=d_value)
+        with pytest.raises(ValueError, match=f"d_value: overlaps {name}"):
+            untyped.attention_varlen_backward(**{**BACKWARD, name: lengths, "into": into})
+        assert lengths.tolist() == GOOD[name]

@@ -92,6 +92,37 @@ def test_accumulate(rng: np.random.Generator) -> None:
         assert_same_bits(gradient, once[name], name)
 
 
+def test_accumulate_is_all_or_nothing() -> None:
+    """Whenever a signal ends the call: no gradient has been added, or every one."""
+    run_child("""
+        import signal
+        import numpy as np
+        import attncore
+        layer = attncore.MultiHeadAttention(2048, 4, seed=0)
+        x = np.ones((1, 8, 2048), np.float32)
+        def handler(*_):
+            raise TimeoutError
+        signal.signal(signal.SIGALRM, handler)
+        y = layer(x)
+        layer.backward(y)
+        now = {name: g.copy() for name, g in layer.gradients.items()}
+        once = {name: g.copy() for name, g in now.items()}
+        for i in range(12):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 0.006 * (i + 1))
+                layer.backward(y, accumulate=True)
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            except TimeoutError:
+                pass
+            added = {(g == now[name]).all() for name, g in layer.gradients.items()}
+            assert len(added) == 1, i
+            if added == {False}:
+                for name, g in layer.gradients.items():
+                    np.testing.assert_allclose(g, now[name] + once[name], rtol=1e-5, atol=1e-5)
+                    now[name] = g.copy()
+    """)
+
+
 def test_wanted(rng: np.random.Generator) -> None:
     layer, arrays = make("other widths"), inputs_of("other widths", rng, 3)
     d_y = rng.standard_normal(arrays[0].shape)

@@ -232,6 +232,6 @@ def test_repr() -> None:
     assert repr(attncore.MultiHeadAttention(16, 4)) == "MultiHeadAttention(16, 4)"
     assert repr(full(np.float64)) == (
         "MultiHeadAttention(16, 4, num_kv_heads=2, key_dim=6, value_dim=9, head_dim=6, add_bias_kv=True, "
-        "add_zero_attn=True, rotary=Rotary(base=10000.0, dims=4, interleaved=False), qk_norm=1e-05, "
-        "batch_first=False, dtype=float64)"
+        "add_zero_attn=True, rotary=Rotary(base=10000.0, dims=4, interleaved=False, frequencies=None, "
+        "factor=1.0), qk_norm=1e-05, batch_first=False, dtype=float64)"
     )

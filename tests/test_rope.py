@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from decimal import Decimal, localcontext
 from typing import Any
 
@@ -22,22 +23,26 @@ PI = Decimal(
 )
 
 
-def exact_angles(positions: Array, base: float, dims: int) -> Array:
-    """position · frequency modulo 2π, (…, pairs); the frequency is a float64."""
-    frequency = [base ** (-2.0 * i / dims) for i in range(dims // 2)]
+def powers(base: float, dims: int) -> list[float]:
+    """The frequencies of a base, float64."""
+    return [base ** (-2.0 * i / dims) for i in range(dims // 2)]
+
+
+def exact_angles(positions: Array, frequencies: Sequence[float]) -> Array:
+    """position · frequency modulo 2π, (…, pairs)."""
     with localcontext() as context:
         context.prec = 80
         turns = [
-            [float((Decimal(int(p)) * Decimal(f)) % (2 * PI)) for f in frequency]
+            [float((Decimal(int(p)) * Decimal(f)) % (2 * PI)) for f in frequencies]
             for p in positions.reshape(-1)
         ]
-    return np.array(turns).reshape(*positions.shape, dims // 2)
+    return np.array(turns).reshape(*positions.shape, len(frequencies))
 
 
-def rotate(x: Array, angles: Array, interleaved: bool, number: Any) -> Array:
+def rotate(x: Array, angles: Array, interleaved: bool, number: Any, factor: float = 1.0) -> Array:
     """x (…, token, dim) turned by angles (…, token, pairs), in `number`."""
     pairs = angles.shape[-1]
-    cosine, sine = np.cos(angles).astype(number), np.sin(angles).astype(number)
+    cosine, sine = ((factor * f(angles)).astype(number) for f in (np.cos, np.sin))
     out = x.astype(number)
     first, second = slice(0, pairs), slice(pairs, 2 * pairs)
     if interleaved:
@@ -53,7 +58,7 @@ def check(x: Array, positions: Array | None, **options: Any) -> Array:
     got = attncore.rope(x, positions, **options)
     at = np.arange(x.shape[2]) if positions is None else np.asarray(positions)
     dims = options.get("dims") or x.shape[3]
-    angles = exact_angles(np.atleast_2d(at), options.get("base", 10000.0), dims)[:, None]
+    angles = exact_angles(np.atleast_2d(at), powers(options.get("base", 10000.0), dims))[:, None]
     angles = -angles if options.get("inverse") else angles
     interleaved = options.get("interleaved", False)
     exact = rotate(x, angles, interleaved, np.float64)

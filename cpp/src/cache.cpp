@@ -3,6 +3,7 @@
 #include <numeric>
 
 #include "cache_call.h"
+#include "rotated_query.h"
 
 namespace attncore {
 
@@ -81,7 +82,8 @@ void KVCache::append(const NewTokens& tokens, const Tensor& entries, const Optio
   for (std::size_t i = 0; i < chosen.size(); ++i) self.length(chosen[i]) += counts[i];
 }
 
-void KVCache::attend(const Problem& problem, const Tensor& entries, const Options& options) const {
+void KVCache::attend(const Problem& problem, const Tensor& entries, const Options& options,
+                     bool rotate_query) const {
   const Impl& self = *impl_;
   const Reading use(self.exclusion);
   std::vector<Index> chosen = self.read(entries, false);
@@ -114,6 +116,8 @@ void KVCache::attend(const Problem& problem, const Tensor& entries, const Option
       t->stride[0] = 0;
     }
   }
+  std::optional<RotatedQuery> rotated;
+  if (rotate_query) rotated.emplace(whole, settings(), options);
   forward(whole, options);
 }
 
@@ -123,6 +127,21 @@ void KVCache::truncate(const Tensor& lengths, const Tensor& entries) {
   const std::vector<Index> chosen = self.read(entries, true);
   const std::vector<Index> left = require_new_lengths(lengths, chosen, self.lengths_of(chosen));
   for (std::size_t i = 0; i < chosen.size(); ++i) self.length(chosen[i]) = left[i];
+}
+
+void KVCache::accept(const Tensor& branch, const Tensor& new_tokens, const Tensor& entries) {
+  Impl& self = *impl_;
+  const Writing use(self.exclusion);
+  const std::vector<Index> chosen = self.read(entries, true);
+  const std::vector<Branch> branches = require_branches(branch, new_tokens, chosen, self.lengths_of(chosen));
+  for (std::size_t i = 0; i < chosen.size(); ++i) {
+    const Branch& kept = branches[i];
+    const auto page = static_cast<std::int32_t>(chosen[i]);
+    for (Index token = kept.moves_from(); token < kept.length(); ++token) {
+      self.store.move(&page, kept.from[static_cast<std::size_t>(token - kept.first)], token);
+    }
+    self.length(chosen[i]) = kept.length();
+  }
 }
 
 std::vector<Index> KVCache::lengths() const {

@@ -1,7 +1,5 @@
 #include "cache_call.h"
 
-#include <algorithm>
-
 namespace attncore {
 namespace {
 
@@ -15,14 +13,11 @@ void require_range(const char* argument, Index value, Index most) {
   reject(argument, "is " + to_string(value) + ", must be 1 … " + to_string(most));
 }
 
-/// The rotation of a key of zeros: rope checks it.
 void require_rotary(const Rope& rotary, const CacheSettings& s) {
   if (rotary.positions.given()) reject("rotary", "has positions, which come with the tokens");
   const Index dim = s.dim - first_rotated(s);
   if (dim == 0) reject("rotary", "is given, but all dims of keys are values, which are not rotated");
-  std::vector<float> key(static_cast<std::size_t>(dim));
-  const Tensor x = Tensor::contiguous(key.data(), DType::f32, {1, 1, 1, dim});
-  rope(x, rotary, x, false, {.num_threads = 1});
+  require_rope(rotary, dim);
 }
 
 void require_not_given(const char* argument, const Tensor& t) {
@@ -129,6 +124,39 @@ std::vector<Index> require_new_lengths(const Tensor& given, const std::vector<In
   return result;
 }
 
+std::vector<Branch> require_branches(const Tensor& branch, const Tensor& new_tokens,
+                                     const std::vector<Index>& entries, const std::vector<Index>& lengths) {
+  const auto count = static_cast<Index>(entries.size());
+  Tensor kept = branch, all = new_tokens;
+  for (const auto& [argument, t] : {Named{"branch", &kept}, Named{"new_tokens", &all}}) {
+    if (!t->given()) reject(argument, "is not given");
+    require_dtype(argument, *t, {DType::i32, DType::i64});
+  }
+  broadcast_to("branch", kept, {count, 1, kept.shape[2], 1}, "(entries, 1, tokens, 1)");
+  broadcast_to("new_tokens", all, {count, 1, 1, 1}, "(entries)");
+  std::vector<Branch> branches;
+  for (Index i = 0; i < count; ++i) {
+    const Index length = lengths[static_cast<std::size_t>(i)], last = read_int(at(all, i, 0), all.dtype);
+    const std::string entry = " for entry " + to_string(entries[static_cast<std::size_t>(i)]);
+    if (last < 0 || last > length)
+      reject("new_tokens",
+             "is " + to_string(last) + entry + ", must be 0 … " + to_string(length) + ", its length");
+    Branch found{.first = length - last};
+    for (Index k = 0, least = 0; k < kept.shape[2]; ++k) {
+      const Index token = read_int(at(kept, i, 0, k), kept.dtype);
+      if (token == -1) break;
+      if (token < least || token >= last) {
+        reject("branch", "has " + to_string(token) + entry + ", must be " + to_string(least) + " … " +
+                             to_string(last - 1) + " there, or -1");
+      }
+      found.from.push_back(found.first + token);
+      least = token + 1;
+    }
+    branches.push_back(std::move(found));
+  }
+  return branches;
+}
+
 Problem require_attend(const Problem& given, const CacheSettings& settings,
                        const std::vector<Index>& lengths) {
   require_not_given("key", given.key);
@@ -170,14 +198,14 @@ Range require_gathered(const CacheSettings& s, Range kept, Index first, const Te
     require_data(argument, t);
     require_dtype(argument, t, {dtype});
     require_shape(argument, t, {1, s.kv_heads, tokens, dim}, "(1, kv_heads, tokens, dim)");
-    if (may_overlap_itself(t)) reject(argument, "items overlap each other");
   };
   require("key", key, s.dim);
+  require_apart("key", key);
   if (s.value_in_key) {
     require_no_value(s, value);
   } else {
     require("value", value, s.value_dim);
-    if (may_overlap(key, value)) reject("value", "overlaps key");
+    require_apart("value", value, {{"key", &key}});
   }
   if (first < kept.begin || first > kept.end || tokens > kept.end - first) {
     reject("first", "is " + to_string(first) + ", the entry has no " + to_string(tokens) +

@@ -26,11 +26,12 @@ std::vector<Index> read_entries(const Tensor& entries, std::vector<Index> all, b
     const Index number = read_int(at(entries, i, 0), entries.dtype);
     if (!exists(number))
       reject("entries", "has " + std::to_string(number) + ", which the cache does not have");
+    numbers.push_back(number);
+    if (!distinct) continue;
     const auto place = static_cast<std::size_t>(number);
     if (seen.size() <= place) seen.resize(place + 1);
-    if (distinct && seen[place]) reject("entries", "has " + std::to_string(number) + " more than once");
+    if (seen[place]) reject("entries", "has " + std::to_string(number) + " more than once");
     seen[place] = true;
-    numbers.push_back(number);
   }
   return numbers;
 }
@@ -44,6 +45,22 @@ Incoming incoming(const NewTokens& tokens, Index row, Index count);
 /// What truncate leaves of entries that have `lengths` tokens.
 std::vector<Index> require_new_lengths(const Tensor& given, const std::vector<Index>& entries,
                                        const std::vector<Index>& lengths);
+
+/// What accept keeps of an entry: `from` are the tokens that become first, first + 1, …
+struct Branch {
+  Index first = 0;
+  std::vector<Index> from;
+
+  [[nodiscard]] Index length() const noexcept { return first + static_cast<Index>(from.size()); }
+  /// The first token that moves, or the length.
+  [[nodiscard]] Index moves_from() const noexcept {
+    Index token = first;
+    while (token < length() && from[static_cast<std::size_t>(token - first)] == token) ++token;
+    return token;
+  }
+};
+std::vector<Branch> require_branches(const Tensor& branch, const Tensor& new_tokens,
+                                     const std::vector<Index>& entries, const std::vector<Index>& lengths);
 
 /// The problem with what both caches set: lengths (which it refers to) and the window; key and value are missing.
 Problem require_attend(const Problem& given, const CacheSettings& settings,

@@ -86,7 +86,8 @@ bool quantise_row(const float* row, Index dim, DType dtype, std::byte* to, float
   if (largest >= kInfinity) return false;
   const double most = dtype == DType::i8 ? kMost8 : dtype == DType::i4 ? kMost4 : kMostF8;
   scale = scale_of(std::bit_cast<float>(largest), most);
-  const double reciprocal = 1 / double{scale};  // in double no tie is missed: the error is at most half a step
+  const double reciprocal =
+      1 / double{scale};  // in double no tie is missed: the error is at most half a step
   if (dtype == DType::i8) {
     for (Index i = 0; i < dim; ++i) to[i] = static_cast<std::byte>(nearest(quotient(row[i], reciprocal)));
   } else if (dtype == DType::i4) {

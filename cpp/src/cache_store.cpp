@@ -131,7 +131,7 @@ void CacheStore::write(const Incoming& tokens, const Options& options) {
 
 /// x: tokens `done` … of those that come.
 void CacheStore::place(const char* argument, const Tensor& x, const Incoming& tokens, Index done,
-                       const Tensor& pool, const Tensor& scales) const {
+                       const Tensor& pool, const Tensor& scales) {
   for (Index i = 0; i < x.shape[2];) {
     const Index token = tokens.first + done + i, slot = token % slots();
     const Index page = tokens.table[token / slots()], count = min(x.shape[2] - i, slots() - slot);
@@ -170,6 +170,16 @@ void CacheStore::copy(Index from, Index to, Index count) noexcept {
   for (const StoredPart& part : parts_) {
     const Tensor& pool = pools_.*part.tensor;
     copy_rows(slots_of(pool, from, 0, count), slots_of(pool, to, 0, count));
+  }
+}
+
+void CacheStore::move(const std::int32_t* table, Index from, Index to) noexcept {
+  const auto token = [&](const Tensor& pool, Index i) {
+    return slots_of(pool, table[i / slots()], i % slots(), 1);
+  };
+  for (const StoredPart& part : parts_) {
+    const Tensor& pool = pools_.*part.tensor;
+    copy_rows(token(pool, from), token(pool, to));
   }
 }
 

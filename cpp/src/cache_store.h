@@ -54,6 +54,9 @@ class CacheStore {
   /// The first `count` slots of a page.
   void copy(Index from, Index to, Index count) noexcept;
 
+  /// A token of a table becomes another one.
+  void move(const std::int32_t* table, Index from, Index to) noexcept;
+
   /// Slots 0 … count − 1 of a page are tokens first … of `packed`.
   void save(Index page, Index count, const StoredTokens& packed, Index first) const noexcept;
   void load(Index page, Index count, const StoredTokens& packed, Index first) noexcept;
@@ -64,7 +67,7 @@ class CacheStore {
 
  private:
   void place(const char* argument, const Tensor& x, const Incoming& tokens, Index done, const Tensor& pool,
-             const Tensor& scales) const;
+             const Tensor& scales);
 
   CacheSettings settings_;
   std::vector<StoredPart> parts_;

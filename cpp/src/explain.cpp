@@ -49,8 +49,9 @@ std::string text(const Explanation& e, const Plan& plan) {
                 e.floor_seconds * 1e3);
   char time[96];
   std::snprintf(time, sizeof time, "about %.4g ms, by some of the tasks, run now", e.estimated_seconds * 1e3);
-  char work[96];
-  std::snprintf(work, sizeof work, "%.4g GFLOP in tiles that can be seen; operands ", e.flops / 1e9);
+  char work[128];
+  std::snprintf(work, sizeof work, "%.4g GFLOP, of pairs that causal, window and lengths leave; operands ",
+                e.flops / 1e9);
   const auto line = [](const char* title, const std::string& what) {
     return "\n  " + std::string(title) + std::string(12 - std::char_traits<char>::length(title), ' ') + what;
   };

@@ -7,7 +7,7 @@
 
 namespace attncore {
 
-/// The rotations of rope: pair i of a token at position p turns by p · base^(−2i / dims).
+/// The rotations of rope: pair i of a token at position p turns by p · frequency[i], and is multiplied by a factor.
 ///
 /// p is far + near with near in 0 … kNear − 1.  sin and cos of far's angle and of near's are taken in double and joined
 /// by the addition theorems, so that consecutive tokens share most of them; bits depend on p alone.
@@ -15,12 +15,12 @@ struct Rotation {
   static constexpr Index kNear = 16;
 
   Tensor positions;  // (batch or repeated, 1, token, 1); not given: the token's index
-  double base = 1;
+  double base = 1, factor = 1;
   Index dims = 0;  // 0: no rotation
   bool interleaved = false, inverse = false;
 
   const double* frequency =
-      nullptr;                   // dims / 2: base^(−2i / dims), in double: these are what positions multiply
+      nullptr;                   // dims / 2; not there: base^(−2i / dims), of which a device makes a table
   const double* near = nullptr;  // kNear · (cosines, sines), dims / 2 each; not there: taken when needed
 
   [[nodiscard]] ATTN_INLINE Index pairs() const noexcept { return dims / 2; }

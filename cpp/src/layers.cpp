@@ -13,6 +13,7 @@ using std::to_string;
 
 constexpr auto kAxes = "(batch, head, token, dim)";
 constexpr double kSmallestBase = 1e-100;  // its powers times any position are finite
+constexpr double kHighestFrequency = 1e100;
 
 void require_operand(const char* argument, const Tensor& t) {
   require_data(argument, t);
@@ -30,35 +31,22 @@ void require_like(const char* argument, const Tensor& t, const char* other, cons
                    name(like.dtype) + ", as " + other + "'s");
 }
 
-struct Named {
-  const char* name;
-  const Tensor* tensor;
-};
-
-void require_apart(const char* argument, const Tensor& out, std::initializer_list<Named> others) {
-  if (may_overlap_itself(out)) reject(argument, "items overlap each other");
-  for (const auto& [name, tensor] : others) {
-    if (tensor->given() && may_overlap(out, *tensor)) reject(argument, std::string("overlaps ") + name);
-  }
+/// A number's text, of any size.
+std::string short_text(double number) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%g", number);
+  return text;
 }
 
 /// What rotates x, (batch, head, token, dim).
-Rotation require_rope(const Rope& rope, const Tensor& x, bool inverse) {
-  if (!(std::isfinite(rope.base) && rope.base >= kSmallestBase)) {
-    char text[64];
-    std::snprintf(text, sizeof text, "is %g, must be finite and at least %g", rope.base, kSmallestBase);
-    reject("base", text);
-  }
-  const Index dim = x.shape[3];
-  const Index dims = rope.dims == 0 ? dim : rope.dims;
-  if (dims < 0 || dims > dim || dims % 2 != 0) {
-    reject("dims", "is " + to_string(dims) + ", must be even and 0 (all) … " + to_string(dim));
-  }
+Rotation rotation_of(const Rope& rope, const Tensor& x, bool inverse) {
   Rotation rotation{.positions = rope.positions,
                     .base = rope.base,
-                    .dims = dims,
+                    .factor = rope.factor,
+                    .dims = require_rope(rope, x.shape[3]),
                     .interleaved = rope.interleaved,
-                    .inverse = inverse};
+                    .inverse = inverse,
+                    .frequency = rope.frequencies.empty() ? nullptr : rope.frequencies.data()};
   if (rope.positions.given()) {
     require_dtype("positions", rope.positions, {DType::i32, DType::i64});
     require_shape("positions", rope.positions,
@@ -114,10 +102,35 @@ void require_linear(const Tensor& x, const Tensor& weight, const char* y_name, c
 
 }  // namespace
 
+Index require_rope(const Rope& rope, Index dim) {
+  if (!(std::isfinite(rope.base) && rope.base >= kSmallestBase)) {
+    reject("base",
+           "is " + short_text(rope.base) + ", must be finite and at least " + short_text(kSmallestBase));
+  }
+  if (!(std::isfinite(rope.factor) && rope.factor > 0))
+    reject("factor", "is " + short_text(rope.factor) + ", must be finite and above 0");
+  const auto pairs = static_cast<Index>(rope.frequencies.size());
+  const Index dims = rope.dims != 0 ? rope.dims : pairs != 0 ? 2 * pairs : dim;
+  if (dims < 0 || dims > dim || dims % 2 != 0) {
+    const std::string given = rope.dims == 0 && pairs == 0 ? ", all of a head's" : "";
+    reject("dims", "is " + to_string(dims) + given + ", must be even and at most " + to_string(dim));
+  }
+  if (pairs != 0 && 2 * pairs != dims) {
+    reject("frequencies",
+           "has " + to_string(pairs) + ", must have " + to_string(dims / 2) + ", one for each pair of dims");
+  }
+  for (const double frequency : rope.frequencies) {
+    if (std::fabs(frequency) <= kHighestFrequency) continue;
+    reject("frequencies",
+           "has " + short_text(frequency) + ", must be within ± " + short_text(kHighestFrequency));
+  }
+  return dims;
+}
+
 void rope(const Tensor& x, const Rope& options_of_rope, const Tensor& out, bool inverse,
           const Options& options) {
   require_operand("x", x);
-  const Rotation rotation = require_rope(options_of_rope, x, inverse);
+  const Rotation rotation = rotation_of(options_of_rope, x, inverse);
   require_like("out", out, "x", x);
   require_shape("out", out, x.shape, kAxes);
   const bool in_place = out.data == x.data && out.stride == x.stride;
@@ -133,7 +146,7 @@ void linear(const Tensor& x, const Tensor& weight, const Tensor& bias, const Ten
     require_like("bias", bias, "x", x);
     require_shape("bias", bias, {1, 1, 1, weight.shape[2]}, "(1, 1, 1, out_features)");
   }
-  const Rotation rotation = rotary != nullptr ? require_rope(*rotary, out, false) : Rotation{};
+  const Rotation rotation = rotary != nullptr ? rotation_of(*rotary, out, false) : Rotation{};
   require_apart("out", out,
                 {{"x", &x}, {"weight", &weight}, {"bias", &bias}, {"positions", &rotation.positions}});
   // A weight that lies as (in_features, out_features) is what a product takes as it is.
@@ -150,7 +163,7 @@ void linear(const Tensor& x, const Tensor& weight, const Tensor& bias, const Ten
 void linear_backward(const Tensor& d_y, const Tensor& x, const Tensor& weight,
                      const LinearGradients& gradients, const Rope* rotary, const Options& options) {
   require_linear(x, weight, "d_y", d_y);
-  const Rotation rotation = rotary != nullptr ? require_rope(*rotary, d_y, true) : Rotation{};
+  const Rotation rotation = rotary != nullptr ? rotation_of(*rotary, d_y, true) : Rotation{};
   const auto& [d_x, d_weight, d_bias] = gradients;
   const Index out_features = weight.shape[2];
   const auto require_gradient = [&](const char* argument, const Tensor& t, const Shape& shape,

@@ -22,7 +22,8 @@ int available_cores() noexcept {
 std::string cpu_name() {
   std::ifstream file("/proc/cpuinfo");
   for (std::string line; std::getline(file, line);) {
-    if (line.starts_with("model name")) return line.substr(line.find(':') + 2);
+    const std::size_t name = line.starts_with("model name") ? line.find(": ") : std::string::npos;
+    if (name != std::string::npos) return line.substr(name + 2);
   }
   return "unknown";
 }

@@ -12,7 +12,7 @@ struct Machine {
 /// The cores that this process may use.
 [[nodiscard]] int available_cores() noexcept;
 
-/// The CPU's name and the features that kernels ask for.
+/// The CPU's name, and which of the extensions that matter for products of matrices it has.
 [[nodiscard]] std::string cpu_name();
 [[nodiscard]] std::string cpu_features();
 

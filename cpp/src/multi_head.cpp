@@ -1,6 +1,5 @@
 #include "multi_head.h"
 
-#include <algorithm>
 #include <string>
 
 namespace attncore {
@@ -66,20 +65,13 @@ void require_result(const char* argument, const Tensor& result, const Shape& sha
   require_data(argument, result);
   require_dtype(argument, result, {dtype});
   require_shape(argument, result, shape, axes);
-  if (may_overlap_itself(result)) reject(argument, "items overlap each other");
-  const struct {
-    const char* name;
-    const Tensor& tensor;
-  } read[] = {{"x", inputs.x},
-              {"context", inputs.context},
-              {"value_context", inputs.value_context},
-              {"mask", inputs.score.mask}};
-  for (const auto& [name, tensor] : read) {
-    if (tensor.given() && may_overlap(result, tensor)) reject(argument, std::string("overlaps ") + name);
-  }
-  for (std::size_t i = 0; i < inputs.score.biases.size; ++i) {
-    if (may_overlap(result, inputs.score.biases.items[i])) reject(argument, "overlaps bias");
-  }
+  const Score& score = inputs.score;
+  BoundedArray<Named, 4 + kMaxBiases> read{{"x", &inputs.x},
+                                           {"context", &inputs.context},
+                                           {"value_context", &inputs.value_context},
+                                           {"mask", &score.mask}};
+  for (std::size_t i = 0; i < score.biases.size; ++i) read.push_back({"bias", &score.biases.items[i]});
+  require_apart(argument, result, std::span(read.items, read.size));
 }
 
 void require_filled(const MultiHeadState& state, const void* layer) {

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "multi_head.h"
+#include "row_tasks.h"
 
 namespace attncore {
 namespace {
@@ -118,18 +119,21 @@ void require_gradient(const char* argument, const Tensor& d, const char* of, con
   require_result(argument, d, input.shape, input.dtype, inputs, kTokenAxes);
 }
 
-void require_apart(const MultiHeadAttention::InputGradients& g) {
-  const std::array<std::pair<const char*, const Tensor*>, 4> all{{{"d_y", &g.d_y},
-                                                                  {"d_x", &g.d_x},
-                                                                  {"d_context", &g.d_context},
-                                                                  {"d_value_context", &g.d_value_context}}};
-  for (std::size_t i = 1; i < all.size(); ++i) {
-    for (std::size_t other = 0; other < i; ++other) {
-      if (all[i].second->given() && all[other].second->given() &&
-          may_overlap(*all[i].second, *all[other].second))
-        reject(all[i].first, std::string("overlaps ") + all[other].first);
-    }
-  }
+/// The gradients of options are apart from each other and from the inputs of attention: validate() looks.
+void require_all_apart(const MultiHeadAttention::InputGradients& g) {
+  std::vector<Named> others{{"d_y", &g.d_y}};
+  const auto add = [&](const char* argument, const Tensor& t) {
+    if (!t.given()) return;
+    require_apart(argument, t, others);
+    others.push_back({argument, &t});
+  };
+  add("d_x", g.d_x);
+  add("d_context", g.d_context);
+  add("d_value_context", g.d_value_context);
+  for (std::size_t i = 0; i < g.d_biases.size; ++i) add("d_bias", g.d_biases.items[i]);
+  add("d_alibi", g.d_alibi);
+  add("d_relative_bias", g.d_relative_bias);
+  add("d_sinks", g.d_sinks);
 }
 
 }  // namespace
@@ -147,7 +151,7 @@ void MultiHeadAttention::backward(const Activations& activations, const InputGra
   require_gradient("d_context", gradients.d_context, "context", inputs.context, inputs);
   require_gradient("d_value_context", gradients.d_value_context, "value_context", inputs.value_context,
                    inputs);
-  require_apart(gradients);
+  require_all_apart(gradients);
 
   // Sums of gradients are made at the end, so that a call that fails adds nothing.
   std::vector<Parameter> targets = parameters_;
@@ -170,7 +174,7 @@ void MultiHeadAttention::backward(const Activations& activations, const InputGra
   unproject(settings_, state, values, d_parameters, between.d_heads, gradients, options);
   if (!accumulate) return;
   for (std::size_t i = 0; i < targets.size(); ++i) {
-    add_rows(targets[i].gradient, parameters_[i].gradient, options);
+    add_rows(targets[i].gradient, parameters_[i].gradient, uninterrupted(options));
   }
 }
 

@@ -22,15 +22,7 @@ void require_width(const char* argument, Index width) {
 
 void require_rotary(const MultiHeadAttentionSettings& s) {
   if (!s.rotary) return;
-  const Index dims = s.rotary->dims;
-  if (dims < 0 || dims > s.head_dim || dims % 2 != 0 || (dims == 0 && s.head_dim % 2 != 0)) {
-    reject("rotary",
-           "dims is " + to_string(dims) + ", must be even and within 2 … head_dim, " + to_string(s.head_dim));
-  }
-  constexpr double kSmallestBase = 1e-100;  // as rope's
-  if (!(std::isfinite(s.rotary->base) && s.rotary->base >= kSmallestBase)) {
-    reject("rotary", "base is " + to_string(s.rotary->base) + ", must be finite and at least 1e-100");
-  }
+  require_rope(*s.rotary, s.head_dim);
   if (s.rotary->positions.given()) reject("rotary", "has positions, which are given with each call");
 }
 

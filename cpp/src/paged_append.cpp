@@ -14,11 +14,6 @@ using std::to_string;
 constexpr Index kChunk = 64;  // tokens that are written between two looks at Options::cancelled
 constexpr Index kMostTokens = Index{1} << 60;
 
-struct Named {
-  const char* name;
-  const Tensor* tensor;
-};
-
 /// Keys or values: what comes, where it goes.
 struct Stream {
   const char* name;
@@ -79,7 +74,7 @@ void require_stream(const Stream& s, Index entries, const Stream& keys) {
 }
 
 /// What is written lies apart: from itself, from all that is read, and from each other.
-void require_apart(const std::vector<Stream>& streams, const PagedAppend& append) {
+void require_all_apart(const std::vector<Stream>& streams, const PagedAppend& append) {
   std::vector<Named> others{{"block_table", &append.block_table},
                             {"key_lengths", &append.key_lengths},
                             {"lengths", &append.lengths},
@@ -88,11 +83,7 @@ void require_apart(const std::vector<Stream>& streams, const PagedAppend& append
   for (const Stream& s : streams) {
     for (const Named& written : {Named{s.pages_name, &s.pages}, Named{s.scale_name, &s.scale}}) {
       if (!written.tensor->given()) continue;
-      if (may_overlap_itself(*written.tensor)) reject(written.name, "items overlap each other");
-      for (const Named& other : others) {
-        if (other.tensor->given() && may_overlap(*written.tensor, *other.tensor))
-          reject(written.name, std::string("overlaps ") + other.name);
-      }
+      require_apart(written.name, *written.tensor, others);
       others.push_back(written);
     }
   }
@@ -119,7 +110,7 @@ class Appending {
     for (const Stream& s : streams_) require_stream(s, starts.given() ? 1 : batch_, streams_[0]);
     read_lengths();
     read_table();
-    require_apart(streams_, append);
+    require_all_apart(streams_, append);
     require_finite();
   }
 

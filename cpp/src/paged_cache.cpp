@@ -3,6 +3,8 @@
 
 #include <algorithm>
 
+#include "rotated_query.h"
+
 namespace attncore {
 
 using std::to_string;
@@ -89,7 +91,8 @@ std::vector<std::int32_t> PagedKVCache::Impl::tables_of(const std::vector<Index>
   return tables;
 }
 
-void PagedKVCache::attend(const Problem& problem, const Tensor& entries, const Options& options) const {
+void PagedKVCache::attend(const Problem& problem, const Tensor& entries, const Options& options,
+                          bool rotate_query) const {
   const Impl& self = *impl_;
   const Reading use(self.exclusion);
   const std::vector<Index> chosen = self.read(entries, false);
@@ -107,6 +110,8 @@ void PagedKVCache::attend(const Problem& problem, const Tensor& entries, const O
   if (tables.empty()) tables.push_back(0);  // a table that is given has memory
   whole.paging.block_table =
       Tensor::contiguous(tables.data(), DType::i32, {static_cast<Index>(chosen.size()), 1, 1, columns});
+  std::optional<RotatedQuery> rotated;
+  if (rotate_query) rotated.emplace(whole, settings(), options);
   forward(whole, options);
 }
 
@@ -115,14 +120,50 @@ void PagedKVCache::truncate(const Tensor& lengths, const Tensor& entries) {
   const Writing use(self.exclusion);
   const std::vector<Index> chosen = self.read(entries, true);
   const std::vector<Index> left = require_new_lengths(lengths, chosen, self.lengths_of(chosen));
-  for (std::size_t i = 0; i < chosen.size(); ++i) {
-    const Index kept = self.kept_from(chosen[i]);
-    if (left[i] == 0 || Impl::first_seen(left[i], settings().window) >= kept) continue;
-    reject("lengths", "is " + to_string(left[i]) + " for entry " + to_string(chosen[i]) +
-                          ", whose tokens before " + to_string(kept) +
-                          " were given back: must be 0 or at least " + to_string(kept + settings().window));
-  }
+  for (std::size_t i = 0; i < chosen.size(); ++i) self.require_left("lengths", chosen[i], left[i]);
   for (std::size_t i = 0; i < chosen.size(); ++i) self.pool.truncate(chosen[i], left[i]);
+}
+
+void PagedKVCache::accept(const Tensor& branch, const Tensor& new_tokens, const Tensor& entries) {
+  Impl& self = *impl_;
+  const Writing use(self.exclusion);
+  const std::vector<Index> chosen = self.read(entries, true);
+  const std::vector<Branch> branches = require_branches(branch, new_tokens, chosen, self.lengths_of(chosen));
+  Index needed = 0;
+  for (std::size_t i = 0; i < chosen.size(); ++i) {
+    self.require_left("new_tokens", chosen[i], branches[i].length());
+    const Index moved = branches[i].moves_from(), kept = self.kept_from(chosen[i]);
+    if (moved < min(kept, branches[i].length())) {
+      reject("branch", "moves a token of entry " + to_string(chosen[i]) + " to " + to_string(moved) +
+                           ", whose tokens before " + to_string(kept) + " were given back");
+    }
+    self.for_pages_moved_into(branches[i], [&](std::size_t place) {
+      needed += self.pool.references(self.pool.entry(chosen[i]).table[place]) > 1 ? 1 : 0;
+    });
+  }
+  self.pool.require_free("accept", needed);
+  // From here on nothing fails.
+  for (std::size_t i = 0; i < chosen.size(); ++i) {
+    const Branch& kept = branches[i];
+    const PagedEntry& entry = self.pool.entry(chosen[i]);
+    self.for_pages_moved_into(kept, [&](std::size_t place) {
+      const std::int32_t shared = self.pool.make_own(chosen[i], place);
+      if (shared < 0) return;
+      const Index before = static_cast<Index>(place) * page_size();
+      self.store.copy(shared, entry.table[place], min(page_size(), entry.length - before));
+    });
+    for (Index token = kept.moves_from(); token < kept.length(); ++token)
+      self.store.move(entry.table.data(), kept.from[static_cast<std::size_t>(token - kept.first)], token);
+    self.pool.truncate(chosen[i], kept.length());
+  }
+}
+
+void PagedKVCache::Impl::require_left(const char* argument, Index number, Index length) const {
+  const Index kept = kept_from(number), window = store.settings().window;
+  if (length == 0 || first_seen(length, window) >= kept) return;
+  reject(argument, "leaves " + to_string(length) + " tokens of entry " + to_string(number) +
+                       ", whose tokens before " + to_string(kept) +
+                       " were given back: must be 0 or at least " + to_string(kept + window));
 }
 
 Index PagedKVCache::free_pages() const {

@@ -43,6 +43,16 @@ struct PagedKVCache::Impl {
     return left >= position ? 0 : position - left;
   }
 
+  /// run(place in the table) for each page that a branch moves tokens into.
+  template <class Run>
+  void for_pages_moved_into(const Branch& branch, Run run) const {
+    const Index first = branch.moves_from(), size = pool.page_size();
+    if (first == branch.length()) return;
+    for (Index place = first / size; place * size < branch.length(); ++place)
+      run(static_cast<std::size_t>(place));
+  }
+  /// Throws if that length needs pages that were given back.
+  void require_left(const char* argument, Index number, Index length) const;
   /// Throws if a query sees a page that was given back.
   void require_kept_keys(const Problem& problem, const std::vector<Index>& chosen) const;
   /// (entries, columns), 0 past an entry's own pages.

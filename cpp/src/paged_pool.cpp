@@ -32,6 +32,20 @@ void PagedPool::release(std::int32_t page) noexcept {
   if (--references_[static_cast<std::size_t>(page)] == 0) free_.push_back(page);  // there is room for all
 }
 
+void PagedPool::require_free(const char* call, Index needed) const {
+  if (needed <= free_pages()) return;
+  throw CacheFull(std::string(call) + ": needs " + to_string(needed) + " pages, " + to_string(free_pages()) +
+                  " of " + to_string(pages()) + " are free");
+}
+
+std::int32_t PagedPool::make_own(Index number, std::size_t place) noexcept {
+  std::int32_t& page = entry(number).table[place];
+  if (references(page) == 1) return -1;
+  const std::int32_t shared = std::exchange(page, take_page());
+  release(shared);  // others have it
+  return shared;
+}
+
 Index PagedPool::add() {
   const auto place =
       std::find_if(entries.begin(), entries.end(), [](const PagedEntry& e) { return !e.in_use; });
@@ -88,10 +102,7 @@ void PagedPool::Growth::add(Index entry, Index tokens) {
 }
 
 void PagedPool::Growth::take() {
-  if (needed_ > pool_.free_pages()) {
-    throw CacheFull("append: needs " + to_string(needed_) + " pages, " + to_string(pool_.free_pages()) +
-                    " of " + to_string(pool_.pages()) + " are free");
-  }
+  pool_.require_free("append", needed_);
   taken_ = true;
   for (const Step& step : steps_) {
     PagedEntry& e = pool_.entry(step.entry);

@@ -34,6 +34,10 @@ class PagedPool {
     return references_[static_cast<std::size_t>(page)];
   }
 
+  void require_free(const char* call, Index needed) const;  ///< throws CacheFull
+  /// A page of an entry becomes its own, if others have it too; a page must be free then.  Returns the one to be copied, or −1.
+  std::int32_t make_own(Index number, std::size_t place) noexcept;
+
   Index add();               // the smallest number that is free
   Index fork(Index number);  // all pages shared
   void free(Index number) noexcept;

@@ -31,14 +31,15 @@ class ReadMemory {
   void reserve(Index share, int threads) {
     const auto bytes = static_cast<std::size_t>(share) * static_cast<std::size_t>(threads);
     if (bytes <= memory_.bytes()) return;
-    std::byte* const data = memory_.reserve(bytes);
+    data_ = memory_.reserve(bytes);
     parallel(threads,
-             [&](int thread) { std::memset(data + thread * share, 1, static_cast<std::size_t>(share)); });
+             [&](int thread) { std::memset(data_ + thread * share, 1, static_cast<std::size_t>(share)); });
   }
-  [[nodiscard]] const std::byte* data() { return memory_.reserve(0); }
+  [[nodiscard]] const std::byte* data() const noexcept { return data_; }
 
  private:
   Workspace memory_;
+  std::byte* data_ = nullptr;
 };
 
 /// Bytes a second; each try reads `traffic` bytes, or all once.

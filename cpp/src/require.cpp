@@ -33,6 +33,13 @@ void require_data(const char* argument, const Tensor& t) {
   }
 }
 
+void require_apart(const char* argument, const Tensor& written, std::span<const Named> others) {
+  if (may_overlap_itself(written)) reject(argument, "items overlap each other");
+  for (const auto& [name, tensor] : others) {
+    if (tensor->given() && may_overlap(written, *tensor)) reject(argument, std::string("overlaps ") + name);
+  }
+}
+
 void broadcast_to(const char* argument, Tensor& t, const Shape& shape, const char* axes) {
   const Shape given = t.shape;
   for (std::size_t axis = 0; axis < 4; ++axis) {

@@ -2,11 +2,14 @@
 #pragma once
 
 #include <initializer_list>
+#include <span>
 #include <string>
 
 #include "tensor.h"
 
 namespace attncore {
+
+struct Rope;
 
 inline constexpr Index kMostDims = Index{1} << 24;  // and heads
 
@@ -24,6 +27,22 @@ void require_ints(const char* argument, const Tensor& t, const Shape& shape, con
 
 /// Memory, unless the tensor is empty; no negative extents.
 void require_data(const char* argument, const Tensor& t);
+
+/// What a call reads or writes, by its name in messages.
+struct Named {
+  const char* name;
+  const Tensor* tensor;
+};
+
+/// Memory that is written: its items are apart from each other, and from all others that are given.
+void require_apart(const char* argument, const Tensor& written, std::span<const Named> others);
+inline void require_apart(const char* argument, const Tensor& written,
+                          std::initializer_list<Named> others = {}) {
+  require_apart(argument, written, std::span(others.begin(), others.size()));
+}
+
+/// How many dims of a head are rotated.  The positions are left to the caller.
+Index require_rope(const Rope& rope, Index dim);
 
 /// Repeats axes of extent 1 by a stride of 0; rejects what does not broadcast.
 void broadcast_to(const char* argument, Tensor& t, const Shape& shape, const char* axes);

@@ -16,6 +16,13 @@ inline std::byte* row_at(const Tensor& t, Index row) noexcept {
   return at(t, row / t.shape[2] / t.shape[1], head, token);
 }
 
+/// Of a pass that, stopped halfway, would leave some rows with a sum and others without.
+inline Options uninterrupted(const Options& options) {
+  Options same = options;
+  same.cancelled = nullptr;
+  return same;
+}
+
 /// run(rows) for blocks of the rows of `t`, on as many threads as the work is worth.
 template <class Run>
 void for_rows(const Tensor& t, Index rows_a_task, const Options& options, Run run) {

@@ -214,12 +214,12 @@ void AttentionState::result(const Tensor& out, const Tensor& lse, const Options&
     require_dtype(argument, t, {query.dtype});
     require_shape(argument, t, shape, axes);
     require_data(argument, t);
-    if (may_overlap_itself(t)) reject(argument, "items overlap each other");
   };
   require("out", out, outputs, kTokenAxes);
+  require_apart("out", out);
   if (lse.given()) {
     require("lse", lse, rows, "(batch, head, token, 1)");
-    if (may_overlap(out, lse)) reject("lse", "overlaps out");
+    require_apart("lse", lse, {{"out", &out}});
   }
   finish_sums(held_->seen.sums, held_->settings.score.sinks, out, lse, options);
 }

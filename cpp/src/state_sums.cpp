@@ -74,13 +74,6 @@ struct RowSums {
   }
 };
 
-/// Sums are kept to the end: a pass that stops halfway would leave some rows with a piece and others without.
-Options uninterrupted(const Options& options) {
-  Options same = options;
-  same.cancelled = nullptr;
-  return same;
-}
-
 template <class T>
 T value_at(const Tensor& t, Index row) noexcept {
   return *reinterpret_cast<const T*>(row_at(t, row));

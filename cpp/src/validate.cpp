@@ -10,14 +10,12 @@ using std::to_string;
 constexpr auto kRowAxes = "(batch, head, token, 1)";
 constexpr auto kTokenAxes = "(batch, head, token, dim)";
 
-struct Named {
-  const char* name;
-  const Tensor* tensor;
-};
-using Inputs = BoundedArray<Named, 24 + kMaxBiases>;
+using Inputs = BoundedArray<Named, 32 + 2 * kMaxBiases>;  // backward's results too, as they are added
+
+std::span<const Named> all(const Inputs& inputs) noexcept { return {inputs.items, inputs.size}; }
 
 /// What a call reads; backward reads out and lse too, and more.
-Inputs inputs_of(const Call& call) {
+Inputs inputs_of(const Call& call, const Problem& problem) {
   const Score& score = call.score;
   const bool paged = call.pages.given();
   Inputs inputs{{"query", &call.query},
@@ -34,7 +32,10 @@ Inputs inputs_of(const Call& call) {
                 {"key_lengths", &score.key_lengths},
                 {"tree_parents", &score.tree_parents},
                 {"key_scale", &call.key_scale},
-                {"value_scale", &call.value_scale}};
+                {"value_scale", &call.value_scale},
+                {"cu_query_lengths", &problem.packing.query_tokens},
+                {"cu_key_lengths", &problem.packing.key_tokens},
+                {"block_table", &problem.paging.block_table}};
   for (std::size_t i = 0; i < score.biases.size; ++i) inputs.push_back({"bias", &score.biases.items[i]});
   return inputs;
 }
@@ -42,11 +43,7 @@ Inputs inputs_of(const Call& call) {
 /// An output: memory of its own, apart from every input.
 void require_output(const char* argument, const Tensor& out, const Inputs& inputs) {
   require_data(argument, out);
-  if (may_overlap_itself(out)) reject(argument, "items overlap each other");
-  for (std::size_t i = 0; i < inputs.size; ++i) {
-    const auto& [name, tensor] = inputs.items[i];
-    if (tensor->given() && may_overlap(out, *tensor)) reject(argument, std::string("overlaps ") + name);
-  }
+  require_apart(argument, out, all(inputs));
 }
 
 void require_out(const char* argument, const Tensor& out, const Call& call) {
@@ -63,7 +60,7 @@ void require_lse(const char* argument, const Tensor& lse, const Call& call) {
 /// Backward's results: each like what it is the gradient of, and apart from all else.
 class Results {
  public:
-  Results(Inputs inputs) : inputs_(inputs) {}
+  explicit Results(const Inputs& inputs) : apart_from_(inputs) {}
 
   /// `t` if it is wanted; `of`: what it is the gradient of.
   void add(const char* argument, const Tensor& t, const char* name_of, const Tensor& of) {
@@ -74,21 +71,16 @@ class Results {
                        name(of.dtype) + ", as " + name_of + "'s");
     }
     require_shape(argument, t, of.shape, (std::string("as ") + name_of + "'s").c_str());
-    require_output(argument, t, inputs_);
-    for (std::size_t i = 0; i < results_.size; ++i) {
-      const auto& [other, tensor] = results_.items[i];
-      if (may_overlap(t, *tensor)) reject(argument, std::string("overlaps ") + other);
-    }
-    results_.push_back({argument, &t});
+    require_output(argument, t, apart_from_);
+    apart_from_.push_back({argument, &t});
   }
 
  private:
-  Inputs inputs_;
-  BoundedArray<Named, 8 + kMaxBiases> results_;
+  Inputs apart_from_;
 };
 
 void require_results(const Call& call, const Problem& problem, const Gradients& g) {
-  Inputs inputs = inputs_of(call);
+  Inputs inputs = inputs_of(call, problem);
   for (const auto& read : {Named{"out", &call.out}, Named{"lse", &call.lse}, Named{"d_out", &g.d_out},
                            Named{"d_lse", &g.d_lse}}) {
     inputs.push_back(read);
@@ -115,8 +107,7 @@ Call validate(const Problem& problem) {
   Call call = resolve(problem, Use::forward);
   call.out = problem.out;
   call.lse = problem.lse;
-  Inputs inputs = inputs_of(call);
-  inputs.push_back({"block_table", &problem.paging.block_table});
+  const Inputs inputs = inputs_of(call, problem);
   require_out("out", call.out, call);
   require_output("out", call.out, inputs);
   if (call.lse.given()) {
@@ -177,16 +168,14 @@ Call validate(const Problem& problem, const Weights& weights) {
   constexpr auto kAxes = "(batch, head, row, key)";
   require_dtype("probabilities", weights.probabilities, {call.compute()});
   require_shape("probabilities", weights.probabilities, {call.batch, call.heads, rows, columns}, kAxes);
-  require_output("probabilities", weights.probabilities, inputs_of(call));
+  Inputs inputs = inputs_of(call, problem);
+  inputs.push_back({"rows", &weights.rows});
+  require_output("probabilities", weights.probabilities, inputs);
   if (weights.indices.given()) {
     require_dtype("indices", weights.indices, {DType::i64});
     require_shape("indices", weights.indices, weights.probabilities.shape, kAxes);
-    require_output("indices", weights.indices, inputs_of(call));
-    if (may_overlap(weights.indices, weights.probabilities)) reject("indices", "overlaps probabilities");
-  }
-  for (const Tensor& out : {weights.probabilities, weights.indices}) {
-    if (out.given() && weights.rows.given() && may_overlap(out, weights.rows))
-      reject("rows", "overlaps a result");
+    inputs.push_back({"probabilities", &weights.probabilities});
+    require_output("indices", weights.indices, inputs);
   }
   return call;
 }

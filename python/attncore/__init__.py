@@ -13,6 +13,7 @@ from attncore._layers import LinearGradients, linear, linear_backward, rope
 from attncore._merge import merge
 from attncore._multi_head_attention import MultiHeadAttention
 from attncore._paged import append_paged, attention_paged, explain_paged
+from attncore._rotary import Rotary
 from attncore._runtime import (
     available_isas,
     get_cmake_dir,
@@ -25,7 +26,7 @@ from attncore._runtime import (
     version,
 )
 from attncore._torch_like import scaled_dot_product_attention
-from attncore._types import Gradients, Plan, RelativeBias, Rotary
+from attncore._types import Gradients, Plan, RelativeBias
 from attncore._varlen import attention_varlen, attention_varlen_backward
 
 __version__ = version()

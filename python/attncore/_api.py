@@ -108,8 +108,11 @@ def attention(  # type: ignore[empty-body]
         window: (left, right): position − left ≤ key ≤ position + right; None is unbounded
             (Beltagy et al. 2020).
         query_offset: Position of query 0 among the keys, an int or one a batch entry.  The
-            default, keys − queries, lets the last query see the last key; 0 is torch's way.
-        mask: bool, broadcasts to (batch, heads, queries, keys); True lets attend.
+            default, keys − queries (an entry's own lengths, where they are given), lets the last
+            query see the last key; 0 is torch's way.  Whole sequences, padded, need both lengths,
+            or an offset of 0.
+        mask: bool, broadcasts to (batch, heads, queries, keys); True lets attend.  Padding of keys,
+            (batch, keys), is ``mask=~padding[:, None, None]``.
         bias: float32 or query's dtype, added to the scores; broadcasts likewise; or a tuple of
             up to 8 such arrays.  −inf masks.
         alibi: Slopes, (heads,) or (batch, heads): + slope · −|position − key|
@@ -121,7 +124,8 @@ def attention(  # type: ignore[empty-body]
         query_segments: Ints (batch, queries); with key_segments: attend where equal.
         key_segments: Ints (batch, keys).
         query_lengths: Ints (batch,): queries past them see nothing.
-        key_lengths: Ints (batch,): keys past them do not exist.
+        key_lengths: Ints (batch,): keys past them do not exist.  The default query_offset moves
+            with them.
         tree_parents: Ints (batch, queries) or (queries,): new tokens that form a tree (Miao et al.
             2024), whose own keys are the last ones.  The parent of each query among the queries
             before it, or −1: a query sees the keys before the new ones, its ancestors and itself.

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from attncore import _checkpoint, _core
-from attncore._pieces import in_dtype, kept, mapping, shown
+from attncore._pieces import bias_in_dtype, in_dtype, kept, mapping, shown
 from attncore._types import (
     Array,
     Floats,
@@ -95,7 +95,7 @@ class AttentionState:
             "window": window,
             "query_offset": query_offset,
             "alibi": in_dtype(alibi, query, np.dtype(dtype)),
-            "relative_bias": in_dtype(relative_bias, query, np.dtype(dtype)),
+            "relative_bias": bias_in_dtype(relative_bias, query, np.dtype(dtype)),
             "softcap": softcap,
             "sinks": in_dtype(sinks, query, np.dtype(dtype)),
             "scale": scale,
@@ -246,8 +246,8 @@ class AttentionState:
             ...     attncore.AttentionState.load(pathlib.Path(folder) / "state.safetensors")
             AttentionState(query=(5, 4), dtype=float32, value_dim=4, softcap=30.0)
         """
-        arrays = _checkpoint.read(path)
-        notes = _checkpoint.read_metadata(path).get("attncore.AttentionState")
+        arrays, metadata = _checkpoint.read(path)
+        notes = metadata.get("attncore.AttentionState")
         if notes is None:
             raise ValueError(f"path: {os.fspath(path)} holds no AttentionState")
         state = cls.__new__(cls)

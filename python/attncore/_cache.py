@@ -8,7 +8,7 @@ import numpy.typing as npt
 from attncore import _core
 from attncore._cache_base import Cache
 from attncore._cache_settings import CacheDType, for_core, plain, shared_settings
-from attncore._types import Rotary
+from attncore._rotary import Rotary
 
 
 class KVCache(Cache):

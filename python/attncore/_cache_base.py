@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, NamedTuple, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from attncore import _cache_file
+from attncore._cache_file import SavedCache
 from attncore._cache_settings import float_dtype
 from attncore._inspect import _require_known
-from attncore._types import Array, AttendOptions, Floats, Ints, Layout, Rotary
+from attncore._types import Array, AttendOptions, Floats, Ints, Layout
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -25,14 +24,10 @@ class CacheMemory(NamedTuple):
     used: int
 
 
-class Cache:
+class Cache(SavedCache):
     """What both caches can do."""
 
-    _core: Any
-    _settings: dict[str, Any]  # every default in place
-    _kind: str  # in files
-    _positional: int  # so many of them are positional arguments
-    _room: tuple[str, ...]  # those that may differ between a file and the cache that loads it
+    _positional: int  # so many of the settings are positional arguments
 
     def append(
         self,
@@ -84,6 +79,7 @@ class Cache:
         query: Array,
         *,
         entries: int | Ints | None = ...,
+        rotate_query: bool = ...,
         out: Array | None = ...,
         return_lse: Literal[False] = ...,
         **options: Unpack[AttendOptions],
@@ -94,6 +90,7 @@ class Cache:
         query: Array,
         *,
         entries: int | Ints | None = ...,
+        rotate_query: bool = ...,
         out: Array | None = ...,
         return_lse: Literal[True],
         **options: Unpack[AttendOptions],
@@ -103,6 +100,7 @@ class Cache:
         query: Array,
         *,
         entries: int | Ints | None = None,
+        rotate_query: bool = False,
         out: Array | None = None,
         return_lse: bool = False,
         **options: Unpack[AttendOptions],
@@ -110,8 +108,8 @@ class Cache:
         """Attention of queries to all tokens of their entries, as `attention` computes it.
 
         The last query stands at the last token: the usual step appends keys and values of new
-        tokens, then attends with their queries.  (A cache with `rotary` rotates keys alone: rotate
-        queries by the same positions, with `rope`.)  For float caches the bits are those of
+        tokens, then attends with their queries.  An entry with fewer tokens than queries has none
+        for the first of these, whose result is 0.  For float caches the bits are those of
         `attention` on the entry's keys and values as they are stored.
 
         Args:
@@ -119,10 +117,14 @@ class Cache:
                 multiple of kv_heads.  float32, float16 or bfloat16 for caches of all dtypes but
                 float64, which goes with float64.
             entries: Which, in the order of query's first axis; default: all that there are.
+            rotate_query: Rotate queries too, by the positions of their tokens (in a tree: by their
+                depth), as `append` has rotated keys by default.  Else they must have been, by
+                ``rope(query, positions, rotary=...)``.
             out: Where to write the result.
             return_lse: Return (out, lse), as `attention` does.
-            options: Those of `attention`: causal (but its default is True here), window (cut to the
-                cache's), mask, bias, alibi, relative_bias, softcap, sinks, scale,
+            options: Those of `attention`: causal (but its default is True here; for keys of another
+                sequence, as of an encoder, it must be False), window (a pair; cut to the cache's),
+                mask, bias, alibi, relative_bias, softcap, sinks, scale,
                 query_lengths (the number of new tokens of each entry), tree_parents (the new tokens
                 form a tree: not together with windows), layout, precision (of float32 caches) and
                 num_threads.  Masks and biases broadcast to (entries, heads, tokens, length of the
@@ -148,7 +150,9 @@ class Cache:
             (1, 8, 1, 4)
         """
         _require_known("attend", options, AttendOptions)
-        return self._core.attend(query, entries, out, return_lse, {"causal": True, **options})
+        return self._core.attend(
+            query, entries, out, return_lse, rotate_query, {"causal": True, **options}
+        )
 
     def truncate(self, lengths: int | Ints, *, entries: int | Ints | None = None) -> None:
         """Forgets tokens from `lengths` on: what speculative decoding rejects.
@@ -172,6 +176,43 @@ class Cache:
             array([2, 0])
         """
         self._core.truncate(lengths, entries)
+
+    def accept(
+        self,
+        branch: Ints | Sequence[Sequence[int]],
+        new_tokens: int | Ints,
+        *,
+        entries: int | Ints | None = None,
+    ) -> None:
+        """Keeps one branch of the last tokens: what speculative decoding accepts of a tree.
+
+        The tokens of the branch move up behind those before the new ones, as they are stored
+        (rotated by the positions that they were appended with); the others are forgotten.
+
+        Args:
+            branch: Ints (entries, tokens), or (tokens,) for all entries: numbers among the new
+                tokens, as in `tree_parents`, each greater than the one before; −1 ends a branch.
+            new_tokens: How many of the last tokens are new, for all or for each entry.
+            entries: Which, each once; default: all that there are.
+
+        Raises:
+            ValueError: A shape or value does not fit; or pages that what is left would need were
+                given back (a `PagedKVCache` with a window).
+            TypeError: A type or dtype does not fit.
+            MemoryError: Tokens would move in pages that other entries share, and too few pages are
+                free for copies; all entries are as they were.
+            RuntimeError: Another thread is in the cache.
+
+        Example:
+            >>> import numpy as np, attncore
+            >>> cache = attncore.KVCache(1, 1, 1, capacity=8)
+            >>> tokens = np.arange(7.0).reshape(1, 1, 7, 1)
+            >>> cache.append(tokens, tokens)  # two tokens, then a tree of five
+            >>> cache.accept([0, 2, 4], 5)
+            >>> cache.gather(0)[0].ravel()
+            array([0., 1., 2., 4., 6.], dtype=float32)
+        """
+        self._core.accept(branch, new_tokens, entries)
 
     def gather(self, entry: int) -> tuple[Array, Array]:
         """A copy of an entry's tokens as the cache has them: rotated, rounded.
@@ -218,59 +259,6 @@ class Cache:
         """The dtype of storage: "float32", "float64", "float16", "bfloat16", "int8", "int4" or
         "float8_e4m3fn"."""
         return self._settings["dtype"]
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes all tokens as a safetensors file, whole or not at all; its format is in `load`.
-
-        Args:
-            path: The file, which is replaced if it is there.
-
-        Raises:
-            ImportError: The package safetensors is not installed: attncore[layers].
-            RuntimeError: Another thread changes the cache.
-        """
-        _cache_file.write(path, self._kind, self._file_settings(), self._core.state())
-
-    def load(self, path: str | os.PathLike[str]) -> None:
-        """Replaces all that the cache holds by what `save` wrote.
-
-        The cache must have the file's settings; capacity and the number of pages may differ, if
-        there is room.  The file's metadata is "attncore" ("KVCache" or "PagedKVCache"), "version"
-        ("1") and "settings" (JSON).  Its arrays:
-
-        - key (kv_heads, tokens, dim) and value: the tokens of entry 0, then those of entry 1, …; of
-          a paged cache the filled slots of page 0, of page 1, … (numbered without the free ones).
-          float32, float64, float16 and int8 are stored as such, bfloat16 as the bits in uint16,
-          float8_e4m3fn as those in uint8, int4 as pairs in uint8, the first in the low half.
-        - key_scale, value_scale (kv_heads, tokens): float32, for int8, int4 and float8_e4m3fn; a
-          number is the stored one times its scale.  With value_in_key neither value nor value_scale.
-        - lengths (entries,): int64; −1 for numbers that are free.
-        - For a paged cache page_lengths (pages,), the filled slots of each page; tables, the pages
-          of each entry, one entry after another, −1 where a window has given them back; given_back
-          (entries,), how many those are.
-
-        Raises:
-            ImportError: The package safetensors is not installed: attncore[layers].
-            ValueError: It is no such file, or the settings differ; the cache is as it was.
-            MemoryError: There is no room; the cache is as it was.
-            RuntimeError: Another thread is in the cache.
-
-        Example:
-            >>> import attncore
-            >>> cache = attncore.KVCache(1, 1, 4, capacity=8)
-            >>> cache.save("cache.safetensors")  # doctest: +SKIP
-            >>> cache.load("cache.safetensors")  # doctest: +SKIP
-        """
-        self._core.restore(_cache_file.read(path, self._kind, self._file_settings()))
-
-    def _file_settings(self) -> dict[str, Any]:
-        """What must be the same in a file and in the cache that loads it."""
-        rotary: Rotary | None = self._settings["rotary"]
-        same = {name: value for name, value in self._settings.items() if name not in self._room}
-        return same | {"rotary": None if rotary is None else asdict(rotary)}
-
-    def __reduce__(self) -> Any:
-        raise TypeError(f"a {self._kind} is not copied or pickled; save and load go through a file")
 
     def __repr__(self) -> str:
         settings = dict(self._settings)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from attncore._checkpoint import _safetensors
+from attncore._checkpoint import unpack
 from attncore._checkpoint import write as write_arrays
+from attncore._rotary import Rotary, in_file
 from attncore._types import Array
 
 _VERSION = "1"
@@ -73,16 +73,72 @@ def _expected(kind: str, settings: Mapping[str, Any]) -> list[tuple[str, np.dtyp
 
 
 def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[str, str]]:
-    package = _safetensors()
-    content = Path(path).read_bytes()
-    try:
-        items = package.deserialize(content)
-    except package.SafetensorError as error:
-        raise ValueError(f"path: {os.fspath(path)} is no safetensors file: {error}") from None
+    items, metadata = unpack(path)
     arrays = {}
     for name, item in items:
         if item["dtype"] not in _DTYPES:
             raise ValueError(f"path: {os.fspath(path)}: {name} is of {item['dtype']}")
         arrays[name] = np.frombuffer(item["data"], _DTYPES[item["dtype"]]).reshape(item["shape"])
-    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    return arrays, header.get("__metadata__", {})
+    return arrays, metadata
+
+
+class SavedCache:
+    """What caches have to do with files."""
+
+    _core: Any
+    _settings: dict[str, Any]  # every default in place
+    _kind: str  # in files
+    _room: tuple[str, ...]  # settings that may differ between a file and the cache that loads it
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes all tokens as a safetensors file, whole or not at all; its format is in `load`.
+
+        Args:
+            path: The file, which is replaced if it is there.
+
+        Raises:
+            ImportError: The package safetensors is not installed: attncore[layers].
+            RuntimeError: Another thread changes the cache.
+        """
+        write(path, self._kind, self._file_settings(), self._core.state())
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Replaces all that the cache holds by what `save` wrote.
+
+        The cache must have the file's settings; capacity and the number of pages may differ, if
+        there is room.  The file's metadata is "attncore" ("KVCache" or "PagedKVCache"), "version"
+        ("1") and "settings" (JSON).  Its arrays:
+
+        - key (kv_heads, tokens, dim) and value: the tokens of entry 0, then those of entry 1, …; of
+          a paged cache the filled slots of page 0, of page 1, … (numbered without the free ones).
+          float32, float64, float16 and int8 are stored as such, bfloat16 as the bits in uint16,
+          float8_e4m3fn as those in uint8, int4 as pairs in uint8, the first in the low half.
+        - key_scale, value_scale (kv_heads, tokens): float32, for int8, int4 and float8_e4m3fn; a
+          number is the stored one times its scale.  With value_in_key neither value nor value_scale.
+        - lengths (entries,): int64; −1 for numbers that are free.
+        - For a paged cache page_lengths (pages,), the filled slots of each page; tables, the pages
+          of each entry, one entry after another, −1 where a window has given them back; given_back
+          (entries,), how many those are.
+
+        Raises:
+            ImportError: The package safetensors is not installed: attncore[layers].
+            ValueError: It is no such file, or the settings differ; the cache is as it was.
+            MemoryError: There is no room; the cache is as it was.
+            RuntimeError: Another thread is in the cache.
+
+        Example:
+            >>> import attncore
+            >>> cache = attncore.KVCache(1, 1, 4, capacity=8)
+            >>> cache.save("cache.safetensors")  # doctest: +SKIP
+            >>> cache.load("cache.safetensors")  # doctest: +SKIP
+        """
+        self._core.restore(read(path, self._kind, self._file_settings()))
+
+    def _file_settings(self) -> dict[str, Any]:
+        """What must be the same in a file and in the cache that loads it."""
+        rotary: Rotary | None = self._settings["rotary"]
+        same = {name: value for name, value in self._settings.items() if name not in self._room}
+        return same | {"rotary": None if rotary is None else in_file(rotary)}
+
+    def __reduce__(self) -> Any:
+        raise TypeError(f"a {self._kind} is not copied or pickled; save and load go through a file")

@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from attncore._types import Rotary
+from attncore._rotary import Rotary, fields_of, plain_rotary, rotary_of
 
 CacheDType: TypeAlias = Literal[
     "float32", "float64", "float16", "bfloat16", "int8", "int4", "float8_e4m3", "float8_e4m3fn"
@@ -41,14 +41,6 @@ def float_dtype(storage: str) -> np.dtype[Any]:
     return np.dtype(storage if storage in _FLOATS else np.float32)
 
 
-def rotary_of(rotary: Rotary | bool | None) -> Rotary | None:
-    if isinstance(rotary, (bool, np.bool_)):
-        return Rotary() if rotary else None
-    if rotary is not None and not isinstance(rotary, Rotary):
-        raise TypeError(f"rotary: must be a Rotary, a bool or None, is {type(rotary).__name__}")
-    return rotary
-
-
 def shared_settings(
     value_dim: int | None,
     value_in_key: bool,
@@ -68,7 +60,7 @@ def shared_settings(
 
 def for_core(shared: dict[str, Any]) -> tuple[Any, ...]:
     rotary: Rotary | None = shared["rotary"]
-    fields = None if rotary is None else (rotary.base, rotary.dims, rotary.interleaved)
+    fields = None if rotary is None else fields_of(rotary)
     return tuple((shared | {"rotary": fields}).values())
 
 
@@ -76,9 +68,6 @@ def plain(settings: dict[str, Any]) -> dict[str, Any]:
     """With every default in place, and Python's ints and bools."""
     value_dim = settings["dim"] if settings["value_dim"] is None else settings["value_dim"]
     rotary: Rotary | None = settings["rotary"]
-    if rotary is not None:
-        dims = None if rotary.dims is None else int(rotary.dims)
-        rotary = Rotary(float(rotary.base), dims, bool(rotary.interleaved))
     settings |= {"value_dim": value_dim, "value_in_key": bool(settings["value_in_key"])}
-    settings |= {"rotary": rotary}
+    settings |= {"rotary": None if rotary is None else plain_rotary(rotary)}
     return {n: v if v is None or n in _NO_INTS else int(v) for n, v in settings.items()}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import secrets
 import stat
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -35,26 +36,18 @@ def write(
     """The file is there with all of its content, or as it was before: also after a power cut."""
     content = _safetensors().numpy.save(dict(arrays), None if metadata is None else dict(metadata))
     target = Path(path)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name[:32]}.", dir=target.parent)
+    fresh = target.parent / f".{target.name[:32]}.{secrets.token_hex(8)}"
     try:
-        with os.fdopen(handle, "wb") as file:
+        with fresh.open("xb") as file:
+            with contextlib.suppress(FileNotFoundError):
+                fresh.chmod(stat.S_IMODE(target.stat().st_mode))  # open() would have left it
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        Path(name).chmod(_mode(target))
-        Path(name).replace(target)
+        fresh.replace(target)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        fresh.unlink(missing_ok=True)
         raise
-
-
-def _mode(target: Path) -> int:
-    """As open() would have left or made it."""
-    with contextlib.suppress(OSError):
-        return stat.S_IMODE(target.stat().st_mode)
-    mask = os.umask(0)
-    os.umask(mask)
-    return 0o666 & ~mask
 
 
 class Arrays(Mapping[str, Array]):
@@ -73,20 +66,24 @@ class Arrays(Mapping[str, Array]):
         return len(self._items)
 
 
-def read(path: str | os.PathLike[str]) -> Arrays:
-    """The arrays of a file; bfloat16 needs ml_dtypes."""
+def read(path: str | os.PathLike[str]) -> tuple[Arrays, dict[str, str]]:
+    """A file's arrays, of which bfloat16 needs ml_dtypes, and the metadata that `write` was given."""
+    items, metadata = unpack(path)
+    return Arrays(items), metadata
+
+
+def unpack(
+    path: str | os.PathLike[str],
+) -> tuple[list[tuple[str, Mapping[str, Any]]], dict[str, str]]:
+    """Names with dtype, shape and data, as they stand in a file; and its metadata."""
     package = _safetensors()
+    content = Path(path).read_bytes()
     try:
-        items = package.deserialize(Path(path).read_bytes())
+        items = package.deserialize(content)
     except package.SafetensorError as error:
         raise ValueError(f"path: {os.fspath(path)} is no safetensors file: {error}") from None
-    return Arrays(items)
-
-
-def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
-    """The metadata that `write` was given, of a file that `read` takes."""
-    with _safetensors().safe_open(path, "np") as file:
-        return file.metadata() or {}
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    return items, header.get("__metadata__", {})
 
 
 def _array(name: str, item: Mapping[str, Any]) -> Array:

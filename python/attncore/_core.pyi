@@ -1,10 +1,12 @@
 """The C++ core; `attncore` documents it."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+
+_Rotary: TypeAlias = tuple[float, int | None, bool, tuple[float, ...] | None, float]
 
 def attention(
     query: npt.NDArray[Any],
@@ -145,9 +147,7 @@ def linear_backward(
 def rope(
     x: npt.NDArray[Any],
     positions: Any,
-    base: float,
-    dims: int | None,
-    interleaved: bool,
+    rotary: _Rotary,
     inverse: bool,
     layout: str,
     out: npt.NDArray[Any] | None,
@@ -162,7 +162,7 @@ class MultiHeadAttention:
         bias: bool,
         add_bias_kv: bool,
         add_zero_attn: bool,
-        rotary: tuple[float, int | None, bool] | None,
+        rotary: _Rotary | None,
         qk_norm: float | None,
         dtype: np.dtype[Any],
         seed: int,
@@ -236,10 +236,12 @@ class _Cache:
         entries: Any,
         out: npt.NDArray[Any] | None,
         return_lse: bool,
+        rotate_query: bool,
         options: Mapping[str, Any],
         /,
     ) -> Any: ...
     def truncate(self, lengths: Any, entries: Any, /) -> None: ...
+    def accept(self, branch: Any, new_tokens: Any, entries: Any, /) -> None: ...
     def gather(
         self, entry: int, dtype: np.dtype[Any], /
     ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]: ...

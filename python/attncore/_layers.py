@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from attncore import _core
+from attncore._rotary import Rotary, RotaryFields, fields_of
 from attncore._types import Array, Ints, Layout
 
 
@@ -118,6 +119,7 @@ def rope(
     base: float = 10000.0,
     dims: int | None = None,
     interleaved: bool = False,
+    rotary: Rotary | None = None,
     inverse: bool = False,
     layout: Layout = "bhsd",
     out: Array | None = None,
@@ -126,9 +128,10 @@ def rope(
     """Rotary position embedding (Su et al. 2021): pairs of dims turn by position · frequency.
 
     Pair i of `dims` has the frequency base^(−2i / dims), a float64, and is (i, i + dims / 2), or
-    with `interleaved` (2i, 2i + 1).  The angle is taken exactly, its sine and cosine in float64, so
-    that any position up to 2^53 is fine.  A rotation's gradient is the rotation back: the gradient
-    by x is ``rope(d_out, positions, inverse=True, ...)``.
+    with `interleaved` (2i, 2i + 1); a `Rotary` can have other frequencies.  The angle is taken
+    exactly, its sine and cosine in float64, so that any position up to 2^53 is fine.  A rotation's
+    gradient is the rotation back: the gradient by x is
+    ``rope(d_out, positions, inverse=True, ...)``.
 
     Args:
         x: (batch, head, token, dim), or (head, token, dim), or (token, dim); float32, float64,
@@ -138,7 +141,8 @@ def rope(
         dims: The first so many dims are rotated, an even number; the others are copied.  Default:
             all.
         interleaved: Pairs are neighbours (as in GPT-J), else halves (as in GPT-NeoX and Llama).
-        inverse: Rotate back.
+        rotary: A `Rotary`, as a layer or a cache has it, instead of base, dims and interleaved.
+        inverse: Rotate back; a `Rotary.factor` multiplies then too, as it does a gradient.
         layout: "bhsd", or "bshd" for x and out as (batch, token, head, dim).
         out: Where to write the result; may be x itself, else must not overlap it.
         num_threads: For this call.
@@ -157,4 +161,12 @@ def rope(
         array([[1.   , 0.   ],
                [0.54 , 0.841]])
     """
-    return _core.rope(x, positions, base, dims, interleaved, inverse, layout, out, num_threads)
+    if rotary is None:
+        fields: RotaryFields = (base, dims, interleaved, None, 1.0)
+    elif not isinstance(rotary, Rotary):
+        raise TypeError(f"rotary: must be a Rotary or None, is {type(rotary).__name__}")
+    elif (base, dims, interleaved) != (10000.0, None, False):
+        raise ValueError("rotary: comes without base, dims and interleaved, which it has")
+    else:
+        fields = fields_of(rotary)
+    return _core.rope(x, positions, fields, inverse, layout, out, num_threads)

@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from attncore import _core
 from attncore._backward import _given_options, _targets
-from attncore._cache_settings import rotary_of
 from attncore._inspect import _require_known
+from attncore._rotary import Rotary, fields_of, rotary_of
 from attncore._state import Layer
 from attncore._types import (
     Array,
@@ -20,7 +20,6 @@ from attncore._types import (
     CrossValueGradients,
     Gradients,
     Ints,
-    Rotary,
     ScoreOptions,
 )
 
@@ -123,7 +122,7 @@ class MultiHeadAttention(Layer):
             s["bias"],
             s["add_bias_kv"],
             s["add_zero_attn"],
-            None if rotary is None else (rotary.base, rotary.dims, rotary.interleaved),
+            None if rotary is None else fields_of(rotary),
             s["qk_norm"],
             s["dtype"],
             seed,

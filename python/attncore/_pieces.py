@@ -21,11 +21,16 @@ def shown(option: Any) -> str:
 
 
 def in_dtype(option: Any, query: Any, dtype: np.dtype[Any]) -> Any:
-    """Slopes, sinks or a relative bias in query's dtype become those of the state's."""
-    if isinstance(option, tuple) and len(option) == 3:
-        return RelativeBias(in_dtype(option[0], query, dtype), *option[1:])
+    """Slopes, sinks or a table in query's dtype become those of the state's."""
     theirs = isinstance(option, np.ndarray) and option.dtype == getattr(query, "dtype", None)
     return option.astype(dtype) if theirs and dtype in (np.float32, np.float64) else option
+
+
+def bias_in_dtype(relative_bias: Any, query: Any, dtype: np.dtype[Any]) -> Any:
+    """The same of a relative bias's table; a tuple becomes a RelativeBias."""
+    if not (isinstance(relative_bias, tuple) and len(relative_bias) == 3):
+        return relative_bias
+    return RelativeBias(in_dtype(relative_bias[0], query, dtype), *relative_bias[1:])
 
 
 def kept(options: ScoreOptions) -> dict[str, Any]:

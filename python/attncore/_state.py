@@ -111,7 +111,7 @@ class Layer:
             ImportError: The package safetensors is not installed: attncore[layers].
             ValueError: It is no such file, or as `load_state_dict`.
         """
-        return self.load_state_dict(_checkpoint.read(path), strict)
+        return self.load_state_dict(_checkpoint.read(path)[0], strict)
 
 
 def _floats(name: str, given: Any) -> Array:

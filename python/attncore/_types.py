@@ -129,32 +129,15 @@ class ScoreOptions(_LayoutOption, PackedOptions, total=False):
 
 
 @dataclass(frozen=True)
-class Rotary:
-    """Rotary position embedding in a layer (Su et al. 2021): as the options of `rope`.
-
-    ``base`` (at least 1e-100) is that of the frequencies; the first ``dims`` of a head, an even
-    number, are rotated, by default all; pairs are dims (2i, 2i + 1) if ``interleaved``, else
-    (i, i + dims / 2).
-
-    Example:
-        >>> import attncore
-        >>> attncore.KVCache(1, 1, 64, capacity=8, rotary=attncore.Rotary(base=5e5)).lengths
-        array([0])
-    """
-
-    base: float = 10000.0
-    dims: int | None = None
-    interleaved: bool = False
-
-
-@dataclass(frozen=True)
 class Plan:
     """How a call would run; ``print(plan)`` shows it for people.
 
     A task takes ``query_tile`` rows and ``key_tile`` keys at a time; there are ``tasks`` of them, and
-    keys are split into up to ``key_splits`` parts.  ``flops`` counts the products of visible pairs,
-    ``bytes`` what is read and written at least; ``floor_seconds`` is the longer of the two on this
-    machine, ``estimated_seconds`` the call's time, from some of its tasks, run and timed.
+    keys are split into up to ``key_splits`` parts.  ``flops`` counts the products of the pairs that
+    causal, window and lengths leave (what masks, biases, segments and trees hide is not counted
+    out, though it may be skipped), ``bytes`` what is read and written at least; ``floor_seconds``
+    is the longer of the two on this machine, ``estimated_seconds`` the call's time, from some of
+    its tasks, run and timed.
 
     Example:
         >>> import numpy as np, attncore

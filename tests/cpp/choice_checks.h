@@ -3,6 +3,7 @@
 // several times.
 #pragma once
 
+#include <cstring>
 #include <string>
 
 #include "cpu/choice.h"
@@ -27,7 +28,14 @@ Kernels repeated() {
 bool yes() noexcept { return true; }
 bool no() noexcept { return false; }
 IsaTable with(const char* name, bool (*preferred)() noexcept, const Kernels& f32, const Kernels& bf16) {
-  return {name, yes, preferred, &f32, table_named("baseline").f64, &bf16, &f32, &f32, &f32, &f32, &f32, &f32};
+  IsaTable table = table_named("baseline");
+  table.name = name;
+  table.preferred = preferred;
+  table.bf16 = &bf16;
+  for (const Kernels** const kernels : {&table.f32, &table.f16, &table.highest, &table.high, &table.medium,
+                                        &table.bf16_products, &table.bf16_gradients})
+    *kernels = &f32;
+  return table;
 }
 
 bool contains(const std::string& text, const char* part) { return text.find(part) != std::string::npos; }
@@ -49,6 +57,15 @@ void trials(const Kernels& in_tiles) {
   Kernels nothing = of_baseline();  // fast, and wrong: what is in out stays there
   nothing.forward = [](const Call&, const Task&, std::byte*) noexcept {};
   CHECK(!try_kernels(nothing, slow, DType::f32).right);
+  Kernels copy = of_baseline();  // fast, and right only where each row sees no key but its own
+  copy.forward = [](const Call& call, const Task&, std::byte*) noexcept {
+    for (Index row = 0; row < call.queries; ++row) {
+      std::memcpy(at(call.out, 0, 0, row), at(call.value, 0, 0, row),
+                  static_cast<std::size_t>(call.value_dim * item_size(call.value.dtype)));
+    }
+  };
+  for (const DType dtype : {DType::bf16, DType::f16, DType::f32})
+    CHECK(!try_kernels(copy, slow, dtype).right);
 }
 
 void choices(const Kernels& in_tiles) {

@@ -197,6 +197,17 @@ void refused() {
                "d_x: overlaps d_y"));
   CHECK(begins(refusal([&] { full.layer.backward(full.activations, {.d_y = d_y, .d_alibi = y}); }),
                "d_alibi: "));
+  Numbers slopes(4, 0.5), d_x(full.y.size());
+  const auto four = [](double* data) { return Tensor::contiguous(data, DType::f64, {1, 4, 1, 1}); };
+  MultiHeadAttention::Inputs sloping = full.inputs;
+  sloping.score.alibi = four(slopes.data());
+  full.layer.forward(sloping, y, &full.activations);
+  const Tensor over = tokens(d_x, Full::kBatch, Full::kQueries);
+  const auto both = [&] {
+    full.layer.backward(full.activations, {.d_y = d_y, .d_x = over, .d_alibi = four(d_x.data() + 1)});
+  };
+  CHECK(begins(refusal(both), "d_alibi: overlaps d_x"));
+  full.layer.forward(full.inputs, y, &full.activations);
   MultiHeadAttention moved = std::move(full.layer);  // its activations stay good
   moved.backward(full.activations, {.d_y = d_y});
   full.inputs.context = {};

@@ -85,11 +85,18 @@ class KVCache {
   /// problem.out, lse = attention of problem.query (entries, heads, queries, dim) to all that the entries hold.  The last
   /// query stands at the last token.  The problem's key, value, scales, packing and paging are the cache's and must not be
   /// given, nor key_lengths, query_offset and segments.  Masks and biases broadcast to (entries, heads, queries, length
-  /// of the longest of these entries).  score.left is cut to the cache's window.  Throws as forward(), and InUse.
-  void attend(const Problem& problem, const Tensor& entries = {}, const Options& options = {}) const;
+  /// of the longest of these entries).  score.left is cut to the cache's window.  `rotate_query` rotates queries by their
+  /// tokens' positions, as append rotates keys.  Throws as forward(), and InUse.
+  void attend(const Problem& problem, const Tensor& entries = {}, const Options& options = {},
+              bool rotate_query = false) const;
 
   /// Forgets the tokens from `lengths` on: ints, (1 or entries, 1, 1, 1), each 0 … the entry's length.
   void truncate(const Tensor& lengths, const Tensor& entries = {});
+
+  /// Of the last `new_tokens` (ints, (1 or entries, 1, 1, 1)) an entry keeps those of `branch`, ints (1 or entries, 1, tokens,
+  /// 1): their numbers among them, each greater than the one before; −1 ends it.  They move up, as they are stored; the others
+  /// are forgotten.
+  void accept(const Tensor& branch, const Tensor& new_tokens, const Tensor& entries = {});
 
   [[nodiscard]] const CacheSettings& settings() const noexcept;  ///< every default in place
   [[nodiscard]] Index batch() const noexcept;
@@ -127,9 +134,12 @@ class PagedKVCache {
   /// As KVCache's; entries not given: all, by their numbers.  An append that needs more pages than are free is CacheFull.
   /// With a window, append then gives pages back that no token from the first new one on sees.
   void append(const NewTokens& tokens, const Tensor& entries = {}, const Options& options = {});
-  void attend(const Problem& problem, const Tensor& entries = {}, const Options& options = {}) const;
+  void attend(const Problem& problem, const Tensor& entries = {}, const Options& options = {},
+              bool rotate_query = false) const;
   /// As KVCache's; with a window, what is left must not need pages that were given back.
   void truncate(const Tensor& lengths, const Tensor& entries = {});
+  /// The same.  Throws CacheFull if tokens move into pages that other entries have too, and too few are free for copies.
+  void accept(const Tensor& branch, const Tensor& new_tokens, const Tensor& entries = {});
 
   [[nodiscard]] const CacheSettings& settings() const noexcept;
   [[nodiscard]] Index pages() const noexcept;

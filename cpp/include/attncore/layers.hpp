@@ -5,16 +5,18 @@
 
 namespace attncore {
 
-/// Rotary position embedding (Su et al. 2021): pairs of dims are rotated by position · base^(−2 pair / dims).
+/// Rotary position embedding (Su et al. 2021): pairs of dims are rotated by position · frequency.
 struct Rope {
-  Tensor positions;  ///< ints, (1 or batch, 1, token, 1); not given: 0, 1, …
-  double base = 10000;
-  Index dims = 0;            ///< the first so many dims are rotated, an even number; 0: all
-  bool interleaved = false;  ///< pairs are dims (2i, 2i + 1); else (i, i + dims / 2)
+  Tensor positions;     ///< ints, (1 or batch, 1, token, 1); not given: 0, 1, …
+  double base = 10000;  ///< frequency i is base^(−2i / dims), unless `frequencies` says what it is
+  Index dims = 0;  ///< the first so many dims are rotated, an even number; 0: two for each frequency, or all
+  bool interleaved = false;         ///< pairs are dims (2i, 2i + 1); else (i, i + dims / 2)
+  std::vector<double> frequencies;  ///< dims / 2: those of models whose context was stretched
+  double factor = 1;                ///< what is rotated is multiplied by it too (YaRN's, Peng et al. 2023)
 };
 
-/// out = x rotated; x and out are (batch, head, token, dim) of one dtype, out may be x.  `inverse` rotates back, which
-/// is the gradient too.  This and the functions below throw as forward().
+/// out = x rotated; x and out are (batch, head, token, dim) of one dtype, out may be x.  `inverse` rotates the
+/// other way, which is the gradient.  This and the functions below throw as forward().
 void rope(const Tensor& x, const Rope& rope, const Tensor& out, bool inverse = false,
           const Options& options = {});
 

@@ -26,7 +26,7 @@ constexpr Kind kKinds[] = {{DType::bf16, 0x1p-7}, {DType::f16, 0x1p-9}, {DType::
 class Sample {
  public:
   explicit Sample(DType dtype)
-      : query_(noise(kRows, dtype)), key_(noise(kKeys, dtype)), value_(noise(kKeys, dtype)) {
+      : query_(noise(1, kRows, dtype)), key_(noise(2, kKeys, dtype)), value_(noise(3, kKeys, dtype)) {
     const auto tensor = [dtype](std::vector<std::byte>& memory, Index tokens) {
       return Tensor::contiguous(memory.data(), dtype, {1, 1, tokens, kDim});
     };
@@ -65,12 +65,12 @@ class Sample {
   void once(const Plan& plan) { cpu_backend.forward(call_, plan, {.num_threads = 1}); }
 
   /// In −1 … 1, with as many digits as the dtype has after the first.
-  static std::vector<std::byte> noise(Index tokens, DType dtype) {
+  static std::vector<std::byte> noise(std::uint32_t seed, Index tokens, DType dtype) {
     const Index size = item_size(dtype);
     const unsigned digits = dtype == DType::bf16 ? 7 : dtype == DType::f16 ? 10 : 23;
     const double unit = 1 / static_cast<double>(1U << digits);
     std::vector<std::byte> memory(static_cast<std::size_t>(tokens * kDim * size));
-    auto state = static_cast<std::uint32_t>(tokens);
+    std::uint32_t state = seed;
     for (Index i = 0; i < tokens * kDim; ++i) {
       state = state * 1664525U + 1013904223U;
       write_number(static_cast<double>(state >> (31U - digits)) * unit - 1, memory.data() + i * size, dtype);

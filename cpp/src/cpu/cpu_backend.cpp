@@ -1,5 +1,4 @@
 // The back end on the processor: who runs what.
-#include <algorithm>
 
 #include "../backend.h"
 #include "../machine.h"

@@ -30,8 +30,8 @@ class Angles {
     memory_.resize(static_cast<std::size_t>((1 + 2 * near) * pairs));
     double* const frequency = memory_.data();
     for (Index i = 0; i < pairs; ++i) {
-      frequency[i] =
-          std::pow(rotation.base, -2.0 * static_cast<double>(i) / static_cast<double>(rotation.dims));
+      const double power = -2.0 * static_cast<double>(i) / static_cast<double>(rotation.dims);
+      frequency[i] = rotation.frequency != nullptr ? rotation.frequency[i] : std::pow(rotation.base, power);
     }
     for (Index position = 0; position < near; ++position) {
       double* const angles = frequency + (1 + 2 * position) * pairs;

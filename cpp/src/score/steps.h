@@ -64,8 +64,7 @@ struct Pipeline {
     (fetch_one<Steps>(call, row, steps, bit, keys), ...);
   }
 
-  /// Scores of one row: `count` registers (a GPU: one) are visited by each step that has work, in the list's
-  /// order.
+  /// Scores of one row are visited by each step that has work, in the list's order: M says what a register of them is.
   template <class M, class Visit>
   static ATTN_FN void apply(const Call& call, const Row& row, StepSet steps, Visit visit) noexcept {
     StepSet bit = 1;

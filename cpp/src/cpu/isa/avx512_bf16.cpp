@@ -38,8 +38,17 @@ bool preferred() noexcept { return supported_with_pairs() && __builtin_cpu_is("a
 extern constinit const Kernels avx512_bf16_pairs = kPairs;
 
 /// But for bfloat16 and what is rounded to it, avx512's own kernels.
-extern constinit const IsaTable avx512_bf16 = {
-    "avx512_bf16", supported_with_pairs, preferred,   &avx512_f32, &avx512_f64,        &avx512_bf16_pairs,
-    &avx512_f32,   &avx512_f32,          &avx512_f32, &kRounded,   &avx512_bf16_pairs, &avx512_bf16_pairs};
+extern constinit const IsaTable avx512_bf16 = {.name = "avx512_bf16",
+                                               .supported = supported_with_pairs,
+                                               .preferred = preferred,
+                                               .f32 = &avx512_f32,
+                                               .f64 = &avx512_f64,
+                                               .bf16 = &avx512_bf16_pairs,
+                                               .f16 = &avx512_f32,
+                                               .highest = &avx512_f32,
+                                               .high = &avx512_f32,
+                                               .medium = &kRounded,
+                                               .bf16_products = &avx512_bf16_pairs,
+                                               .bf16_gradients = &avx512_bf16_pairs};
 
 }  // namespace attncore

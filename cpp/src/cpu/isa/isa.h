@@ -77,7 +77,18 @@ inline constexpr Kernels kF64 = make_kernels<Isa, double>("fma f64");
 template <class Isa>
 constexpr IsaTable make_table(const char* name, bool (*supported)() noexcept, const Kernels& f32 = kF32<Isa>,
                               const Kernels& f64 = kF64<Isa>) noexcept {
-  return {name, supported, supported, &f32, &f64, &f32, &f32, &f32, &f32, &f32, &f32, &f32};
+  return {.name = name,
+          .supported = supported,
+          .preferred = supported,
+          .f32 = &f32,
+          .f64 = &f64,
+          .bf16 = &f32,
+          .f16 = &f32,
+          .highest = &f32,
+          .high = &f32,
+          .medium = &f32,
+          .bf16_products = &f32,
+          .bf16_gradients = &f32};
 }
 
 }  // namespace attncore

@@ -1,4 +1,4 @@
-// What the back end calls: a table of functions for one ISA and one accumulation type.
+// What the back end calls: tables of functions, of which an ISA has one for each kind of numbers that it computes in its own way.
 #pragma once
 
 #include "../../score/score.h"
@@ -170,7 +170,7 @@ ATTN_FN constexpr bool exact_in_bf16(DType dtype) noexcept {
   return dtype == DType::bf16 || dtype == DType::i8 || dtype == DType::f8 || dtype == DType::i4;
 }
 
-/// An ISA: its tables for float and double accumulation.
+/// An ISA, and its tables.
 struct IsaTable {
   const char* name;
   bool (*supported)() noexcept;

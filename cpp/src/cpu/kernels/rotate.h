@@ -143,10 +143,10 @@ class Turns {
         turn(static_cast<double>(position) * rotation_.frequency[i], near_[i], near_[pairs + i]);
       }
     }
-    const double direction = rotation_.inverse ? -1 : 1;
+    const double factor = rotation_.factor, turned = rotation_.inverse ? -factor : factor;
     for (Index i = 0; i < pairs; ++i) {
-      const auto c = static_cast<T>(far_[i] * near[i] - far_[pairs + i] * near[pairs + i]);
-      const auto s = static_cast<T>(direction * (far_[pairs + i] * near[i] + far_[i] * near[pairs + i]));
+      const auto c = static_cast<T>(factor * (far_[i] * near[i] - far_[pairs + i] * near[pairs + i]));
+      const auto s = static_cast<T>(turned * (far_[pairs + i] * near[i] + far_[i] * near[pairs + i]));
       if constexpr (kInterleaved) {
         cosine[2 * i] = cosine[2 * i + 1] = c;
         sine[2 * i] = -s;

@@ -49,15 +49,13 @@ ATTN_INLINE TileWork touch_tile(const Call& call, const Block& block, Range& key
 /// a whole tile at once is more than a core can wait for (Zen 4 drops the rest: biases cost 12 to 17 % more time).
 inline constexpr Index kRowsAhead = 8;
 
-template <class RowAt>
-ATTN_INLINE void fetch_first_rows(const Call& call, const RowAt& row_at, Index rows, StepSet steps,
+ATTN_INLINE void fetch_first_rows(const Call& call, const TaskRows& row_at, Index rows, StepSet steps,
                                   Range keys) noexcept {
   if (steps == 0) return;
   for (Index row = 0; row < min(kRowsAhead, rows); ++row) ScoreSteps::fetch(call, row_at(row), steps, keys);
 }
-template <class RowAt>
-ATTN_INLINE void fetch_next_row(const Call& call, const RowAt& row_at, Index row, Index rows, StepSet steps,
-                                Range keys) noexcept {
+ATTN_INLINE void fetch_next_row(const Call& call, const TaskRows& row_at, Index row, Index rows,
+                                StepSet steps, Range keys) noexcept {
   if (steps != 0 && row + kRowsAhead < rows) ScoreSteps::fetch(call, row_at(row + kRowsAhead), steps, keys);
 }
 
@@ -124,8 +122,7 @@ struct TileFactors {
 
   /// A row's scores go through keys' scales and the steps that have work.  Returns what multiplies its weights: values' scales and dropout's
   /// coins, or null.
-  template <class RowAt>
-  ATTN_INLINE const T* apply(const Call& call, const RowAt& row_at, Index row, StepSet steps, Range tile,
+  ATTN_INLINE const T* apply(const Call& call, const TaskRows& row_at, Index row, StepSet steps, Range tile,
                              Index last, Range seen, T* scores, TileCoins<Isa, T>& coins) const noexcept {
     if (keys != nullptr) multiply_by<Isa, T>(scores, keys, tile.size());
     if (steps != 0) apply_steps<Isa, T>(call, row_at(row), steps, tile, last, seen, scores);

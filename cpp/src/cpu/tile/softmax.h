@@ -53,7 +53,7 @@ struct WeightSums {
   V exact;  // before they were rounded, and without dropout
 };
 
-/// The state of a task's rows, in memory of State<T>::bytes(rows, value_dim).  It can outlive the task.
+/// The state of a task's rows, in memory of bytes(rows, value_dim).  It can outlive the task.
 template <class Isa, class T>
 struct OnlineSoftmax {
   Matrix<T> output;  // (rows, value_dim), padded to registers
@@ -91,13 +91,13 @@ struct OnlineSoftmax {
   static ATTN_INLINE T base(T maximum) noexcept { return maximum == -infinity() ? T{0} : maximum; }
 
   /// Scores of one row → weights, in place; keep = the factor of what the row has summed so far.  A hidden
-  /// key's weight is 0; with `mark` it is −0, as gemm_of_visible needs.  `coins`: dropout's factors, which the sums
+  /// key's weight is 0; with `mark` it is −0, as gemm_of_visible needs.  `factors`: dropout's factors, which the sums
   /// know nothing of.  Registers go two by two: there is room for one more than the columns fill.  The last go first where
   /// weights grow: what is written is read by then.  Columns outside of `seen`, which
   /// begins with a pair of registers, are hidden, and their scores not read.
   template <class Weights = PlainWeights<Isa, T>>
   ATTN_INLINE WeightSums<Vec<Isa, T>> weigh(Index row, T* scores, Index columns, bool mark, T* keep,
-                                            const T* coins, Range seen) const noexcept {
+                                            const T* factors, Range seen) const noexcept {
     using V = Vec<Isa, T>;
     constexpr Index n = kWidth<Isa, T>;
     const Index end = round_up(columns, 2 * n);
@@ -108,11 +108,11 @@ struct OnlineSoftmax {
     WeightSums<V> sums{};
     const auto exp_of_score = [&](V score) {
       const V weight = Weights::exp(score, origin);
-      if (coins != nullptr || Weights::kRounded) sums.exact += weight;
+      if (factors != nullptr || Weights::kRounded) sums.exact += weight;
       return weight;
     };
     // Most tiles: a loop without questions.
-    if (columns == end && seen.size() == end && !mark && coins == nullptr) {
+    if (columns == end && seen.size() == end && !mark && factors == nullptr) {
       for (Index at = 0; at < end; at += 2 * n) {
         const Index i = Weights::kGrows ? end - 2 * n - at : at;
         const V first = exp_of_score(load<V>(scores + i));
@@ -124,8 +124,8 @@ struct OnlineSoftmax {
     const auto weight_of = [&](Index i) {
       const V score = load<V>(scores + i);
       V weight = exp_of_score(score);
-      if (coins != nullptr) {
-        weight *= load<V>(coins + i);
+      if (factors != nullptr) {
+        weight *= load<V>(factors + i);
         weight = weight <= 0 && weight >= -kLeast ? V{} : weight;  // −0 would be the mark
       }
       if (mark) weight = score == -infinity() ? -V{} : weight;
@@ -141,15 +141,15 @@ struct OnlineSoftmax {
       const V first = weight_of(i);
       Weights::keep(scores, i, first, i + n < columns ? weight_of(i + n) : hidden, sums.seen);
     }
-    if (coins != nullptr) sums.seen = sums.exact;
+    if (factors != nullptr) sums.seen = sums.exact;
     return sums;
   }
 
   /// The same, with the sums added to the row's.
   template <class Weights = PlainWeights<Isa, T>>
-  ATTN_INLINE void update(Index row, T* scores, Index columns, bool mark, T* keep, const T* coins,
+  ATTN_INLINE void update(Index row, T* scores, Index columns, bool mark, T* keep, const T* factors,
                           Range seen) const noexcept {
-    const auto sums = weigh<Weights>(row, scores, columns, mark, keep, coins, seen);
+    const auto sums = weigh<Weights>(row, scores, columns, mark, keep, factors, seen);
     add<Weights>(row, keep[row], sums);
   }
 
