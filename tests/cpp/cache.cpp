@@ -73,6 +73,64 @@ void forks_share_pages() {
   CHECK(cache.free_pages() == 6);
 }
 
+/// Of forks each keeps a branch of the last tokens, in pages of its own where tokens move.
+void branches_stay() {
+  Random random;
+  for (const Index page_size : {1, 3, 16}) {
+    for (int step = 0; step < 40; ++step) {
+      const Index old = random.below(20), count = 1 + random.below(9);
+      PagedKVCache paged(3 * (old + count), page_size, settings());
+      KVCache contiguous(1, kCapacity, settings());
+      const Tokens tokens(1, old + count, random);
+      paged.add();
+      append(paged, tokens.tensor, {0});
+      append(contiguous, tokens.tensor, {0});
+      const std::vector<Index> forks{paged.fork(0), paged.fork(0)};
+      std::vector<Index> branch;
+      Rows kept = gathered(paged, 0);
+      const Rows all = kept;
+      kept.resize(static_cast<std::size_t>(old));
+      for (Index token = 0; token < count; ++token) {
+        if (random.one_of(2)) continue;
+        branch.push_back(token);
+        kept.push_back(tokens.row(0, old + token));
+      }
+      branch.push_back(-1);
+      const Tensor of_both =
+          Tensor::contiguous(branch.data(), DType::i64, {1, 1, static_cast<Index>(branch.size()), 1});
+      paged.accept(of_both, ints({count}), ints(forks));
+      contiguous.accept(of_both, ints({count}));
+      CHECK(gathered(paged, 0) == all && gathered(contiguous, 0) == kept);
+      for (const Index fork : forks) CHECK(gathered(paged, fork) == kept);
+      paged.free(0);
+      for (const Index fork : forks) paged.free(fork);
+      CHECK(paged.free_pages() == paged.pages());
+    }
+  }
+  KVCache cache(1, 4, settings());
+  CHECK(throws<std::invalid_argument>([&] { cache.accept(ints({0}), ints({1})); }, "new_tokens: is 1"));
+}
+
+/// Queries turn by the positions of their tokens.
+void queries_turn() {
+  Random random;
+  CacheSettings turning = settings();
+  turning.rotary.emplace().frequencies = {0.5, -0.25};  // of four of the dims
+  KVCache cache(kEntries, kCapacity, turning);
+  append(cache, Tokens(kEntries, 20, random).tensor, {0, 1, 2}, {20, 7, 1});
+  Query query(kEntries);
+  cache.attend(query.problem, {}, {}, true);
+  const std::vector<float> turned = query.out;
+  const std::vector<Index> last{19, 6, 0};
+  Rope by_hand = *turning.rotary;
+  by_hand.positions = ints(last);
+  rope(query.problem.query, by_hand, query.problem.query);
+  CHECK(query.of(cache) == turned);
+  KVCache plain(1, kCapacity, settings());
+  CHECK(
+      throws<std::invalid_argument>([&] { plain.attend(Query(1).problem, {}, {}, true); }, "rotate_query: "));
+}
+
 void windows_give_pages_back() {
   Random random;
   PagedKVCache cache(5, 4, settings(DType::f32, 6));
@@ -190,6 +248,8 @@ void cancelled() {
 int main() {
   tokens_come_back();
   forks_share_pages();
+  branches_stay();
+  queries_turn();
   windows_give_pages_back();
   quantised_tokens();
   latent();

@@ -14,16 +14,19 @@ using namespace attncore;
 
 /// Turns pair `pair` of (a, b) in double, by the definition.
 void turn_pair(double& a, double& b, const Rope& rope, Index dims, Index pair, Index position, bool inverse) {
-  const double angle = static_cast<double>(position) *
-                       std::pow(rope.base, -2.0 * static_cast<double>(pair) / static_cast<double>(dims));
-  const double c = std::cos(angle), s = inverse ? -std::sin(angle) : std::sin(angle);
+  const double power = -2.0 * static_cast<double>(pair) / static_cast<double>(dims);
+  const double frequency = rope.frequencies.empty() ? std::pow(rope.base, power)
+                                                    : rope.frequencies[static_cast<std::size_t>(pair)];
+  const double angle = static_cast<double>(position) * frequency * (inverse ? -1 : 1);
+  const double c = rope.factor * std::cos(angle), s = rope.factor * std::sin(angle);
   const double x = a * c - b * s, y = b * c + a * s;
   a = x, b = y;
 }
 
 /// A row of heads, rotated.
 void turn_row(double* row, const Shape& n, const Rope& rope, Index position, bool inverse) {
-  const Index dims = rope.dims == 0 ? n.out_dim : rope.dims;
+  const auto pairs = static_cast<Index>(rope.frequencies.size());
+  const Index dims = rope.dims != 0 ? rope.dims : pairs != 0 ? 2 * pairs : n.out_dim;
   for (Index head = 0; head < n.out_heads; ++head) {
     for (Index pair = 0; pair < dims / 2; ++pair) {
       double* const h = row + head * n.out_dim;
@@ -86,10 +89,11 @@ void layers() {
   Random random;
   for (const Shape& n : {Shape{1, 1, 1, 8, 1, 4}, Shape{2, 5, 3, 7, 2, 10}, Shape{2, 40, 2, 24, 3, 20},
                          Shape{1, 70, 4, 16, 1, 66}, Shape{3, 23, 5, 64, 2, 48}}) {
-    for (const int rotation : {0, 1, 2, 3}) {
+    for (const int rotation : {0, 1, 2, 3, 4}) {
       Case c(n, random);
       c.rope.interleaved = rotation == 2;
       c.rope.dims = rotation == 3 ? 2 : 0;
+      if (rotation == 4) c.rope.frequencies = {0.3, -2.5}, c.rope.factor = 1.5;
       if (rotation > 1) c.give_positions();
       const Rope* const rotary = rotation > 0 ? &c.rope : nullptr;
       c.run({.num_threads = 1}, rotary);
