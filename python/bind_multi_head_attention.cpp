@@ -198,7 +198,7 @@ class MultiHeadLayer {
     const std::lock_guard lock(mutex_);
     if (kept_) return kept_;
     reject_value("backward",
-                 "there is no call to go back through: the last one failed, or training is False");
+                 "there is no call to go back through: none was made, the last one failed, or training was False");
   }
   void put(std::shared_ptr<Call> call) {
     const std::lock_guard lock(mutex_);

@@ -85,7 +85,11 @@ ATTEND: dict[str, Row] = {
     "list as query": ({"query": [[1.0]]}, TypeError, r"query: must be a NumPy array"),
     "None as query": ({"query": None}, TypeError, r"query: must be a NumPy array"),
     "integer query": ({"query": zeros(N, 4, T, D, dtype=int)}, TypeError, r"query:.*int64"),
-    "float64 query": ({"query": zeros(N, 4, T, D, dtype=float)}, TypeError, r"float64"),
+    "float64 query": (
+        {"query": zeros(N, 4, T, D, dtype=float)},
+        TypeError,
+        r"query: dtype is float64, a cache of float32 accepts float32, float16 and bfloat16",
+    ),
     "query of one entry": (
         {"query": QUERY[0], "out": None},
         ValueError,
@@ -264,6 +268,22 @@ def test_entries_that_are_not_there(kind: str) -> None:
         for call in calls:
             with pytest.raises(exception, match=message):
                 call(entry)
+
+
+def test_float32_queries_of_float64() -> None:
+    cache = attncore.KVCache(1, 1, 4, capacity=10, dtype="float64")
+    with pytest.raises(
+        TypeError, match=r"query: dtype is float32, a cache of float64 accepts float64"
+    ):
+        cache.attend(zeros(1, 1, 1, 4))
+
+
+def test_a_paged_cache_begins_without_entries() -> None:
+    cache, key = attncore.PagedKVCache(2, 4, 1, 4), zeros(1, 1, 3, 4)
+    for call in (lambda: cache.append(key, key), lambda: cache.attend(key)):
+        with pytest.raises(ValueError, match=r"entries: there are none, add\(\) makes one"):
+            call()
+    assert cache.attend(key[:0]).shape == (0, 1, 3, 4)
 
 
 def test_capacity(rng: np.random.Generator) -> None:

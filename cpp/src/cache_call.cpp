@@ -61,8 +61,18 @@ void reject_entry(Index number) {
   reject("entry", "is " + to_string(number) + ", which the cache does not have");
 }
 
+namespace {
+
+/// A paged cache begins with no entries.
+void require_entries(Index given, Index entries) {
+  if (given > 0 && entries == 0) reject("entries", "there are none, add() makes one");
+}
+
+}  // namespace
+
 std::vector<Index> require_new_tokens(const CacheSettings& s, const NewTokens& tokens, Index entries) {
   const Index count = tokens.key.shape[2];
+  require_entries(tokens.key.shape[0], entries);
   require_tokens("key", tokens.key, {entries, s.kv_heads, count, s.dim});
   if (s.value_in_key) {
     require_no_value(s, tokens.value);
@@ -172,6 +182,12 @@ Problem require_attend(const Problem& given, const CacheSettings& settings,
   require_not_given("key_segments", given.score.key_segments);
   const auto entries = static_cast<Index>(lengths.size());
   const Tensor& query = given.query;
+  require_entries(query.shape[0], entries);
+  if ((query.dtype == DType::f64) != (settings.dtype == DType::f64)) {
+    throw DTypeError(std::string("query: dtype is ") + name(query.dtype) + ", a cache of " +
+                     name(settings.dtype) + " accepts " +
+                     (settings.dtype == DType::f64 ? "float64" : "float32, float16 and bfloat16"));
+  }
   if (query.shape[0] != entries) {
     reject("query", "shape is " + shape_text(query.shape) + ", its first axis must be " + to_string(entries) +
                         ", the number of entries");
