@@ -86,10 +86,8 @@ class CachedModel:
         features = attncore.linear(part.norm(x), weights["in_proj_weight"])
         shape = (*x.shape[:2], 3, self.heads, -1)
         query, key, value = np.moveaxis(features.reshape(shape), 2, 0)  # (entry, token, head, dim)
-        positions = cache.lengths[entries][:, None] + np.arange(x.shape[1])
-        cache.append(key, value, entries=entries, layout="bshd")  # it rotates the keys
-        query = attncore.rope(query, positions, layout="bshd")
-        out = cache.attend(query, entries=entries, layout="bshd")
+        cache.append(key, value, entries=entries, layout="bshd")
+        out = cache.attend(query, entries=entries, rotate_query=True, layout="bshd")
         return attncore.linear(out.reshape(x.shape), weights["out_proj.weight"])
 
 

@@ -23,12 +23,7 @@ class Tokens {
       find_ahead(keys, end, bytes);
       read = {source_, keys.begin, keys.end};
       if (source.dim_stride == kItem || kStorage == DType::i4) return;
-      for (Index i = 0; i < keys.size(); ++i) {
-        const std::byte* const token = read.next();
-        for (Index dim = 0; dim < dims; ++dim) {
-          __builtin_memcpy(room + (i * dims + dim) * kItem, token + dim * source.dim_stride, kItem);
-        }
-      }
+      copy<kItem>(keys, dims, room);
       copies_ = {room, dims * kItem, kItem, source.storage};
       read = {copies_, 0, keys.size()};
     });
@@ -48,6 +43,35 @@ class Tokens {
   bool near;  // what there is to read may well be in the second cache: then speed is not memory's
 
  private:
+  template <Index kItem>
+  ATTN_INLINE void copy(Range keys, Index dims, std::byte* to) noexcept {
+    const bool turned = source_.pages == nullptr && source_.token_stride == kItem;
+    if (turned) return copy_turned<kItem>(source_.token(keys.begin), keys.size(), dims, to);
+    for (Index i = 0; i < keys.size(); ++i) {
+      const std::byte* const token = read.next();
+      for (Index dim = 0; dim < dims; ++dim)
+        __builtin_memcpy(to + (i * dims + dim) * kItem, token + dim * source_.dim_stride, kItem);
+    }
+  }
+
+  /// Of tokens that lie beside each other some at once, so that each line is read once; a dim is one stream of many, too many for
+  /// the hardware to follow.
+  template <Index kItem>
+  ATTN_INLINE void copy_turned(const std::byte* from, Index tokens, Index dims, std::byte* to) noexcept {
+    constexpr Index kAtOnce = 32, kDimsAhead = 16;
+    const Index stride = source_.dim_stride;
+    for (Index first = 0; first < tokens; first += kAtOnce) {
+      const Index count = min(kAtOnce, tokens - first);
+      for (Index dim = 0; dim < dims; ++dim) {
+        const std::byte* const line = from + first * kItem + dim * stride;
+        for (Index at = 0; at < kAtOnce * kItem; at += 64)
+          __builtin_prefetch(line + kDimsAhead * stride + at, 0, 3);
+        for (Index i = 0; i < count; ++i)
+          __builtin_memcpy(to + ((first + i) * dims + dim) * kItem, line + i * kItem, kItem);
+      }
+    }
+  }
+
   /// Each of several heads fetches its share of as many tokens of all heads as come next.
   ATTN_INLINE void find_ahead(Range keys, Index end, Index bytes) noexcept {
     constexpr Index kFetchedBytes = 8192, kMostAhead = 64;
