@@ -92,14 +92,32 @@ def test_forks_keep_their_tokens(rng: np.random.Generator) -> None:
     assert cache.free_pages == 1
 
 
+def test_all_who_have_a_page_write_to_it(rng: np.random.Generator) -> None:
+    """The last one keeps it: one copy less."""
+    cache = attncore.PagedKVCache(3, 4, 1, 2)
+    key = normal(rng, 1, 1, 8, 2)
+    both = [cache.add()]
+    cache.append(key, key)
+    both.append(cache.fork(0))
+    cache.accept([0, 2], 4, entries=both)
+    assert cache.reference_counts().tolist() == [2, 1, 1]
+    for entry in both:
+        kept = np.ascontiguousarray(key[0][:, [0, 1, 2, 3, 4, 6]])
+        assert_same_bits(cache.gather(entry)[0], kept)
+
+
 BAD: dict[str, tuple[tuple[Any, Any], type[Exception], str]] = {
     "too many new tokens": (([0], 6), ValueError, "new_tokens: is 6 for entry 0, must be 0 … 5"),
     "negative": (([0], -1), ValueError, "new_tokens: is -1 for entry 0, must be 0 … 5"),
     "of another number of entries": (([0], [1, 2, 3]), ValueError, "new_tokens: shape is"),
     "new tokens of floats": (([0], 2.0), TypeError, "new_tokens: dtype is float"),
-    "past the new ones": (([0, 3], 3), ValueError, "branch: has 3 for entry 0, must be 1 … 2"),
-    "twice": (([1, 1], 3), ValueError, "branch: has 1 for entry 0, must be 2 … 2"),
-    "backwards": (([[0, 1], [1, 0]], 3), ValueError, "branch: has 0 for entry 1, must be 2 … 2"),
+    "past the new ones": (
+        ([0, 3], 3),
+        ValueError,
+        "branch: has 3 for entry 0, must be above 0 there and below 3, or -1",
+    ),
+    "twice": (([1, 1], 3), ValueError, "branch: has 1 for entry 0, must be above 1"),
+    "backwards": (([[0, 1], [1, 0]], 3), ValueError, "branch: has 0 for entry 1, must be above 1"),
     "below -1": (([0, -2], 3), ValueError, "branch: has -2 for entry 0"),
     "branch of floats": (([0.0], 3), TypeError, "branch: dtype is float"),
     "of too many axes": (([[[0]]], 3), ValueError, "branch: has 3 dimensions"),

@@ -281,7 +281,10 @@ def test_float32_queries_of_float64() -> None:
 def test_a_paged_cache_begins_without_entries() -> None:
     cache, key = attncore.PagedKVCache(2, 4, 1, 4), zeros(1, 1, 3, 4)
     for call in (lambda: cache.append(key, key), lambda: cache.attend(key)):
-        with pytest.raises(ValueError, match=r"entries: there are none, add\(\) makes one"):
+        with pytest.raises(
+            ValueError,
+            match=r"entries: there are none: a paged cache begins without, add\(\) makes one",
+        ):
             call()
     assert cache.attend(key[:0]).shape == (0, 1, 3, 4)
 

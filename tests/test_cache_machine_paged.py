@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -103,7 +104,11 @@ class PagedMachine(CacheMachine):
         return [p for p in places if sum(table[p] in t for t in self.tables.values()) > 1]
 
     def can_move(self, writes: dict[int, range]) -> bool:
-        needed = sum(len(self.pages_moved_into(entry, w)) for entry, w in writes.items())
+        writers: Counter[int] = Counter()
+        for entry, tokens in writes.items():
+            writers.update(self.tables[entry][p] for p in self.pages_moved_into(entry, tokens))
+        owners = Counter(page for table in self.tables.values() for page in table)
+        needed = sum(min(count, owners[page] - 1) for page, count in writers.items())
         return needed <= self.pages - self.used()
 
     def after_accept(self, entry: int, writes: range) -> None:

@@ -40,6 +40,18 @@ def test_frequencies_and_factor(
     assert_same_bits(got[..., 10:], x[..., 10:])
 
 
+@pytest.mark.parametrize("frequency", [1.5, 1e3 / 3, 1e14 + 0.3, -1e50 / 3])
+def test_high_frequencies(frequency: float) -> None:
+    """The angle is exact, whatever its size: alone, and beside the others of a longer call."""
+    positions = np.array([3, 5, 7, 15, 16, 47, 1023, -13])
+    rotary = attncore.Rotary(frequencies=[frequency])
+    x = np.broadcast_to([[1.0, 0.0]], (64, 2)).copy()
+    exact = rotate(x[:8], exact_angles(positions, [frequency]), False, np.float64)
+    alone = np.concatenate([attncore.rope(x[:1], [p], rotary=rotary) for p in positions])
+    np.testing.assert_allclose(alone, exact, rtol=0, atol=1e-15)
+    assert_same_bits(attncore.rope(x, np.resize(positions, 64), rotary=rotary)[:8], alone)
+
+
 def test_powers_of_a_base_are_the_default(rng: np.random.Generator) -> None:
     x = rng.standard_normal((3, 50, 12))
     powers = 500.0 ** (-2.0 * np.arange(4) / 8)
@@ -98,11 +110,13 @@ def test_cache_and_its_file(kind: str, tmp_path: Path, rng: np.random.Generator)
     [
         ({"frequencies": []}, r"frequencies: shape is \(0,\)"),
         ({"frequencies": [[1.0]]}, r"frequencies: shape is \(1, 1\)"),
-        ({"frequencies": [1.0] * 7}, r"dims: is 14, must be even and at most 12"),
+        ({"frequencies": [1.0] * 7}, r"frequencies: has 7, must have at most 6"),
+        ({"frequencies": [1.0] * 7, "dims": 14}, r"dims: is 14, must be even and at most 12"),
         ({"frequencies": [1.0] * 3, "dims": 8}, r"frequencies: has 3, must have 4, one for each"),
         ({"frequencies": [1.0, np.nan]}, r"frequencies: has nan, must be within"),
         ({"frequencies": [1.0, -1e101]}, r"frequencies: has -1e\+101, must be within"),
-        ({"factor": 0.0}, r"factor: is 0, must be finite and above 0"),
+        ({"factor": 0.0}, r"factor: is 0, must be 1e-30 … 1e\+30"),
+        ({"factor": 1e39}, r"factor: is 1e\+39"),
         ({"factor": np.inf}, r"factor: is inf"),
         ({"base": 0}, r"base: is 0, must be finite"),
         ({"dims": 0}, r"dims: is 0"),
@@ -117,6 +131,14 @@ def test_bad_settings(settings: dict[str, Any], message: str) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             use(attncore.Rotary(**settings))
+
+
+@pytest.mark.parametrize(
+    "frequencies", ["abc", ["1.5"], [True], [1 + 2j], [1.0, None], [[1.0], [2.0, 3.0]], [10**400]]
+)
+def test_frequencies_that_are_no_numbers(frequencies: Any) -> None:
+    with pytest.raises(TypeError, match=r"frequencies: (dtype is|must be)"):
+        attncore.Rotary(frequencies=frequencies)
 
 
 def test_bad_rotary() -> None:
@@ -202,6 +224,10 @@ def test_rotate_query_refused(kind: str, rng: np.random.Generator) -> None:
     with pytest.raises(TypeError, match="rotate_query: must be a bool, is int"):
         cache.attend(query, rotate_query=1)  # type: ignore[call-overload]
     rotating = make_cache(kind, 1, 2, 12, rotary=True)
+    rotating.append(query[:, :2], query[:, :2])
+    for memory in (query, query[:, ::-1]):
+        with pytest.raises(ValueError, match="out: overlaps query"):
+            rotating.attend(query, rotate_query=True, out=memory)
     with pytest.raises(ValueError, match="query_lengths"):
         rotating.attend(query, rotate_query=True, query_lengths=2)
 

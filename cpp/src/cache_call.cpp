@@ -65,7 +65,8 @@ namespace {
 
 /// A paged cache begins with no entries.
 void require_entries(Index given, Index entries) {
-  if (given > 0 && entries == 0) reject("entries", "there are none, add() makes one");
+  if (given > 0 && entries == 0)
+    reject("entries", "there are none: a paged cache begins without, add() makes one");
 }
 
 }  // namespace
@@ -156,8 +157,8 @@ std::vector<Branch> require_branches(const Tensor& branch, const Tensor& new_tok
       const Index token = read_int(at(kept, i, 0, k), kept.dtype);
       if (token == -1) break;
       if (token < least || token >= last) {
-        reject("branch", "has " + to_string(token) + entry + ", must be " + to_string(least) + " … " +
-                             to_string(last - 1) + " there, or -1");
+        reject("branch", "has " + to_string(token) + entry + ", must be above " + to_string(least - 1) +
+                             " there and below " + to_string(last) + ", or -1");
       }
       found.from.push_back(found.first + token);
       least = token + 1;

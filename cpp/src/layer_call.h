@@ -36,6 +36,23 @@ ATTN_INLINE void turn(double angle, double& cosine, double& sine) noexcept {
   cosine = __builtin_cos(angle);
 }
 
+/// The same of position · frequency, exactly: a sum of two doubles.  Whoever compiles this, with whatever flags, gets the same
+/// bits: so the multiply-adds are spelled out.
+ATTN_INLINE void turn_exactly(double position, double frequency, double& cosine, double& sine) noexcept {
+  const double angle = position * frequency;
+  double c = 0, s = 0, c_of_rest = 0, s_of_rest = 0;
+  turn(angle, c, s);
+  turn(__builtin_fma(position, frequency, -angle), c_of_rest, s_of_rest);
+  cosine = __builtin_fma(c, c_of_rest, -(s * s_of_rest));
+  sine = __builtin_fma(s, c_of_rest, c * s_of_rest);
+}
+
+/// The same of a position below Rotation::kNear: as a rule the rest is less than a double tells.
+ATTN_INLINE void turn_near(double position, double frequency, double& cosine, double& sine) noexcept {
+  if (__builtin_fabs(frequency) > 1) return turn_exactly(position, frequency, cosine, sine);
+  turn(position * frequency, cosine, sine);
+}
+
 /// A tensor as a matrix: its rows are (batch, token) pairs, its columns (head, dim) pairs.
 ATTN_FN constexpr Index rows_of(const Tensor& t) noexcept { return t.shape[0] * t.shape[2]; }
 ATTN_FN constexpr Index columns_of(const Tensor& t) noexcept { return t.shape[1] * t.shape[3]; }

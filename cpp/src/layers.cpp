@@ -14,6 +14,7 @@ using std::to_string;
 constexpr auto kAxes = "(batch, head, token, dim)";
 constexpr double kSmallestBase = 1e-100;  // its powers times any position are finite
 constexpr double kHighestFrequency = 1e100;
+constexpr double kLargestFactor = 1e30;  // and one over it: both are float32's
 
 void require_operand(const char* argument, const Tensor& t) {
   require_data(argument, t);
@@ -107,9 +108,15 @@ Index require_rope(const Rope& rope, Index dim) {
     reject("base",
            "is " + short_text(rope.base) + ", must be finite and at least " + short_text(kSmallestBase));
   }
-  if (!(std::isfinite(rope.factor) && rope.factor > 0))
-    reject("factor", "is " + short_text(rope.factor) + ", must be finite and above 0");
+  if (!(rope.factor >= 1 / kLargestFactor && rope.factor <= kLargestFactor)) {
+    reject("factor", "is " + short_text(rope.factor) + ", must be " + short_text(1 / kLargestFactor) + " … " +
+                         short_text(kLargestFactor));
+  }
   const auto pairs = static_cast<Index>(rope.frequencies.size());
+  if (rope.dims == 0 && 2 * pairs > dim) {
+    reject("frequencies", "has " + to_string(pairs) + ", must have at most " + to_string(dim / 2) +
+                              ", one for each pair of dims");
+  }
   const Index dims = rope.dims != 0 ? rope.dims : pairs != 0 ? 2 * pairs : dim;
   if (dims < 0 || dims > dim || dims % 2 != 0) {
     const std::string given = rope.dims == 0 && pairs == 0 ? ", all of a head's" : "";

@@ -2,6 +2,7 @@
 #include "paged_cache.h"
 
 #include <algorithm>
+#include <unordered_map>
 
 #include "rotated_query.h"
 
@@ -129,7 +130,7 @@ void PagedKVCache::accept(const Tensor& branch, const Tensor& new_tokens, const 
   const Writing use(self.exclusion);
   const std::vector<Index> chosen = self.read(entries, true);
   const std::vector<Branch> branches = require_branches(branch, new_tokens, chosen, self.lengths_of(chosen));
-  Index needed = 0;
+  std::unordered_map<std::int32_t, Index> writers;  // of pages that others have too
   for (std::size_t i = 0; i < chosen.size(); ++i) {
     self.require_left("new_tokens", chosen[i], branches[i].length());
     const Index moved = branches[i].moves_from(), kept = self.kept_from(chosen[i]);
@@ -138,9 +139,12 @@ void PagedKVCache::accept(const Tensor& branch, const Tensor& new_tokens, const 
                            ", whose tokens before " + to_string(kept) + " were given back");
     }
     self.for_pages_moved_into(branches[i], [&](std::size_t place) {
-      needed += self.pool.references(self.pool.entry(chosen[i]).table[place]) > 1 ? 1 : 0;
+      const std::int32_t page = self.pool.entry(chosen[i]).table[place];
+      if (self.pool.references(page) > 1) ++writers[page];
     });
   }
+  Index needed = 0;  // if all who have a page write to it, the last one keeps it
+  for (const auto& [page, count] : writers) needed += min(count, self.pool.references(page) - 1);
   self.pool.require_free("accept", needed);
   // From here on nothing fails.
   for (std::size_t i = 0; i < chosen.size(); ++i) {

@@ -130,7 +130,8 @@ class Planner {
       for (const SharedPart& part : group.parts) add_gang(part, sections);
       if (kv_head == 0) most_states_ = max(most_states_, plan_.states - first_state);
     }
-    constexpr Index kRounding = 128;  // bytes: what a member's scratch has more where its rows are not the mean
+    constexpr Index kRounding =
+        128;  // bytes: what a member's scratch has more where its rows are not the mean
     const Index scratch = kernels_.sizes(call_, kernels_.gang_rows / kMostGangTasks).gang + kRounding;
     gang_scratch_ = max(gang_scratch_, kMostGangTasks * scratch);
   }

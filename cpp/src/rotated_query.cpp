@@ -33,6 +33,9 @@ RotatedQuery::RotatedQuery(Problem& problem, const CacheSettings& settings, cons
   if (!settings.rotary) reject("rotate_query", "is given, but the cache has no rotary embedding");
   const Call call = resolve(problem, Use::forward);
   const Tensor& query = problem.query;
+  for (const auto& [argument, result] : {Named{"out", &problem.out}, Named{"lse", &problem.lse}}) {
+    if (result->given()) require_apart(argument, *result, {{"query", &query}});
+  }
   const Index entries = query.shape[0], tokens = query.shape[2], first = first_rotated(settings);
   positions_ = positions_of(call, tokens);
   memory_.resize(

@@ -25,7 +25,8 @@ std::vector<Place> packed_places(const char* argument, const Tensor& cumulative,
   Index before = 0;
   for (Index entry = 0; entry < cumulative.shape[0]; ++entry) {
     const Index next = read_int(at(cumulative, entry, 0), cumulative.dtype);
-    if (entry == 0 && next != 0) reject(argument, entry_is(0, next) + ", must be 0: a sequence begins where the one before it ends");
+    if (entry == 0 && next != 0)
+      reject(argument, entry_is(0, next) + ", must be 0: a sequence begins where the one before it ends");
     if (next < before || next > tokens) {
       reject(argument, entry_is(entry, next) + ", must be " + to_string(before) + " … " + to_string(tokens));
     }

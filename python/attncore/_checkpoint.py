@@ -38,9 +38,13 @@ def write(
     target = Path(path)
     fresh = target.parent / f".{target.name[:32]}.{secrets.token_hex(8)}"
     try:
-        with fresh.open("xb") as file:
-            with contextlib.suppress(FileNotFoundError):
-                fresh.chmod(stat.S_IMODE(target.stat().st_mode))  # open() would have left it
+        mode = None
+        with contextlib.suppress(OSError):
+            mode = stat.S_IMODE(target.stat().st_mode)  # open() would have left it
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        with os.fdopen(os.open(fresh, flags, 0o666 if mode is None else 0o600), "wb") as file:
+            if mode is not None:
+                fresh.chmod(mode)
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

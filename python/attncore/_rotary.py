@@ -25,6 +25,7 @@ class Rotary:
 
     Raises:
         ValueError: frequencies are not one-dimensional, or empty.
+        TypeError: They are no real numbers.
 
     Example:
         >>> import numpy as np, attncore
@@ -45,12 +46,17 @@ class Rotary:
     def __post_init__(self) -> None:
         if self.frequencies is None:
             return
-        frequencies = np.asarray(self.frequencies, np.float64)
+        try:
+            frequencies = np.asarray(self.frequencies)
+        except ValueError:
+            raise TypeError("frequencies: must be a sequence of numbers") from None
+        if frequencies.size > 0 and frequencies.dtype.kind not in "fiu":
+            raise TypeError(f"frequencies: dtype is {frequencies.dtype}, must be real numbers")
         if frequencies.ndim != 1 or frequencies.size == 0:
             raise ValueError(
                 f"frequencies: shape is {frequencies.shape}, must be one for each pair of dims"
             )
-        object.__setattr__(self, "frequencies", tuple(frequencies.tolist()))
+        object.__setattr__(self, "frequencies", tuple(frequencies.astype(np.float64).tolist()))
 
 
 def rotary_of(rotary: Rotary | bool | None) -> Rotary | None:

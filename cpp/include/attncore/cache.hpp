@@ -2,7 +2,7 @@
 // a list of them.
 //
 // Any number of threads may read a cache at once (attend, gather, state, lengths, …).  A call that changes it (append,
-// truncate, fork, free, restore) must be alone: a call that conflicts throws InUse at once, and has changed nothing.
+// truncate, accept, fork, free, restore) must be alone: a call that conflicts throws InUse at once, and has changed nothing.
 #pragma once
 
 #include <attncore/layers.hpp>

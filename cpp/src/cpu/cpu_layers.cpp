@@ -36,7 +36,7 @@ class Angles {
     for (Index position = 0; position < near; ++position) {
       double* const angles = frequency + (1 + 2 * position) * pairs;
       for (Index i = 0; i < pairs; ++i) {
-        turn(static_cast<double>(position) * frequency[i], angles[i], angles[pairs + i]);
+        turn_near(static_cast<double>(position), frequency[i], angles[i], angles[pairs + i]);
       }
     }
     rotation.frequency = frequency;

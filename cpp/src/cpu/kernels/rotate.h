@@ -115,18 +115,10 @@ class Turns {
   ATTN_INLINE T* cosine(Index token) const noexcept { return rows_ + 2 * token * row_items_; }
   ATTN_INLINE T* sine(Index token) const noexcept { return cosine(token) + row_items_; }
 
-  /// The angle is far · frequency, exactly: a sum of two doubles.
   void set_far(Index position) noexcept {
     const Index pairs = rotation_.pairs();
     const auto p = static_cast<double>(position);
-    for (Index i = 0; i < pairs; ++i) {
-      const double angle = p * rotation_.frequency[i];
-      double cosine = 0, sine = 0, cosine_of_rest = 0, sine_of_rest = 0;
-      turn(angle, cosine, sine);
-      turn(__builtin_fma(p, rotation_.frequency[i], -angle), cosine_of_rest, sine_of_rest);
-      far_[i] = cosine * cosine_of_rest - sine * sine_of_rest;
-      far_[pairs + i] = sine * cosine_of_rest + cosine * sine_of_rest;
-    }
+    for (Index i = 0; i < pairs; ++i) turn_exactly(p, rotation_.frequency[i], far_[i], far_[pairs + i]);
     far_position_ = position;
     has_far_ = true;
   }
@@ -140,7 +132,7 @@ class Turns {
       near = rotation_.near + position * 2 * pairs;
     } else {
       for (Index i = 0; i < pairs; ++i) {
-        turn(static_cast<double>(position) * rotation_.frequency[i], near_[i], near_[pairs + i]);
+        turn_near(static_cast<double>(position), rotation_.frequency[i], near_[i], near_[pairs + i]);
       }
     }
     const double factor = rotation_.factor, turned = rotation_.inverse ? -factor : factor;
