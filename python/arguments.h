@@ -74,13 +74,9 @@ class Arguments {
 
   /// (batch), or a scalar; most = 2: (batch, token), or (token)
   Tensor ints(const char* argument, const py::object& object, py::ssize_t most, bool wraps = false) {
-    if (object.is_none()) return {};
-    const py::array array = kept(int_array(argument, object, wraps));
-    require_rank(argument, array, most);
-    const int rank = static_cast<int>(array.ndim());
-    if (most == 1) return tensor(argument, array, {rank - 1, -1, -1, -1}, kInts);
-    if (rank == 0) reject_value(argument, "is a scalar, must have a value a token");
-    return tensor(argument, array, {rank - 2, -1, rank - 1, -1}, kInts);
+    const IntArgument given(argument, object, most, wraps);
+    if (!object.is_none()) kept(given.array);
+    return given.tensor;
   }
 
  private:

@@ -193,16 +193,8 @@ py::array rope_call(py::handle x_object, const py::object& positions, const py::
     reject_value("out", "has " + std::to_string(y.ndim()) + " dimensions, x has " + std::to_string(x.ndim()));
   }
   Rope rope_options = rope_of(rotary);
-  py::array kept;
-  if (!positions.is_none()) {
-    kept = int_array("positions", positions);
-    if (kept.ndim() < 1 || kept.ndim() > 2) {
-      reject_value("positions", "has " + std::to_string(kept.ndim()) +
-                                    " dimensions, must have 1 (token) or 2 (batch, token)");
-    }
-    const int rank = static_cast<int>(kept.ndim());
-    rope_options.positions = tensor("positions", kept, {rank - 2, -1, rank - 1, -1}, kInts);
-  }
+  const IntArgument at("positions", positions, 2);
+  rope_options.positions = at.tensor;
   const bool back = boolean("inverse", inverse);
   const Tensor xs = tensor("x", x, axes_of(bshd, x.ndim()), kFloats);
   const Tensor ys = tensor("out", y, axes_of(bshd, y.ndim()), kFloats);

@@ -197,8 +197,9 @@ class MultiHeadLayer {
   std::shared_ptr<Call> kept() {
     const std::lock_guard lock(mutex_);
     if (kept_) return kept_;
-    reject_value("backward",
-                 "there is no call to go back through: none was made, the last one failed, or training was False");
+    reject_value(
+        "backward",
+        "there is no call to go back through: none was made, the last one failed, or training was False");
   }
   void put(std::shared_ptr<Call> call) {
     const std::lock_guard lock(mutex_);

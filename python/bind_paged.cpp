@@ -14,7 +14,6 @@ namespace {
 struct BlockTable : IntArgument {
   explicit BlockTable(const py::object& object) : IntArgument("block_table", object, 2, true) {
     if (object.is_none()) reject_type("block_table", "must be an array, is NoneType");
-    if (array.ndim() == 0) reject_value("block_table", "is a scalar, must have a value a page");
     std::swap(tensor.shape[2], tensor.shape[3]);
     std::swap(tensor.stride[2], tensor.stride[3]);
   }

@@ -135,6 +135,7 @@ struct IntArgument {
       reject_value(argument,
                    "has " + std::to_string(rank) + " dimensions, must have at most " + std::to_string(most));
     }
+    if (most > 1 && rank == 0) reject_value(argument, "is a scalar, must have 1 or 2 dimensions");
     const Axes axes = most == 1 ? Axes{rank - 1, -1, -1, -1} : Axes{rank - 2, -1, rank - 1, -1};
     tensor = python::tensor(argument, array, axes, kInts);
   }

@@ -250,3 +250,22 @@ def test_out(kind: str, rng: np.random.Generator) -> None:
     given = out.transpose(0, 2, 1, 3)
     assert cache.attend(query, out=given) is given
     assert_same_bits(np.ascontiguousarray(given), cache.attend(query))
+
+
+def test_float32_queries_of_float64() -> None:
+    cache = attncore.KVCache(1, 1, 4, capacity=10, dtype="float64")
+    with pytest.raises(
+        TypeError, match=r"query: dtype is float32, a cache of float64 accepts float64"
+    ):
+        cache.attend(np.zeros((1, 1, 1, 4), np.float32))
+
+
+def test_a_paged_cache_begins_without_entries() -> None:
+    cache, key = attncore.PagedKVCache(2, 4, 1, 4), np.zeros((1, 1, 3, 4), np.float32)
+    for call in (lambda: cache.append(key, key), lambda: cache.attend(key)):
+        with pytest.raises(
+            ValueError,
+            match=r"entries: there are none: a paged cache begins without, add\(\) makes one",
+        ):
+            call()
+    assert cache.attend(key[:0]).shape == (0, 1, 3, 4)

@@ -121,6 +121,7 @@ BAD: dict[str, tuple[tuple[Any, Any], type[Exception], str]] = {
     "below -1": (([0, -2], 3), ValueError, "branch: has -2 for entry 0"),
     "branch of floats": (([0.0], 3), TypeError, "branch: dtype is float"),
     "of too many axes": (([[[0]]], 3), ValueError, "branch: has 3 dimensions"),
+    "a scalar": ((0, 3), ValueError, "branch: is a scalar"),
     "no branch": ((None, 3), ValueError, "branch: is not given"),
 }
 

@@ -270,25 +270,6 @@ def test_entries_that_are_not_there(kind: str) -> None:
                 call(entry)
 
 
-def test_float32_queries_of_float64() -> None:
-    cache = attncore.KVCache(1, 1, 4, capacity=10, dtype="float64")
-    with pytest.raises(
-        TypeError, match=r"query: dtype is float32, a cache of float64 accepts float64"
-    ):
-        cache.attend(zeros(1, 1, 1, 4))
-
-
-def test_a_paged_cache_begins_without_entries() -> None:
-    cache, key = attncore.PagedKVCache(2, 4, 1, 4), zeros(1, 1, 3, 4)
-    for call in (lambda: cache.append(key, key), lambda: cache.attend(key)):
-        with pytest.raises(
-            ValueError,
-            match=r"entries: there are none: a paged cache begins without, add\(\) makes one",
-        ):
-            call()
-    assert cache.attend(key[:0]).shape == (0, 1, 3, 4)
-
-
 def test_capacity(rng: np.random.Generator) -> None:
     cache = attncore.KVCache(3, 1, 4, capacity=10)
     tokens = rng.standard_normal((3, 1, 8, 4))

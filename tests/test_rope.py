@@ -218,7 +218,7 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "no dims": ({"dims": 0}, ValueError, "dims.*0.*at least 2"),
     "float dims": ({"dims": 4.0}, TypeError, "dims.*int.*float"),
     "float positions": ({"positions": np.zeros(5)}, TypeError, "positions.*float64.*integer"),
-    "scalar position": ({"positions": 3}, ValueError, "positions.*0 dim"),
+    "scalar position": ({"positions": 3}, ValueError, "positions.*scalar"),
     "3-D positions": ({"positions": np.zeros((1, 2, 5), int)}, ValueError, "positions.*3 dim"),
     "other tokens": ({"positions": [1, 2, 3]}, ValueError, r"positions.*3, 1\).*5, 1\)"),
     "another batch": ({"positions": np.zeros((3, 5), int)}, ValueError, r"positions.*\(3.*\(2"),

@@ -1,6 +1,7 @@
 #include "cache_store.h"
 
 #include <cstring>
+#include <utility>
 
 #include "require.h"
 #include "tensor.h"
@@ -32,8 +33,8 @@ Tensor slots_of(Tensor pool, Index page, Index slot, Index count) noexcept {
 /// Keys in the accumulation type, rotated.
 class Rotated {
  public:
-  Rotated(const CacheSettings& settings, const Rope& rotary, Index most)
-      : rope_(rotary),
+  Rotated(const CacheSettings& settings, Rope rotary, Index most)
+      : rope_(std::move(rotary)),
         first_dim_(first_rotated(settings)),
         tensor_(Tensor::contiguous(nullptr, accumulation(settings.dtype),
                                    {1, settings.kv_heads, most, settings.dim})) {
@@ -131,7 +132,7 @@ void CacheStore::write(const Incoming& tokens, const Options& options) {
 
 /// x: tokens `done` … of those that come.
 void CacheStore::place(const char* argument, const Tensor& x, const Incoming& tokens, Index done,
-                       const Tensor& pool, const Tensor& scales) {
+                       const Tensor& pool, const Tensor& scales) const {
   for (Index i = 0; i < x.shape[2];) {
     const Index token = tokens.first + done + i, slot = token % slots();
     const Index page = tokens.table[token / slots()], count = min(x.shape[2] - i, slots() - slot);

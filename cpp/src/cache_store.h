@@ -67,7 +67,7 @@ class CacheStore {
 
  private:
   void place(const char* argument, const Tensor& x, const Incoming& tokens, Index done, const Tensor& pool,
-             const Tensor& scales);
+             const Tensor& scales) const;
 
   CacheSettings settings_;
   std::vector<StoredPart> parts_;

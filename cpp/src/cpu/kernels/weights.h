@@ -71,16 +71,18 @@ class WeightsKernel {
   void clear_result(Index row) const noexcept {
     const Weights& w = *task_.weights;
     const Index count = w.probabilities.shape[3], none = -1;
+    std::byte* const line = result(w.probabilities, row, 0);
     for (Index i = 0; i < count; i += kWidth<Isa, T>)
-      put_register(row, i, min(kWidth<Isa, T>, count - i), Vec<Isa, T>{});
+      put_register(line, i, min(kWidth<Isa, T>, count - i), Vec<Isa, T>{});
     for (Index i = 0; w.indices.given() && i < count; ++i)
       __builtin_memcpy(result(w.indices, row, i), &none, sizeof none);
   }
 
-  void put_register(Index row, Index at_key, Index count, Vec<Isa, T> probability) const noexcept {
-    const Tensor& t = task_.weights->probabilities;
-    store_items<Isa, T, sizeof(T) == 8 ? DType::f64 : DType::f32>(result(t, row, at_key), t.stride[3], count,
-                                                                  probability);
+  /// `line`: a row's probabilities from some key on.
+  ATTN_INLINE void put_register(std::byte* line, Index i, Index count,
+                                Vec<Isa, T> probability) const noexcept {
+    const Index stride = task_.weights->probabilities.stride[3];
+    store_items<Isa, T, kDType<T>>(line + i * stride, stride, count, probability);
   }
 
   /// visit(row, scores, keys) for every row that exists, tile by tile.
@@ -119,6 +121,7 @@ class WeightsKernel {
     const T origin = softmax_.base(softmax_.maximum[row]);
     const T sum = softmax_.sum[row] == 0 ? T{1} : softmax_.sum[row];
     const bool ranked = task_.weights->indices.given();
+    std::byte* const line = result(task_.weights->probabilities, row, ranked ? 0 : keys.begin);
     for (Index i = 0; i < keys.size(); i += kWidth<Isa, T>) {
       const V score = load<V>(scores + i);
       const V probability = attncore::exp<Isa, T>(score - origin) / sum;
@@ -126,7 +129,7 @@ class WeightsKernel {
       if (ranked) {
         insert_register(row, keys.begin + i, count, score, probability);
       } else {
-        put_register(row, keys.begin + i, count, probability);
+        put_register(line, i, count, probability);
       }
     }
   }
