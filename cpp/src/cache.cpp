@@ -116,9 +116,7 @@ void KVCache::attend(const Problem& problem, const Tensor& entries, const Option
       t->stride[0] = 0;
     }
   }
-  std::optional<RotatedQuery> rotated;
-  if (rotate_query) rotated.emplace(whole, settings(), options);
-  forward(whole, options);
+  rotate_query ? forward_rotated(whole, settings(), options) : forward(whole, options);
 }
 
 void KVCache::truncate(const Tensor& lengths, const Tensor& entries) {
@@ -135,12 +133,9 @@ void KVCache::accept(const Tensor& branch, const Tensor& new_tokens, const Tenso
   const std::vector<Index> chosen = self.read(entries, true);
   const std::vector<Branch> branches = require_branches(branch, new_tokens, chosen, self.lengths_of(chosen));
   for (std::size_t i = 0; i < chosen.size(); ++i) {
-    const Branch& kept = branches[i];
     const auto page = static_cast<std::int32_t>(chosen[i]);
-    for (Index token = kept.moves_from(); token < kept.length(); ++token) {
-      self.store.move(&page, kept.from[static_cast<std::size_t>(token - kept.first)], token);
-    }
-    self.length(chosen[i]) = kept.length();
+    move_tokens(self.store, &page, branches[i]);
+    self.length(chosen[i]) = branches[i].length();
   }
 }
 

@@ -24,6 +24,12 @@ void require_not_given(const char* argument, const Tensor& t) {
   if (t.given()) reject(argument, "is given, it must be left to the cache");
 }
 
+/// A paged cache begins with no entries.
+void require_entries(Index given, Index entries) {
+  if (given > 0 && entries == 0)
+    reject("entries", "there are none: a paged cache begins without, add() makes one");
+}
+
 void require_no_value(const CacheSettings& s, const Tensor& value) {
   if (value.given())
     reject("value", "is given, the cache's values are the first " + to_string(s.value_dim) + " dims of keys");
@@ -60,16 +66,6 @@ CacheSettings require_settings(const CacheSettings& settings, const char* extent
 void reject_entry(Index number) {
   reject("entry", "is " + to_string(number) + ", which the cache does not have");
 }
-
-namespace {
-
-/// A paged cache begins with no entries.
-void require_entries(Index given, Index entries) {
-  if (given > 0 && entries == 0)
-    reject("entries", "there are none: a paged cache begins without, add() makes one");
-}
-
-}  // namespace
 
 std::vector<Index> require_new_tokens(const CacheSettings& s, const NewTokens& tokens, Index entries) {
   const Index count = tokens.key.shape[2];

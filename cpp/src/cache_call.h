@@ -59,6 +59,12 @@ struct Branch {
     return token;
   }
 };
+/// Moves its tokens; the pages that they move into are the entry's own.
+inline void move_tokens(CacheStore& store, const std::int32_t* table, const Branch& branch) noexcept {
+  for (Index token = branch.moves_from(); token < branch.length(); ++token)
+    store.move(table, branch.from[static_cast<std::size_t>(token - branch.first)], token);
+}
+
 std::vector<Branch> require_branches(const Tensor& branch, const Tensor& new_tokens,
                                      const std::vector<Index>& entries, const std::vector<Index>& lengths);
 

@@ -17,9 +17,9 @@ constexpr double kMost8 = 127, kMost4 = 7, kMostF8 = 448;
 
 constexpr std::int32_t kMagnitude = 0x7fffffff, kInfinity = 0x7f800000;
 
-/// row[i] / scale by a multiplication with 1 / scale, to a multiple of 2⁻³⁷, of quotients below 2¹⁰.  Each rounding below
+/// x / scale by a multiplication with 1 / scale, to a multiple of 2⁻³⁷, of quotients below 2¹⁰.  Each rounding below
 /// makes of it what it makes of the quotient: of that, a tie is a multiple of 2⁻¹⁰, and what is none is farther than
-/// 2⁻³⁶ from each tie, since a float has 24 bits.
+/// 2⁻³⁶ from each tie, since a float has 24 bits.  So the error is at most half a step.
 ATTN_INLINE double quotient(float x, double reciprocal) noexcept {
   constexpr double kLast = 0x1.8p15;  // its last bit
   return (x * reciprocal + kLast) - kLast;
@@ -86,8 +86,7 @@ bool quantise_row(const float* row, Index dim, DType dtype, std::byte* to, float
   if (largest >= kInfinity) return false;
   const double most = dtype == DType::i8 ? kMost8 : dtype == DType::i4 ? kMost4 : kMostF8;
   scale = scale_of(std::bit_cast<float>(largest), most);
-  const double reciprocal =
-      1 / double{scale};  // in double no tie is missed: the error is at most half a step
+  const double reciprocal = 1 / double{scale};
   if (dtype == DType::i8) {
     for (Index i = 0; i < dim; ++i) to[i] = static_cast<std::byte>(nearest(quotient(row[i], reciprocal)));
   } else if (dtype == DType::i4) {

@@ -111,9 +111,7 @@ void PagedKVCache::attend(const Problem& problem, const Tensor& entries, const O
   if (tables.empty()) tables.push_back(0);  // a table that is given has memory
   whole.paging.block_table =
       Tensor::contiguous(tables.data(), DType::i32, {static_cast<Index>(chosen.size()), 1, 1, columns});
-  std::optional<RotatedQuery> rotated;
-  if (rotate_query) rotated.emplace(whole, settings(), options);
-  forward(whole, options);
+  rotate_query ? forward_rotated(whole, settings(), options) : forward(whole, options);
 }
 
 void PagedKVCache::truncate(const Tensor& lengths, const Tensor& entries) {
@@ -148,17 +146,15 @@ void PagedKVCache::accept(const Tensor& branch, const Tensor& new_tokens, const 
   self.pool.require_free("accept", needed);
   // From here on nothing fails.
   for (std::size_t i = 0; i < chosen.size(); ++i) {
-    const Branch& kept = branches[i];
     const PagedEntry& entry = self.pool.entry(chosen[i]);
-    self.for_pages_moved_into(kept, [&](std::size_t place) {
+    self.for_pages_moved_into(branches[i], [&](std::size_t place) {
       const std::int32_t shared = self.pool.make_own(chosen[i], place);
       if (shared < 0) return;
       const Index before = static_cast<Index>(place) * page_size();
       self.store.copy(shared, entry.table[place], min(page_size(), entry.length - before));
     });
-    for (Index token = kept.moves_from(); token < kept.length(); ++token)
-      self.store.move(entry.table.data(), kept.from[static_cast<std::size_t>(token - kept.first)], token);
-    self.pool.truncate(chosen[i], kept.length());
+    move_tokens(self.store, entry.table.data(), branches[i]);
+    self.pool.truncate(chosen[i], branches[i].length());
   }
 }
 

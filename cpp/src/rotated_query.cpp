@@ -29,7 +29,7 @@ std::vector<Index> positions_of(const Call& call, Index tokens) {
 
 }  // namespace
 
-RotatedQuery::RotatedQuery(Problem& problem, const CacheSettings& settings, const Options& options) {
+void forward_rotated(const Problem& problem, const CacheSettings& settings, const Options& options) {
   if (!settings.rotary) reject("rotate_query", "is given, but the cache has no rotary embedding");
   const Call call = resolve(problem, Use::forward);
   const Tensor& query = problem.query;
@@ -37,19 +37,21 @@ RotatedQuery::RotatedQuery(Problem& problem, const CacheSettings& settings, cons
     if (result->given()) require_apart(argument, *result, {{"query", &query}});
   }
   const Index entries = query.shape[0], tokens = query.shape[2], first = first_rotated(settings);
-  positions_ = positions_of(call, tokens);
-  memory_.resize(
+  std::vector<std::byte> memory(
       static_cast<std::size_t>(entries * query.shape[1] * tokens * query.shape[3] * item_size(query.dtype)));
-  const Tensor copy = Tensor::contiguous(memory_.data(), query.dtype, query.shape);
+  const Tensor turned = Tensor::contiguous(memory.data(), query.dtype, query.shape);
   for (Index entry = 0; first > 0 && entry < entries; ++entry) {
     convert(part_of(part_of(query, 0, entry, 1), 3, 0, first),
-            part_of(part_of(copy, 0, entry, 1), 3, 0, first));
+            part_of(part_of(turned, 0, entry, 1), 3, 0, first));
   }
-  Rope rope_by_position = *settings.rotary;
-  rope_by_position.positions = Tensor::contiguous(positions_.data(), DType::i64, {entries, 1, tokens, 1});
+  const std::vector<Index> positions = positions_of(call, tokens);
+  Rope by_position = *settings.rotary;
+  by_position.positions = Tensor::contiguous(positions.data(), DType::i64, {entries, 1, tokens, 1});
   const Index rotated = query.shape[3] - first;
-  rope(part_of(query, 3, first, rotated), rope_by_position, part_of(copy, 3, first, rotated), false, options);
-  problem.query = copy;
+  rope(part_of(query, 3, first, rotated), by_position, part_of(turned, 3, first, rotated), false, options);
+  Problem same = problem;
+  same.query = turned;
+  forward(same, options);
 }
 
 }  // namespace attncore

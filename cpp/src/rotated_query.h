@@ -1,21 +1,12 @@
 // The queries of a cache's call, rotated as its keys are.
 #pragma once
 
-#include <vector>
-
 #include "cache_call.h"
 
 namespace attncore {
 
-class RotatedQuery {
- public:
-  /// Each query turns by the position of its own token: the last new one stands at its entry's last, and a tree's at as
-  /// many steps past the tokens before it as it has ancestors.  `problem` is whole; its query becomes the rotated copy.
-  RotatedQuery(Problem& problem, const CacheSettings& settings, const Options& options);
-
- private:
-  std::vector<std::byte> memory_;
-  std::vector<Index> positions_;  // (entry, token)
-};
+/// forward() of a whole problem, whose queries turn by the positions of their tokens: the last new one stands at its entry's
+/// last, and one of a tree as many steps past the tokens before it as it has ancestors.
+void forward_rotated(const Problem& problem, const CacheSettings& settings, const Options& options);
 
 }  // namespace attncore

@@ -27,8 +27,8 @@ class KVCache(Cache):
     1024, whichever is more, for float8.
 
     Threads: any number may read a cache at once (`attend`, `gather`, `save`, …).  A call that
-    changes it (`append`, `truncate`, `accept`, `load`, …) must be alone: it raises RuntimeError if it finds
-    another thread in the cache, and so does every call that finds it; none waits.
+    changes it (`append`, `truncate`, `accept`, `load`, …) must be alone: it raises RuntimeError if
+    it finds another thread in the cache, and so does every call that finds it; none waits.
 
     Args:
         batch: Entries.

@@ -9,8 +9,6 @@ from attncore import _core
 from attncore._rotary import Rotary, RotaryFields, fields_of
 from attncore._types import Array, Ints, Layout
 
-_BASE = 10000.0
-
 
 class LinearGradients(NamedTuple):
     """The gradients of `linear`'s arguments; None for what was not wanted."""
@@ -118,7 +116,7 @@ def rope(
     x: Array,
     positions: Ints | Sequence[Sequence[int]] | None = None,
     *,
-    base: float = _BASE,
+    base: float = Rotary.base,
     dims: int | None = None,
     interleaved: bool = False,
     rotary: Rotary | None = None,
@@ -167,7 +165,7 @@ def rope(
         fields: RotaryFields = (base, dims, interleaved, None, 1.0)
     elif not isinstance(rotary, Rotary):
         raise TypeError(f"rotary: must be a Rotary or None, is {type(rotary).__name__}")
-    elif not (base is _BASE and dims is None and interleaved is False):
+    elif not (base is Rotary.base and dims is None and interleaved is False):
         raise ValueError("rotary: comes without base, dims and interleaved, which it has")
     else:
         fields = fields_of(rotary)

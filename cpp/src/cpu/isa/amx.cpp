@@ -36,17 +36,6 @@ extern constinit const Kernels amx_high =
 extern constinit const Kernels amx_f16 =
     exact_for_few<Part<2>>("tiles of f16 in two bf16 parts, fma f32 for few rows");
 
-extern constinit const IsaTable amx = {.name = "amx",
-                                       .supported = amx_supported,
-                                       .preferred = nullptr,
-                                       .f32 = &avx512_f32,
-                                       .f64 = &avx512_f64,
-                                       .bf16 = &amx_bf16,
-                                       .f16 = &amx_f16,
-                                       .highest = &avx512_f32,
-                                       .high = &amx_high,
-                                       .medium = &amx_medium,
-                                       .bf16_products = &avx512_bf16_pairs,
-                                       .bf16_gradients = &avx512_f32};
+extern constinit const IsaTable amx = amx_table("amx", avx512_f32);
 
 }  // namespace attncore

@@ -73,4 +73,21 @@ constexpr Kernels exact_for_few(const char* name) noexcept {
 bool amx_supported() noexcept;
 extern const Kernels amx_bf16, amx_f16, amx_high, amx_medium;
 
+namespace {
+
+/// Tiles for all but gradients and exact float32, of which `highest` has the forward; avx512_bf16's pairs for layers.
+constexpr IsaTable amx_table(const char* name, const Kernels& highest) noexcept {
+  IsaTable table = make_table<Avx512>(name, amx_supported, avx512_f32, avx512_f64);
+  table.preferred = nullptr;
+  table.bf16 = &amx_bf16;
+  table.f16 = &amx_f16;
+  table.highest = &highest;
+  table.high = &amx_high;
+  table.medium = &amx_medium;
+  table.bf16_products = &avx512_bf16_pairs;
+  return table;
+}
+
+}  // namespace
+
 }  // namespace attncore

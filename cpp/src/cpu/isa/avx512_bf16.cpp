@@ -32,23 +32,21 @@ constexpr Kernels rounded_kernels() noexcept {
 constexpr Kernels kRounded = rounded_kernels();
 
 bool preferred() noexcept { return supported_with_pairs() && __builtin_cpu_is("amd") != 0; }
+
+/// But for bfloat16 and what is rounded to it, avx512's own kernels.
+constexpr IsaTable pairs_table() noexcept {
+  IsaTable table = make_table<Avx512>("avx512_bf16", supported_with_pairs, avx512_f32, avx512_f64);
+  table.preferred = preferred;
+  table.bf16 = table.bf16_products = table.bf16_gradients = &avx512_bf16_pairs;
+  table.medium = &kRounded;
+  return table;
+}
+
 }  // namespace
 
 /// By name, since amx has its products of layers too.
 extern constinit const Kernels avx512_bf16_pairs = kPairs;
 
-/// But for bfloat16 and what is rounded to it, avx512's own kernels.
-extern constinit const IsaTable avx512_bf16 = {.name = "avx512_bf16",
-                                               .supported = supported_with_pairs,
-                                               .preferred = preferred,
-                                               .f32 = &avx512_f32,
-                                               .f64 = &avx512_f64,
-                                               .bf16 = &avx512_bf16_pairs,
-                                               .f16 = &avx512_f32,
-                                               .highest = &avx512_f32,
-                                               .high = &avx512_f32,
-                                               .medium = &kRounded,
-                                               .bf16_products = &avx512_bf16_pairs,
-                                               .bf16_gradients = &avx512_bf16_pairs};
+extern constinit const IsaTable avx512_bf16 = pairs_table();
 
 }  // namespace attncore

@@ -70,12 +70,15 @@ class WeightsKernel {
 
   void clear_result(Index row) const noexcept {
     const Weights& w = *task_.weights;
-    const Index count = w.probabilities.shape[3], none = -1;
+    const Index count = w.probabilities.shape[3];
+    if (w.indices.given()) {
+      const Ranks ranks = this->ranks(row);
+      for (Index i = 0; i < count; ++i) ranks.put(i, {0, -1});
+      return;
+    }
     std::byte* const line = result(w.probabilities, row, 0);
     for (Index i = 0; i < count; i += kWidth<Isa, T>)
       put_register(line, i, min(kWidth<Isa, T>, count - i), Vec<Isa, T>{});
-    for (Index i = 0; w.indices.given() && i < count; ++i)
-      __builtin_memcpy(result(w.indices, row, i), &none, sizeof none);
   }
 
   /// `line`: a row's probabilities from some key on.
@@ -120,18 +123,20 @@ class WeightsKernel {
     using V = Vec<Isa, T>;
     const T origin = softmax_.base(softmax_.maximum[row]);
     const T sum = softmax_.sum[row] == 0 ? T{1} : softmax_.sum[row];
-    const bool ranked = task_.weights->indices.given();
-    std::byte* const line = result(task_.weights->probabilities, row, ranked ? 0 : keys.begin);
-    for (Index i = 0; i < keys.size(); i += kWidth<Isa, T>) {
-      const V score = load<V>(scores + i);
-      const V probability = attncore::exp<Isa, T>(score - origin) / sum;
-      const Index count = min(kWidth<Isa, T>, keys.size() - i);
-      if (ranked) {
-        insert_register(row, keys.begin + i, count, score, probability);
-      } else {
-        put_register(line, i, count, probability);
+    const auto each_register = [&](auto visit) {
+      for (Index i = 0; i < keys.size(); i += kWidth<Isa, T>) {
+        const V score = load<V>(scores + i);
+        visit(i, min(kWidth<Isa, T>, keys.size() - i), score, attncore::exp<Isa, T>(score - origin) / sum);
       }
+    };
+    if (task_.weights->indices.given()) {
+      const Ranks ranks = this->ranks(row);
+      return each_register([&](Index i, Index count, V score, V probability) {
+        ranks.insert(keys.begin + i, count, score, probability);
+      });
     }
+    std::byte* const line = result(task_.weights->probabilities, row, keys.begin);
+    each_register([&](Index i, Index count, V, V probability) { put_register(line, i, count, probability); });
   }
 
   // ---- the largest: the result's own memory is a heap whose root is the smallest of them, sorted at the end ----
@@ -169,24 +174,21 @@ class WeightsKernel {
       }
       put(place, item);
     }
+    /// Keys come in rising order: of equal ones, those that are there stay.
+    void insert(Index key, Index count, Vec<Isa, T> score, Vec<Isa, T> probability) const noexcept {
+      const Found last = (*this)[0];
+      if (last.key >= 0 && !AnyAbove<Isa, T>::of(probability, last.probability)) return;
+      for (Index lane = 0; lane < count; ++lane) {
+        const Found item{probability[lane], key + lane};
+        if (score[lane] == -static_cast<T>(__builtin_inf())) continue;
+        if ((*this)[0].after(item)) sink(size, item);
+      }
+    }
   };
 
   [[nodiscard]] Ranks ranks(Index row) const noexcept {
     const Tensor &p = task_.weights->probabilities, &i = task_.weights->indices;
     return {result(p, row, 0), result(i, row, 0), p.stride[3], i.stride[3], p.shape[3]};
-  }
-
-  /// Keys come in rising order: of equal ones, those that are there stay.
-  void insert_register(Index row, Index key, Index count, Vec<Isa, T> score,
-                       Vec<Isa, T> probability) const noexcept {
-    const Ranks ranks = this->ranks(row);
-    const Found last = ranks[0];
-    if (last.key >= 0 && !AnyAbove<Isa, T>::of(probability, last.probability)) return;
-    for (Index lane = 0; lane < count; ++lane) {
-      const Found item{probability[lane], key + lane};
-      if (score[lane] == -static_cast<T>(__builtin_inf())) continue;
-      if (ranks[0].after(item)) ranks.sink(ranks.size, item);
-    }
   }
 
   void sort(Index row) const noexcept {
