@@ -59,6 +59,12 @@ def checkered(tokens: int, block: int = 512) -> Any:
     return (at[:, None] + at) % 2 == 0
 
 
+def segments(tokens: int, length: int = 512) -> tuple[tuple[str, Any], ...]:
+    """Packed documents of one length."""
+    of_token = np.arange(tokens)[None] // length
+    return ("query_segments", of_token), ("key_segments", of_token)
+
+
 def lines(dtype: str, threads: int) -> list[Line]:
     """The bars of a dtype."""
     rng = np.random.default_rng(0)
@@ -84,6 +90,14 @@ def lines(dtype: str, threads: int) -> list[Line]:
             PLAIN,
             0.5 if dtype == "bfloat16" else 0.8,
             options=(("softcap", 30.0),),
+        ),
+        Line(
+            "segments of 512 in 4k",
+            LONG,
+            LONG,
+            0.8,
+            options=segments(LONG.keys),
+            share=512 / LONG.keys,
         ),
         Line("bias", BIASED, replace(BIASED, bias=False), 0.8),
     ]

@@ -77,6 +77,22 @@ struct Tree {
   }
 };
 
+/// The keys of each query's segment, a range of its sequence's keys that never moves back from a query to the next; kNone for all queries of a
+/// sequence whose segments are not such.  Ranges stand where query's tokens do.
+struct SegmentRanges {
+  static constexpr Range kNone{-1, -1};
+  const Range* of_query = nullptr;  // (entry, token)
+  Index tokens = 0;                 // of an entry
+  std::shared_ptr<const Range[]> memory;
+
+  /// Those of a sequence's queries; null if it has none.
+  [[nodiscard]] ATTN_FN const Range* of(const Place& queries) const noexcept {
+    if (of_query == nullptr || queries.tokens == 0) return nullptr;
+    const Range* const first = of_query + queries.batch * tokens + queries.first;
+    return first->begin < 0 ? nullptr : first;
+  }
+};
+
 /// The pages of all sequences, one after another.
 struct Pages {
   const std::int32_t* numbers = nullptr;
@@ -113,6 +129,7 @@ struct Call {
     return {entry, queries, keys, keys - queries, {entry, 0, queries}, {entry, 0, keys}};
   }
   DistanceBias distance_bias;
+  SegmentRanges segments;
   Tree tree;
   Pages pages;
   Coins dropout;

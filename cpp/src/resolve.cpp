@@ -7,6 +7,7 @@
 
 #include "distance_bias.h"
 #include "require.h"
+#include "segment_ranges.h"
 #include "sequences.h"
 
 namespace attncore {
@@ -240,6 +241,7 @@ Call resolve(const Problem& problem, Use use) {
   call.dropout = coins_of(problem.dropout);
   call.precision = precision_of(call, problem.precision, use);
   require_segments(call, problem);
+  call.segments = segment_ranges(call);
   resolve_tree(call);
   if (call.score.relative_bias.table.given()) call.distance_bias = lay_out(call);
   return call;

@@ -134,8 +134,8 @@ class Plan:
 
     A task takes ``query_tile`` rows and ``key_tile`` keys at a time; there are ``tasks`` of them, and
     keys are split into up to ``key_splits`` parts.  ``flops`` counts the products of the pairs that
-    causal, window and lengths leave (what masks, biases, segments and trees hide is not counted
-    out, though it may be skipped), ``bytes`` what is read and written at least; ``floor_seconds``
+    causal, window, lengths and segments in their order leave (what masks, biases, other segments
+    and trees hide is not counted out, though it may be skipped), ``bytes`` what is read and written at least; ``floor_seconds``
     is the longer of the two on this machine, ``estimated_seconds`` the call's time, from some of
     its tasks, run and timed.
 

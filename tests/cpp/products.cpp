@@ -120,14 +120,36 @@ void products_of_visible() {
   }
 }
 
-/// A band over rows × keys: what it says of one row or key, from the definition, and of several, as of all of them.
-Band check_band(Index rows, Index keys, Random& random) {
+/// Ranges of so many queries that never move back, some of them empty, over the keys around a tile.
+std::vector<Range> ranges_around(Range tile, Index queries, Random& random) {
+  std::vector<Range> ranges;
+  Range last{tile.begin - random.below(20), tile.begin};
+  for (Index query = 0; query < queries; ++query) {
+    if (random.one_of(1 + random.below(8))) last = {last.end, last.end + random.below(tile.size())};
+    ranges.push_back(last);
+  }
+  return ranges;
+}
+
+/// A band over rows × keys: what it says of one row or key, from the definition, and of several, as of all of them.  `ranges` is what it
+/// may point to.
+Band check_band(Index rows, Index keys, std::vector<Range>& ranges, Random& random) {
   const Index begin = random.below(4 * keys) - 3 * keys, group = 1 + random.below(3);
   const Index first_end = random.one_of(4) ? kBeyond : begin + random.below(2 * keys);
-  const Band band{{random.one_of(3) ? -kBeyond : begin, first_end}, rows, keys, random.below(group), group};
+  const Index lead = random.below(group), tile = random.below(100);
+  if (random.one_of(2)) ranges = ranges_around({tile, tile + keys}, (lead + rows - 1) / group + 1, random);
+  const Band band{.first = {random.one_of(3) ? -kBeyond : begin, first_end},
+                  .rows = rows,
+                  .keys = keys,
+                  .lead = lead,
+                  .group = group,
+                  .of_query = ranges.empty() ? nullptr : ranges.data(),
+                  .tile = tile};
   const auto sees = [&](Index row, Index key) {
     const Index query = (band.lead + row) / group;
-    return key >= band.first.begin + query && key < band.first.end + query;
+    const Range seen = ranges.empty() ? Range{tile, tile + keys} : ranges[static_cast<std::size_t>(query)];
+    return key >= band.first.begin + query && key < band.first.end + query && tile + key >= seen.begin &&
+           tile + key < seen.end;
   };
   bool whole = true;
   for (Index row = 0; row < rows; ++row) {
@@ -149,9 +171,10 @@ Band check_band(Index rows, Index keys, Random& random) {
 template <class T>
 void products_of_band() {
   Random random;
-  for (int repeat = 0; repeat < 200; ++repeat) {
+  for (int repeat = 0; repeat < 400; ++repeat) {
     const Index rows = 1 + random.below(3 * Isa::kRows), keys = 1 + random.below(100);
-    const Band band = check_band(rows, keys, random);
+    std::vector<Range> ranges;
+    const Band band = check_band(rows, keys, ranges, random);
     Product<T> scores(rows, keys, 5, random);
     std::vector<T> some = scores.c;
     const std::vector<T> all = scores.multiply(rows, Stored<T>{});

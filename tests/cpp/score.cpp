@@ -5,6 +5,7 @@
 #include "cpu/tile/score_math.h"
 #include "random.h"
 #include "score/steps.h"
+#include "segment_ranges.h"
 
 namespace {
 
@@ -64,13 +65,21 @@ struct Case {
 
   void add_segments(Random& random) {
     const Index length = 1 + random.below(20);
-    const auto any = [&](Index token) { return random.one_of(9) ? random.below(5) : token / length; };
+    const bool in_order = random.one_of(2), steps = random.one_of(3);
+    const auto any = [&](Index token) {
+      if (!in_order && random.one_of(9)) return random.below(5);
+      return steps ? 7 - token / length / 2 * 2 : token / length;  // falling, and some of queries only
+    };
     for (Index i = 0; i < call.batch * call.queries; ++i) query_segments.push_back(static_cast<int>(any(i)));
     for (Index i = 0; i < call.batch * call.keys; ++i) key_segments.push_back(any(i));
     call.score.query_segments =
         Tensor::contiguous(query_segments.data(), DType::i32, {call.batch, 1, call.queries, 1});
     call.score.key_segments =
         Tensor::contiguous(key_segments.data(), DType::i64, {call.batch, 1, call.keys, 1});
+    if (random.one_of(4)) return;
+    call.sequences = {sequence, sequence};
+    call.segments = segment_ranges(call);
+    if (in_order) CHECK(call.segments.of(sequence.query_place) != nullptr);
   }
 
   // ---- what each step says of one row and one key

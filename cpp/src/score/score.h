@@ -1,7 +1,9 @@
 // A score step is one small struct that stands between Q·Kᵀ and the softmax.  It has
 //
 // - visible(call, block): the keys that any row of the block may see; what lies outside is never touched;
-// - band(call, position), if it leaves each query a range of keys that moves on with its position: that range;
+// - is_band(call, block), if it can do nothing but leave each query a range of keys that never moves back from one to the next: whether it
+//   does (cpu/tile/band.h);
+// - band(call, position), if such ranges move on with the query's position: that range;
 // - narrow(call, block, keys), if it finds a tile's last visible key cheaply: the keys up to that;
 // - touch(call, block, keys): what it does to this tile: nothing, element work, or hides all of it;
 // - apply<M>(call, row, s, keys): what becomes of a register of scores (a float on a GPU) of one row;

@@ -37,10 +37,10 @@ struct Pipeline {
     return keys;
   }
 
-  /// Whether these steps do nothing but hide what lies outside of the band.
-  static ATTN_FN bool only_band(StepSet steps) noexcept {
+  /// Whether these steps do nothing to the block but hide what lies outside of its band.
+  static ATTN_FN bool only_band(const Call& call, const Block& block, StepSet steps) noexcept {
     StepSet bit = 1, others = 0;
-    ((others |= has_band<Steps> ? 0 : bit, bit <<= 1U), ...);
+    ((others |= is_band<Steps>(call, block) ? 0 : bit, bit <<= 1U), ...);
     return (steps & others) == 0;
   }
 
@@ -87,10 +87,14 @@ struct Pipeline {
   }
 
   template <class Step>
-  static constexpr bool has_band = requires(const Call& call, Index position) { Step::band(call, position); };
+  static ATTN_FN bool is_band(const Call& call, const Block& block) noexcept {
+    if constexpr (requires { Step::is_band(call, block); }) return Step::is_band(call, block);
+    return false;
+  }
   template <class Step>
   static ATTN_FN void narrow_band(const Call& call, Index position, Range& keys) noexcept {
-    if constexpr (has_band<Step>) keys = intersect(keys, Step::band(call, position));
+    if constexpr (requires { Step::band(call, position); })
+      keys = intersect(keys, Step::band(call, position));
   }
 
   template <class Step>

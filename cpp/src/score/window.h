@@ -13,6 +13,10 @@ struct Window : NoOp {
     return call.score.right == kUnbounded ? kBeyond : position + call.score.right;
   }
 
+  static ATTN_FN bool is_band(const Call& call, const Block& block) noexcept {
+    (void)call, (void)block;
+    return true;
+  }
   static ATTN_FN Range band(const Call& call, Index position) noexcept {
     return {first_key(call, position), last_key(call, position) + 1};
   }

@@ -194,9 +194,10 @@ class ForwardKernel {
 
   /// Whether scores become weights as they are, but for what the band hides; the padding of a register is not looked at.
   [[nodiscard]] bool is_banded() const noexcept {
-    if (ScoreSteps::only_band(steps_)) return true;
+    const Block block = row_at_.block();
+    if (ScoreSteps::only_band(call_, block, steps_)) return true;
     return tile_.size() % kWidth<Isa, T> != 0 &&
-           ScoreSteps::only_band(ScoreSteps::touch(call_, row_at_.block(), tile_).steps);
+           ScoreSteps::only_band(call_, block, ScoreSteps::touch(call_, block, tile_).steps);
   }
 
   /// S → P: scales, softcap, biases and masks where they have work, then the online softmax; `mark`: hidden pairs become −0.

@@ -6,11 +6,16 @@
 
 namespace attncore {
 
-/// Where causality and windows leave no pair of a tile out, or some.
+/// Where causality, windows and segments leave no pair of a tile out, or some.
 ATTN_INLINE Band band_of(const Call& call, const Block& block, Range rows, Range keys) noexcept {
   const Range seen = ScoreSteps::band(call, block.first_position());
-  const Index lead = call.group == 1 ? 0 : rows.begin % call.group;
-  return {{seen.begin - keys.begin, seen.end - keys.begin}, rows.size(), keys.size(), lead, call.group};
+  return {.first = {seen.begin - keys.begin, seen.end - keys.begin},
+          .rows = rows.size(),
+          .keys = keys.size(),
+          .lead = call.group == 1 ? 0 : rows.begin % call.group,
+          .group = call.group,
+          .of_query = Segments::ranges(call, block),
+          .tile = keys.begin};
 }
 
 /// The keys of a tile that a row may see, rounded as the softmax reads them.

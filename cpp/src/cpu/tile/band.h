@@ -1,9 +1,9 @@
-// Of a tile of scores causality and windows leave a band:
+// Of a tile of scores causality and windows leave a band, and so do segments in their order:
 //
-//          keys:  0 1 2 3 4 5 6
-//       query 0   ■ ■ ■ · · · ·      first = {−1, 3}: what lies before the tile counts too
-//       query 1   ■ ■ ■ ■ · · ·
-//       query 2   · ■ ■ ■ ■ · ·
+//          keys:  0 1 2 3 4 5 6                                           0 1 2 3 4 5 6
+//       query 0   ■ ■ ■ · · · ·      first = {−1, 3}: what lies           ■ ■ ■ · · · ·      of_query[0] = {0, 3}
+//       query 1   ■ ■ ■ ■ · · ·      before the tile counts too           ■ ■ ■ · · · ·      of_query[1] = {0, 3}
+//       query 2   · ■ ■ ■ ■ · ·                                           · · · ■ ■ · ·      of_query[2] = {3, 5}
 //
 // Products skip what lies outside, where weights are 0: the same sums, bit by bit.
 #pragma once
@@ -12,26 +12,58 @@
 
 namespace attncore {
 
-/// The keys of a tile that its rows see: query q sees `first`, moved on by q.  By default all.  Rows are (query, head): row i is of
-/// query (lead + i) / group.
+/// The keys of a tile that its rows see: query q sees `first`, moved on by q, and of that what lies in of_query[q].  By default all.
+/// Rows are (query, head): row i is of query (lead + i) / group.
 struct Band {
   Range first;  // query 0's keys, counted from the tile's first; they may lie far outside
   Index rows = 0, keys = 0;
   Index lead = 0, group = 1;
-  bool whole =
-      first.end >= keys && first.begin + query_of(max(rows, 1) - 1) <= 0;  // every row sees every key
+  const Range* of_query =
+      nullptr;  // query 0's and on, counted as the tile's first key is; none begins or ends before the last
+  Index tile = 0;           // the tile's first key
+  bool whole = sees_all();  // every row sees every key
 
   /// The keys that any of some rows sees.
   [[nodiscard]] ATTN_INLINE Range keys_of(Range some) const noexcept {
-    return {max(0, min(first.begin + query_of(some.begin), keys)),
-            max(0, min(first.end + query_of(some.end - 1), keys))};
+    const Range seen = hull(query_of(some.begin), query_of(some.end - 1));
+    return {max(0, min(seen.begin, keys)), max(0, min(seen.end, keys))};
   }
-  /// The rows that see any of some keys.
+  /// The rows that see any of some keys; of several keys, maybe some more.
   [[nodiscard]] ATTN_INLINE Range rows_of(Range some) const noexcept {
-    return {first_row(some.begin - first.end + 1), first_row(some.end - first.begin)};
+    Range queries{some.begin - first.end + 1, some.end - first.begin};
+    if (of_query != nullptr) {
+      queries = intersect(queries, {first_query(&Range::end, tile + some.begin),
+                                    first_query(&Range::begin, tile + some.end - 1)});
+    }
+    return {first_row(queries.begin), first_row(queries.end)};
   }
 
  private:
+  [[nodiscard]] ATTN_INLINE bool sees_all() const noexcept {
+    const Index last = query_of(max(rows, 1) - 1);
+    const bool in_first = first.end >= keys && first.begin + last <= 0;
+    return in_first &&
+           (of_query == nullptr || (of_query[last].begin <= tile && of_query[0].end >= tile + keys));
+  }
+  /// The keys from the first that query `begin` sees to the last that query `last` sees.
+  [[nodiscard]] ATTN_INLINE Range hull(Index begin, Index last) const noexcept {
+    const Range seen{first.begin + begin, first.end + last};
+    if (of_query == nullptr) return seen;
+    return intersect(seen, {of_query[begin].begin - tile, of_query[last].end - tile});
+  }
+  /// The first query whose range begins, or ends, after the key.
+  [[nodiscard]] ATTN_INLINE Index first_query(Index Range::* edge, Index key) const noexcept {
+    Index begin = 0, end = query_of(rows - 1) + 1;
+    while (begin < end) {
+      const Index middle = (begin + end) / 2;
+      if (of_query[middle].*edge > key) {
+        end = middle;
+      } else {
+        begin = middle + 1;
+      }
+    }
+    return begin;
+  }
   [[nodiscard]] ATTN_INLINE Index query_of(Index row) const noexcept {
     return group == 1 ? row : (lead + row) / group;
   }
