@@ -43,7 +43,7 @@ class CachedModel:
     def __init__(
         self, model: LanguageModel, heads: int, *, pages: int, page_size: int, dtype: str
     ) -> None:
-        self.model, self.heads = model, heads
+        self.model = model
         dim = model.embedding.weights["table"].shape[1] // heads
         self.caches = [
             attncore.PagedKVCache(pages, page_size, heads, dim, dtype=dtype, rotary=True)
@@ -82,13 +82,10 @@ class CachedModel:
         self, part: Any, cache: attncore.PagedKVCache, x: Array, entries: list[int]
     ) -> Array:
         """What MultiHeadAttention does, but for keys and values, which are those in the cache."""
-        weights = part.inner.parameters()
-        features = attncore.linear(part.norm(x), weights["in_proj_weight"])
-        shape = (*x.shape[:2], 3, self.heads, -1)
-        query, key, value = np.moveaxis(features.reshape(shape), 2, 0)  # (entry, token, head, dim)
-        cache.append(key, value, entries=entries, layout="bshd")
-        out = cache.attend(query, entries=entries, rotate_query=True, layout="bshd")
-        return attncore.linear(out.reshape(x.shape), weights["out_proj.weight"])
+        query, key, value = part.inner.in_proj(part.norm(x))
+        cache.append(key, value, entries=entries)
+        out: Array = part.inner.out_proj(cache.attend(query, entries=entries, rotate_query=True))
+        return out
 
 
 class Sampler:

@@ -1,15 +1,30 @@
 #include <pybind11/stl.h>
 
+#include <atomic>
 #include <attncore/layers.hpp>
-#include <mutex>
 
 #include "bind.h"
+#include "layer_call.h"
 #include "option_gradients.h"
 #include "run.h"
 
 namespace attncore::python {
 
-/// The C++ layer, and the last call that it kept for backward.
+/// Writes a layer's gradients from here to the end of the scope.
+class OneAtATime {
+ public:
+  explicit OneAtATime(std::atomic<bool>& writing) : writing_(writing) {
+    if (writing_.exchange(true)) throw InUse("MultiHeadAttention: another backward is writing its gradients");
+  }
+  OneAtATime(const OneAtATime&) = delete;
+  OneAtATime& operator=(const OneAtATime&) = delete;
+  ~OneAtATime() { writing_ = false; }
+
+ private:
+  std::atomic<bool>& writing_;
+};
+
+/// The C++ layer, and its own last call.
 class MultiHeadLayer {
  public:
   /// `sizes`: embed_dim, num_heads, num_kv_heads, key_dim, value_dim, head_dim; None is the default.  `rotary`: None or
@@ -32,12 +47,14 @@ class MultiHeadLayer {
     return list;
   }
 
-  py::object forward(const py::object& x, const py::object& context, const py::object& value_context,
-                     const py::object& positions, const py::object& key_positions, bool keep,
+  /// `given`: x, context, value_context, positions, key_positions.  `own`: where the call is kept, or null: here, with `keep`.
+  py::object forward(const std::array<py::object, 5>& given, bool keep, KeptCall* own,
                      const std::optional<bool>& weights_by_head, const py::dict& options) {
-    std::shared_ptr<Call> call = take();
-    if (!call) call = std::make_shared<Call>();
-    call->read(*this, {x, context, value_context, positions, key_positions}, options);
+    KeptCall& kept = own != nullptr ? *own : last_;
+    keep |= own != nullptr;
+    std::shared_ptr<LayerCall> call = kept.take();
+    if (!call) call = std::make_shared<LayerCall>();
+    call->read(given, batch_first_, options);
     const py::array y(dtype_, shape_of(call->x));
     const Tensor y_tensor = tokens("y", y);
     py::object weights = py::none();
@@ -48,20 +65,20 @@ class MultiHeadLayer {
       layer_.forward(call->inputs, y_tensor, keep || weights_by_head ? &call->activations : nullptr, run);
       if (weights_by_head) layer_.weights(call->activations, weights_tensor, run);
     });
-    if (keep) put(call);
+    if (keep) kept.put(call);
     if (weights_by_head) return py::make_tuple(y, weights);
     return y;
   }
 
   /// The options of the call that backward goes through.
-  py::dict kept_options() { return kept()->options; }
+  py::dict kept_options(KeptCall* own) { return (own != nullptr ? *own : last_).get()->options; }
 
   /// The gradients by x, context and value_context, None for what was not given or is not wanted, and how many of them
   /// were given.  `options`: arrays for (d_biases, d_alibi, d_sinks, d_relative_bias), each may be None.
   py::tuple backward(const py::object& d_y, const std::array<bool, 3>& wanted, const py::tuple& options,
-                     const py::object& accumulate, const py::object& num_threads) {
+                     const py::object& accumulate, KeptCall* own, const py::object& num_threads) {
     const bool add = boolean("accumulate", accumulate);
-    const std::shared_ptr<Call> call = kept();
+    const std::shared_ptr<LayerCall> call = (own != nullptr ? *own : last_).get();
     MultiHeadAttention::InputGradients gradients;
     gradients.d_y = tokens("d_y", require_rank(require_array("d_y", d_y), "d_y", call->x.ndim()));
     py::tuple results(4);
@@ -81,51 +98,79 @@ class MultiHeadLayer {
     read_option_gradients(gradients, options[0], options[1], options[2], options[3]);
     Options run;
     run.num_threads = thread_count(num_threads);
+    const OneAtATime writing(writing_gradients_);
     run_without_gil(run, [&] { layer_.backward(call->activations, gradients, add, run); });
     return results;
   }
 
-  void forget() { (void)take(); }
+  /// (query, key, value) of x and the contexts, None for what is not wanted: (batch, head, token, head_dim), or without a batch
+  /// axis where inputs have none.
+  py::tuple in_proj(const std::array<py::object, 3>& given, const std::array<bool, 3>& wanted,
+                    const py::object& num_threads) {
+    std::array<py::array, 3> arrays;
+    MultiHeadAttention::Inputs inputs;
+    const std::array<std::pair<const char*, Tensor*>, 3> names{
+        {{"x", &inputs.x}, {"context", &inputs.context}, {"value_context", &inputs.value_context}}};
+    py::ssize_t rank = 0;
+    for (std::size_t i = 0; i < 3; ++i) {
+      if (given[i].is_none()) continue;
+      arrays[i] = require_array(names[i].first, given[i]);
+      if (rank == 0) rank = require_token_rank(names[i].first, arrays[i]);
+      *names[i].second = tokens(names[i].first, require_rank(arrays[i], names[i].first, rank));
+    }
+    const MultiHeadAttentionSettings& s = layer_.settings();
+    const Tensor& context = inputs.context.given() ? inputs.context : inputs.x;
+    const std::array<const Tensor*, 3> from{&inputs.x, &context, &context};
+    MultiHeadAttention::HeadTensors heads;
+    const std::array<Tensor*, 3> to{&heads.query, &heads.key, &heads.value};
+    py::tuple results = py::make_tuple(py::none(), py::none(), py::none());
+    // What is made from one input lies together, so that it is one product.
+    const auto count_of = [&](std::size_t i) {
+      return !wanted[i] ? 0 : i == 0 ? s.num_heads : s.num_kv_heads;
+    };
+    for (std::size_t first = 0, end = 0; first < 3; first = end) {
+      Index count = 0;
+      for (end = first; end < 3 && from[end] == from[first]; ++end) count += count_of(end);
+      const auto [entries, unused, length, width] = from[first]->shape;
+      const std::vector<py::ssize_t> shape{entries, count, length, s.head_dim};
+      const py::array all(dtype_, shape);
+      Index head = 0;
+      for (std::size_t i = first; i < end; head += count_of(i++)) {
+        if (!wanted[i]) continue;
+        const py::slice heads_of{head, head + count_of(i), 1}, every{py::none(), py::none(), py::none()};
+        const py::array part = all[py::make_tuple(every, heads_of)];
+        *to[i] = tensor("heads", part, {0, 1, 2, 3}, kFloats);
+        results[i] = rank == 2 ? py::object(part[py::int_(0)]) : py::object(part);
+      }
+    }
+    Options run;
+    run.num_threads = thread_count(num_threads);
+    run_without_gil(run, [&] { layer_.in_proj(inputs, heads, run); });
+    return results;
+  }
+
+  py::array out_proj(const py::object& out, const py::object& num_threads) {
+    const py::array heads = require_array("out", out);
+    const bool batched = heads.ndim() == 4;
+    if (!batched && heads.ndim() != 3) {
+      reject_value("out", "has " + std::to_string(heads.ndim()) + " dimensions, must have 3 or 4");
+    }
+    const Tensor from = tensor("out", heads, batched ? Axes{0, 1, 2, 3} : Axes{-1, 0, 1, 2}, kFloats);
+    const auto [batch, queries] = std::pair{from.shape[0], from.shape[2]};
+    const Index width = layer_.settings().embed_dim;
+    const py::array y(dtype_, !batched       ? std::vector<py::ssize_t>{queries, width}
+                              : batch_first_ ? std::vector<py::ssize_t>{batch, queries, width}
+                                             : std::vector<py::ssize_t>{queries, batch, width});
+    const Tensor to = tokens("y", y);
+    Options run;
+    run.num_threads = thread_count(num_threads);
+    run_without_gil(run, [&] { layer_.out_proj(from, to, run); });
+    return y;
+  }
+
+  void forget() { (void)last_.take(); }
 
  private:
-  /// A call's arguments, which live as long as what backward needs of them.
-  struct Call {
-    py::array x = no_array(), context = no_array(), value_context = no_array();
-    py::dict options;
-    std::unique_ptr<Arguments> arguments;
-    MultiHeadAttention::Inputs inputs;
-    MultiHeadAttention::Activations activations;
-
-    static py::array no_array() { return py::reinterpret_steal<py::array>(py::handle()); }
-
-    void read(const MultiHeadLayer& layer, const std::array<py::object, 5>& given,
-              const py::dict& all_options) {
-      options = all_options;
-      arguments = std::make_unique<Arguments>("MultiHeadAttention", py::handle(), py::handle(), py::handle(),
-                                              options);
-      x = require_array("x", given[0]);
-      if (x.ndim() != 2 && x.ndim() != 3) {
-        reject_value("x", "has " + std::to_string(x.ndim()) + " dimensions, must have 2 or 3");
-      }
-      inputs = {};
-      inputs.x = layer.tokens("x", x);
-      const auto read_context = [&](const char* argument, const py::object& object,
-                                    py::array& array) -> Tensor {
-        array = no_array();
-        if (object.is_none()) return {};
-        array = require_rank(require_array(argument, object), argument, x.ndim());
-        return layer.tokens(argument, array);
-      };
-      inputs.context = read_context("context", given[1], context);
-      inputs.value_context = read_context("value_context", given[2], value_context);
-      inputs.positions = arguments->ints("positions", given[3], 2);
-      inputs.key_positions = arguments->ints("key_positions", given[4], 2);
-      inputs.score = arguments->problem.score;
-      inputs.dropout = arguments->problem.dropout;
-      inputs.precision = arguments->problem.precision;
-    }
-  };
-
   static Index width(const char* argument, const py::object& object) {
     if (object.is_none()) return 0;
     const Index value = integer(argument, object);
@@ -155,25 +200,15 @@ class MultiHeadLayer {
     return s;
   }
 
-  /// (batch, 1, token, width) of an array (batch, token, width), (token, batch, width) or (token, width).
   [[nodiscard]] Tensor tokens(const char* argument, const py::array& array) const {
-    const Axes axes = array.ndim() == 2 ? Axes{-1, -1, 0, 1}
-                      : batch_first_    ? Axes{0, -1, 1, 2}
-                                        : Axes{1, -1, 0, 2};
-    return tensor(argument, array, axes, kFloats);
-  }
-
-  static py::array require_rank(const py::array& array, const char* argument, py::ssize_t rank) {
-    if (array.ndim() == rank) return array;
-    reject_value(argument,
-                 "has " + std::to_string(array.ndim()) + " dimensions, x has " + std::to_string(rank));
+    return token_tensor(argument, array, batch_first_);
   }
 
   static std::vector<py::ssize_t> shape_of(const py::array& array) {
     return {array.shape(), array.shape() + array.ndim()};
   }
 
-  [[nodiscard]] std::pair<py::array, Tensor> allocate_weights(const Call& call, bool by_head) const {
+  [[nodiscard]] std::pair<py::array, Tensor> allocate_weights(const LayerCall& call, bool by_head) const {
     const MultiHeadAttentionSettings& s = layer_.settings();
     const Tensor& x = call.inputs.x;
     const Index keys = (call.inputs.context.given() ? call.inputs.context : x).shape[2];
@@ -187,33 +222,15 @@ class MultiHeadLayer {
     return {weights.reshape(shape), t};
   }
 
-  // The calls that are kept are handed over under a lock: threads may use the layer at once.
-  /// The last call, to be used again; none if a backward pass is still going through it.
-  std::shared_ptr<Call> take() {
-    const std::lock_guard lock(mutex_);
-    std::shared_ptr<Call> call = std::exchange(kept_, nullptr);
-    return call.use_count() == 1 ? call : nullptr;
-  }
-  std::shared_ptr<Call> kept() {
-    const std::lock_guard lock(mutex_);
-    if (kept_) return kept_;
-    reject_value(
-        "backward",
-        "there is no call to go back through: none was made, the last one failed, or training was False");
-  }
-  void put(std::shared_ptr<Call> call) {
-    const std::lock_guard lock(mutex_);
-    kept_.swap(call);
-  }
-
   MultiHeadAttention layer_;
   py::dtype dtype_;
   bool batch_first_;
-  std::mutex mutex_;
-  std::shared_ptr<Call> kept_;
+  KeptCall last_;
+  std::atomic<bool> writing_gradients_ = false;
 };
 
 void bind_multi_head_attention(py::module_& m) {
+  py::class_<KeptCall>(m, "Activations").def(py::init<>()).def_property_readonly("bytes", &KeptCall::bytes);
   py::class_<MultiHeadLayer>(m, "MultiHeadAttention")
       .def(py::init<const py::tuple&, const py::object&, const py::object&, const py::object&,
                     const py::object&, const py::object&, const py::dtype&, const py::object&,
@@ -222,6 +239,8 @@ void bind_multi_head_attention(py::module_& m) {
       .def("forward", &MultiHeadLayer::forward)
       .def("kept_options", &MultiHeadLayer::kept_options)
       .def("backward", &MultiHeadLayer::backward)
+      .def("in_proj", &MultiHeadLayer::in_proj)
+      .def("out_proj", &MultiHeadLayer::out_proj)
       .def("forget", &MultiHeadLayer::forget);
 }
 

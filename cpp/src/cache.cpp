@@ -26,7 +26,7 @@ struct KVCache::Impl {
 
   [[nodiscard]] std::vector<Index> read(const Tensor& entries, bool distinct) const {
     std::vector<Index> all;
-    if (!entries.given()) {
+    if (is_left_out(entries)) {
       all.resize(lengths.size());
       std::iota(all.begin(), all.end(), Index{0});
     }
@@ -186,6 +186,7 @@ void KVCache::restore(const CacheState& state) {
     reject("state",
            "has " + to_string(state.lengths.size()) + " entries, the cache has " + to_string(batch()));
   }
+  if (!state.tables.empty() || !state.page_lengths.empty()) reject("state", "is a paged cache's");
   Index total = 0;
   for (const Index length : state.lengths) {
     if (length < 0) reject("state", "has the length " + to_string(length));

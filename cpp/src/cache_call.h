@@ -16,7 +16,8 @@ CacheSettings require_settings(const CacheSettings& settings, const char* extent
 /// The entries that a call names, or `all`.  `exists(number)` says which there are; `distinct`: none may come twice.
 template <class Exists>
 std::vector<Index> read_entries(const Tensor& entries, std::vector<Index> all, bool distinct, Exists exists) {
-  if (!entries.given()) return all;
+  if (is_left_out(entries)) return all;
+  require_data("entries", entries);
   const Index count = entries.shape[0];
   require_ints("entries", entries, {count, 1, 1, 1}, "(entries)");
   std::vector<Index> numbers;

@@ -33,6 +33,8 @@ void dropout_mask(const Dropout& dropout, const Tensor& rows, const Tensor& keep
   const Coins coins = coins_of(dropout);
   require_dtype("keep", keep, {DType::boolean});
   require_data("keep", keep);
+  require_data("rows", rows);
+  require_apart("keep", keep, {{"rows", &rows}});
   const auto& [batches, heads, queries, keys] = keep.shape;
   if (rows.given()) require_ints("rows", rows, {1, 1, queries, 1}, "(1, 1, rows, 1)");
   if (queries == 0 || keys == 0) return;  // however many heads

@@ -133,6 +133,10 @@ class Appending {
 
   void read_lengths() {
     const Tensor &table = append_.block_table, &old = append_.key_lengths, &added = append_.lengths;
+    for (const auto& [argument, t] :
+         {Named{"block_table", &table}, {"key_lengths", &old}, {"lengths", &added}}) {
+      require_data(argument, *t);
+    }
     require_ints("block_table", table, {batch_, 1, 1, table.shape[3]}, "(batch, pages)");
     require_ints("key_lengths", old, {batch_, 1, 1, 1}, "(batch)");
     if (added.given()) require_ints("lengths", added, {batch_, 1, 1, 1}, "(batch)");

@@ -22,7 +22,7 @@ struct PagedKVCache::Impl {
 
   [[nodiscard]] std::vector<Index> read(const Tensor& entries, bool distinct) const {
     std::vector<Index> all;
-    if (!entries.given()) all = pool.numbers();
+    if (is_left_out(entries)) all = pool.numbers();
     return read_entries(entries, std::move(all), distinct, [&](Index number) { return pool.exists(number); });
   }
 

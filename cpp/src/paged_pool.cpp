@@ -95,10 +95,20 @@ void PagedPool::Growth::add(Index entry, Index tokens) {
   needed_ += static_cast<Index>(new_pages);
   // What cannot be had need not be reserved: take() will say so.
   if (needed_ <= pool_.free_pages()) e.table.reserve(step.old_pages + new_pages);
-  const bool begins_inside = tokens > 0 && e.length % pool_.page_size_ != 0;
-  if (begins_inside && pool_.references(e.table.back()) > 1) step.shared = e.table.back();
-  if (step.shared >= 0) ++needed_;
+  if (tokens > 0 && e.length % pool_.page_size_ != 0) leave_shared(e, step);
   steps_.push_back(step);
+}
+
+void PagedPool::Growth::leave_shared(const PagedEntry& e, Step& step) {
+  const std::int32_t page = e.table.back();
+  if (pool_.references(page) == 1) return;
+  Leavers& leavers = leavers_[page];
+  const Index tokens = e.length % pool_.page_size_;
+  if (pool_.references(page) == leavers.count + 1 && leavers.most_tokens <= tokens) return;
+  ++leavers.count;
+  leavers.most_tokens = std::max(leavers.most_tokens, tokens);
+  step.shared = page;
+  ++needed_;
 }
 
 void PagedPool::Growth::take() {

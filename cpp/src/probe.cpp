@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "cpu/memory.h"
+#include "require.h"
 #include "stopwatch.h"
 
 namespace attncore {
@@ -106,6 +107,7 @@ double estimated_bandwidth(int threads) {
 
 double fma_peak(const std::string& isa, DType dtype, int num_threads) {
   const IsaTable& table = table_named(isa);
+  require_dtype("dtype", {.dtype = dtype}, {DType::f32, DType::f64, DType::f16, DType::bf16});
   const Kernels& kernels = dtype == DType::bf16 ? *table.bf16 : table.kernels(accumulation(dtype));
   const int threads = num_threads > 0 ? std::min(num_threads, kMostThreads) : get_num_threads();
   return measured_peak(kernels, threads) / 1e9;

@@ -21,16 +21,20 @@ void require_dtype(const char* argument, const Tensor& t, std::initializer_list<
 }
 
 void require_shape(const char* argument, const Tensor& t, const Shape& shape, const char* axes) {
+  if (!t.given() && t.shape == Shape{} && shape != Shape{}) reject(argument, "is not given");
   if (t.shape != shape) {
     reject(argument, "shape is " + shape_text(t.shape) + ", must be " + shape_text(shape) + " " + axes);
   }
 }
 
 void require_data(const char* argument, const Tensor& t) {
-  if (!is_empty(t) && !t.given()) reject(argument, "is not given");
+  constexpr Index kMost = Index{1} << 60;  // sums of some stay in range
   for (const Index extent : t.shape) {
     if (extent < 0) reject(argument, "shape is " + shape_text(t.shape) + ", extents must not be negative");
+    if (extent > kMost)
+      reject(argument, "shape is " + shape_text(t.shape) + ", extents must be at most 2**60");
   }
+  if (!is_empty(t) && !t.given()) reject(argument, "is not given, but has the shape " + shape_text(t.shape));
 }
 
 void require_apart(const char* argument, const Tensor& written, std::span<const Named> others) {

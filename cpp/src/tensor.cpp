@@ -57,7 +57,7 @@ Tensor Tensor::contiguous(const void* data, DType dtype, const std::array<Index,
   Index stride = item_size(dtype);
   for (std::size_t axis = 4; axis-- > 0;) {
     t.stride[axis] = stride;
-    stride *= std::max<Index>(shape[axis], 1);
+    if (__builtin_mul_overflow(stride, std::max<Index>(shape[axis], 1), &stride)) stride = kUnbounded;
     if (axis == 3 && dtype == DType::i4) stride = (stride + 1) / 2;
   }
   return t;

@@ -12,6 +12,8 @@ namespace attncore {
 using Shape = std::array<Index, 4>;
 
 [[nodiscard]] bool is_empty(const Tensor& t) noexcept;
+/// An optional one that the caller left as it was.  An empty one may lack data too, as an empty vector does.
+[[nodiscard]] inline bool is_left_out(const Tensor& t) noexcept { return !t.given() && t.shape == Shape{}; }
 
 /// "(2, 8, 16, 64)"
 [[nodiscard]] std::string shape_text(const Shape& shape);

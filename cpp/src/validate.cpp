@@ -37,6 +37,10 @@ Inputs inputs_of(const Call& call, const Problem& problem) {
                 {"cu_key_lengths", &problem.packing.key_tokens},
                 {"block_table", &problem.paging.block_table}};
   for (std::size_t i = 0; i < score.biases.size; ++i) inputs.push_back({"bias", &score.biases.items[i]});
+  for (const auto& [argument, tensor] : all(inputs)) {
+    if (!tensor->given() && tensor->shape[0] != 0)
+      require_data(argument, *tensor);  // not left out: it has a shape
+  }
   return inputs;
 }
 

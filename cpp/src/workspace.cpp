@@ -1,6 +1,7 @@
 #include <sys/mman.h>
 
 #include <cstdlib>
+#include <limits>
 #include <new>
 #include <utility>
 
@@ -28,6 +29,7 @@ Workspace::~Workspace() { std::free(data_); }
 
 std::byte* Workspace::reserve(std::size_t bytes) {
   if (bytes > bytes_) {
+    if (bytes > std::numeric_limits<std::size_t>::max() - kHugePage) throw std::bad_alloc();
     trim(0);
     const std::size_t alignment = bytes >= kHugePage ? kHugePage : kAlignment;
     const std::size_t rounded = (bytes + alignment - 1) / alignment * alignment;

@@ -25,6 +25,7 @@ from attncore._runtime import (
     use_isa,
     version,
 )
+from attncore._state import Activations
 from attncore._torch_like import scaled_dot_product_attention
 from attncore._types import Gradients, Plan, RelativeBias
 from attncore._varlen import attention_varlen, attention_varlen_backward
@@ -32,6 +33,7 @@ from attncore._varlen import attention_varlen, attention_varlen_backward
 __version__ = version()
 
 __all__ = [
+    "Activations",
     "AttentionState",
     "CacheMemory",
     "Gradients",

@@ -142,7 +142,7 @@ def attention(  # type: ignore[empty-body]
             instruction set multiplies that (out has 2 to 3 digits then); "high" allows two
             bfloat16 parts each (amx: out has 4 to 5 digits; elsewhere it is float32's own).
             `explain` says what is taken.
-            Of other dtypes, and for up to 8 query rows a KV head (16 from 256 keys on), it
+            Of other dtypes, and for few query rows a KV head (up to 4, 8 from 24 keys on, 16 from 256 on), it
             changes nothing.
         num_threads: For this call.
 

@@ -155,6 +155,11 @@ def rope(
     /,
 ) -> npt.NDArray[Any]: ...
 
+class Activations:
+    def __init__(self) -> None: ...
+    @property
+    def bytes(self) -> int: ...
+
 class MultiHeadAttention:
     def __init__(
         self,
@@ -172,26 +177,28 @@ class MultiHeadAttention:
     def parameters(self) -> list[tuple[str, npt.NDArray[Any], npt.NDArray[Any]]]: ...
     def forward(
         self,
-        x: npt.NDArray[Any],
-        context: npt.NDArray[Any] | None,
-        value_context: npt.NDArray[Any] | None,
-        positions: Any,
-        key_positions: Any,
+        given: tuple[Any, ...],
         keep: bool,
+        own: Activations | None,
         weights_by_head: bool | None,
         options: Mapping[str, Any],
         /,
     ) -> Any: ...
-    def kept_options(self) -> dict[str, Any]: ...
+    def kept_options(self, own: Activations | None, /) -> dict[str, Any]: ...
     def backward(
         self,
         d_y: npt.NDArray[Any],
         wanted: tuple[bool, ...],
         options: tuple[Any, ...],
         accumulate: bool,
+        own: Activations | None,
         num_threads: int | None,
         /,
     ) -> tuple[Any, Any, Any, int]: ...
+    def in_proj(
+        self, given: tuple[Any, ...], wanted: tuple[bool, ...], num_threads: int | None, /
+    ) -> tuple[Any, Any, Any]: ...
+    def out_proj(self, out: npt.NDArray[Any], num_threads: int | None, /) -> npt.NDArray[Any]: ...
     def forget(self) -> None: ...
 
 class AttentionState:

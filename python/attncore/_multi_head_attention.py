@@ -12,8 +12,9 @@ import numpy.typing as npt
 from attncore import _core
 from attncore._backward import _given_options, _targets
 from attncore._inspect import _require_known
+from attncore._projections import Projections
 from attncore._rotary import Rotary, fields_of, rotary_of
-from attncore._state import Layer
+from attncore._state import Activations, core_of, dtype_named
 from attncore._types import (
     Array,
     CrossGradients,
@@ -26,10 +27,8 @@ from attncore._types import (
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-_MADE = ("_core", "option_gradients")  # what a copy of a layer makes anew
 
-
-class MultiHeadAttention(Layer):
+class MultiHeadAttention(Projections):
     """Multi-head attention with learned projections (Vaswani et al. 2017), on NumPy arrays.
 
     y = concat(head₁, …)·W_oᵀ + b_o with headₕ = attention(x·W_qᵀ, context·W_kᵀ, context·W_vᵀ)ₕ.
@@ -73,8 +72,6 @@ class MultiHeadAttention(Layer):
         ...     parameter -= np.float32(0.1) * layer.gradients[name]
     """
 
-    option_gradients: Gradients
-
     def __init__(
         self,
         embed_dim: int,
@@ -108,7 +105,7 @@ class MultiHeadAttention(Layer):
             "rotary": rotary_of(rotary),
             "qk_norm": qk_norm,
             "batch_first": batch_first,
-            "dtype": np.dtype(dtype),
+            "dtype": dtype_named(dtype),
         }
         self._make(secrets.randbits(64) if seed is None else seed)
         self.training = True
@@ -140,6 +137,7 @@ class MultiHeadAttention(Layer):
         need_weights: bool | Literal["average", "heads"] = False,
         dropout_p: float = 0.0,
         seed: int = 0,
+        activations: Activations | None = None,
         **options: Unpack[ScoreOptions],
     ) -> Any:
         """Self-attention of x, or attention of x to a context.
@@ -157,7 +155,10 @@ class MultiHeadAttention(Layer):
             need_weights: Return the attention probabilities too, before dropout: True or "average"
                 for their mean over the heads, "heads" for all.
             dropout_p: As for `attention`, 0 ≤ dropout_p < 1; it applies after `eval()` too.
-            seed: As for `attention`; pass a new one for each call.
+            seed: As for `attention`; pass a new one for each call (of each layer, if they are to
+                drop different weights).
+            activations: Keeps what `backward` needs there, whatever `training` is, and leaves the
+                layer's own last call alone.
             options: Those of `attention`, over (batch, heads, queries, keys), but layout, out and
                 return_lse.  In self-attention the default query_offset is 0.  What add_bias_kv and
                 add_zero_attn append has no mask, bias, length nor position: every query sees it.
@@ -193,12 +194,9 @@ class MultiHeadAttention(Layer):
             by_head = asked == "heads"
         _require_known("MultiHeadAttention", options)
         return self._core.forward(
-            x,
-            context,
-            value_context,
-            positions,
-            key_positions,
+            (x, context, value_context, positions, key_positions),
             self.training,
+            core_of(activations),
             by_head,
             {**options, "dropout_p": dropout_p, "seed": seed},
         )
@@ -209,17 +207,21 @@ class MultiHeadAttention(Layer):
         *,
         wanted: Collection[str] = ("x", "context", "value_context"),
         accumulate: bool = False,
+        activations: Activations | None = None,
         num_threads: int | None = None,
     ) -> Any:
         """The gradients of the last call, given the gradient with respect to its y.
 
-        Those of parameters are written to `gradients`, those of options to `option_gradients`.
+        Those of parameters are written to `gradients`, those of options to `option_gradients`,
+        which holds this call's alone.
 
         Args:
             d_y: Like y.
             wanted: Names of inputs and options whose gradients are computed; options are bias,
                 alibi, sinks and relative_bias, if the call had them.
-            accumulate: Add to `gradients` instead of overwriting them.
+            accumulate: Add to `gradients` instead of overwriting them; each sum is rounded to the
+                layer's dtype.
+            activations: Go back through the call that they were given to last.
             num_threads: For this call.
 
         Returns:
@@ -228,6 +230,7 @@ class MultiHeadAttention(Layer):
 
         Raises:
             ValueError: There was no call to go back through; a shape or name does not fit.
+            RuntimeError: Another thread is in `backward` of this layer.
             TypeError: A type or dtype does not fit.
 
         Example:
@@ -238,7 +241,8 @@ class MultiHeadAttention(Layer):
             >>> d.x.shape, d.context.shape
             ((1, 3, 16), (1, 9, 16))
         """
-        given = _given_options(cast("ScoreOptions", self._core.kept_options()))
+        own = core_of(activations)
+        given = _given_options(cast("ScoreOptions", self._core.kept_options(own)))
         inputs = CrossValueGradients._fields
         if isinstance(wanted, str) or not isinstance(wanted, Collection):
             raise TypeError(f"wanted: must be a collection of names, is {type(wanted).__name__}")
@@ -259,6 +263,7 @@ class MultiHeadAttention(Layer):
                 targets.relative_bias,
             ),
             accumulate,
+            own,
             num_threads,
         )
         self.option_gradients = targets
@@ -283,14 +288,3 @@ class MultiHeadAttention(Layer):
             if name not in plain or value != plain[name]
         ]
         return f"MultiHeadAttention({', '.join(shown)})"
-
-    def __getstate__(self) -> dict[str, Any]:
-        own = {name: value for name, value in self.__dict__.items() if name not in _MADE}
-        return {**own, "parameters": self.state_dict()}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        parameters = state.pop("parameters")
-        self.__dict__.update(state)
-        self.option_gradients = Gradients()
-        self._make(0)
-        self.load_state_dict(parameters)

@@ -5,15 +5,19 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from attncore import _checkpoint
-from attncore._types import Array
+from attncore import _checkpoint, _core
+from attncore._cache_settings import float_dtype
+from attncore._types import Array, Gradients
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+_MADE = ("_core", "option_gradients")  # what a copy of a layer makes anew
 
 
 class LoadedKeys(NamedTuple):
@@ -23,11 +27,55 @@ class LoadedKeys(NamedTuple):
     unexpected_keys: list[str]
 
 
+class Activations:
+    """What a call of a layer keeps for `backward`, apart from the layer's own last call.
+
+    For a layer that is called several times before it is trained, as where its weights are shared,
+    or by several threads: ``layer(x, activations=a)``, then ``layer.backward(d_y, activations=a)``.
+    A later call with the same activations reuses their memory.
+
+    Example:
+        >>> import numpy as np, attncore
+        >>> layer = attncore.MultiHeadAttention(16, 2)
+        >>> one, other = attncore.Activations(), attncore.Activations()
+        >>> x = np.ones((2, 3, 16), np.float32)
+        >>> y = layer(x, activations=one) + layer(2 * x, activations=other)
+        >>> d_one = layer.backward(np.ones_like(y), activations=one)
+        >>> d_other = layer.backward(np.ones_like(y), activations=other, accumulate=True)
+    """
+
+    def __init__(self) -> None:
+        self._core = _core.Activations()
+
+    @property
+    def nbytes(self) -> int:
+        """Of memory that they hold, beside the arguments of the call."""
+        return self._core.bytes
+
+    def __reduce__(self) -> Any:
+        raise TypeError("Activations: can be neither copied nor pickled")
+
+
+def core_of(activations: Activations | None) -> _core.Activations | None:
+    """What the core knows them as."""
+    if activations is None or isinstance(activations, Activations):
+        return None if activations is None else activations._core
+    raise TypeError(f"activations: is {type(activations).__name__}, must be Activations")
+
+
+def dtype_named(dtype: Any) -> np.dtype[Any]:
+    """A layer's dtype; NumPy knows the name of bfloat16 once ml_dtypes is imported."""
+    if dtype is None:
+        raise TypeError("dtype: is None, accepted are float32, float64, float16, bfloat16")
+    return float_dtype(dtype) if isinstance(dtype, str) and dtype == "bfloat16" else np.dtype(dtype)
+
+
 class Layer:
     """What has named parameters and their gradients."""
 
     _core: Any  # its parameters() are triples (name, value, gradient)
     training: bool
+    option_gradients: Gradients
 
     def train(self, mode: bool = True) -> Self:
         """Keep what `backward` needs (the default), or don't; returns the layer."""
@@ -40,14 +88,14 @@ class Layer:
         """Keep nothing for `backward`: the same as train(False)."""
         return self.train(False)
 
-    def parameters(self) -> dict[str, Array]:
-        """The parameters by name: views of the layer's memory, to be read and written."""
-        return {name: value for name, value, _ in self._core.parameters()}
+    def parameters(self) -> Mapping[str, Array]:
+        """The parameters by name: views of the layer's memory, to be read and written in place."""
+        return MappingProxyType({name: value for name, value, _ in self._core.parameters()})
 
     @property
-    def gradients(self) -> dict[str, Array]:
+    def gradients(self) -> Mapping[str, Array]:
         """The gradients of the parameters by name: views, written by `backward`, zeros before."""
-        return {name: gradient for name, _, gradient in self._core.parameters()}
+        return MappingProxyType({name: gradient for name, _, gradient in self._core.parameters()})
 
     def state_dict(self) -> dict[str, Array]:
         """A copy of the parameters, by the names that torch.nn.MultiheadAttention has."""
@@ -112,6 +160,20 @@ class Layer:
             ValueError: It is no such file, or as `load_state_dict`.
         """
         return self.load_state_dict(_checkpoint.read(path)[0], strict)
+
+    def _make(self, seed: int) -> None:
+        raise NotImplementedError
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = {name: value for name, value in self.__dict__.items() if name not in _MADE}
+        return {**own, "parameters": self.state_dict()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        parameters = state.pop("parameters")
+        self.__dict__.update(state)
+        self.option_gradients = Gradients()
+        self._make(0)
+        self.load_state_dict(parameters)
 
 
 def _floats(name: str, given: Any) -> Array:

@@ -73,6 +73,46 @@ void forks_share_pages() {
   CHECK(cache.free_pages() == 6);
 }
 
+/// Forks that begin to write in one page in one call: the last one needs no copy, unless it would write over what another
+/// has there, and what a call that fails had begun is undone.
+void forks_write_at_once() {
+  Random random;
+  for (const bool shorter : {false, true}) {
+    PagedKVCache cache(shorter ? 3 : 2, 4, settings());
+    const Tokens first(1, 2, random), more(2, 1, random);
+    append(cache, first.tensor, {cache.add()});
+    const Index fork = cache.fork(0);
+    if (shorter) cache.truncate(ints({1}), ints({fork}));
+    int polls = 0;
+    const Options stops{.cancelled = [&] { return ++polls > 1; }};
+    CHECK(throws<Cancelled>([&] { append(cache, more.tensor, {0, fork}, {}, stops); }, "cancelled"));
+    CHECK(gathered(cache, 0) == Rows({first.row(0, 0), first.row(0, 1)}) && shared_pages(cache) == 1);
+    append(cache, more.tensor, {0, fork});
+    CHECK(gathered(cache, 0) == Rows({first.row(0, 0), first.row(0, 1), more.row(0, 0)}));
+    Rows of_fork{first.row(0, 0), first.row(0, 1), more.row(1, 0)};
+    if (shorter) of_fork.erase(of_fork.begin() + 1);
+    CHECK(gathered(cache, fork) == of_fork && shared_pages(cache) == 0);
+    CHECK(cache.free_pages() == (shorter ? 1 : 0));
+    cache.free(fork), cache.free(0);
+    CHECK(cache.free_pages() == cache.pages());
+  }
+}
+
+/// An empty list of entries is none of them, also where a vector has no memory; a list without memory is an error.
+void lists_of_entries() {
+  Random random;
+  KVCache cache(kEntries, kCapacity, settings());
+  append(cache, Tokens(kEntries, 3, random).tensor, {0, 1, 2});
+  const Index zero = 0;
+  const Tensor to_zero = Tensor::contiguous(&zero, DType::i64, {1, 1, 1, 1});
+  cache.truncate(to_zero, ints({}));
+  CHECK(cache.lengths() == std::vector<Index>(kEntries, 3));
+  const Tensor lost = Tensor::contiguous(nullptr, DType::i64, {2, 1, 1, 1});
+  CHECK(throws<std::invalid_argument>([&] { cache.truncate(to_zero, lost); }, "entries: is not given, but"));
+  cache.truncate(to_zero);
+  CHECK(cache.lengths() == std::vector<Index>(kEntries, 0));
+}
+
 /// Of forks each keeps a branch of the last tokens, in pages of its own where tokens move.
 void branches_stay() {
   Random random;
@@ -248,6 +288,8 @@ void cancelled() {
 int main() {
   tokens_come_back();
   forks_share_pages();
+  forks_write_at_once();
+  lists_of_entries();
   branches_stay();
   queries_turn();
   windows_give_pages_back();

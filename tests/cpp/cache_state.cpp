@@ -26,6 +26,10 @@ void states() {
   restores(contiguous, same, 3);
   restores(paged, smaller, 4);
   CHECK(smaller.free_pages() == 6);
+  PagedKVCache three(30, 4, settings());
+  for (int i = 0; i < 3; ++i) three.add();
+  append(three, tokens.tensor, {0, 1, 2}, {1, 2, 3});
+  CHECK(throws<std::invalid_argument>([&] { same.restore(three.state()); }, "state: is a paged cache's"));
   for (int round = 0; round < 3000; ++round) {
     CacheState state = paged.state();
     for (std::int64_t changes = 1 + random.below(2); changes > 0; --changes) {

@@ -107,6 +107,35 @@ struct Full {
   }
 };
 
+/// The layer by its two ends and attention in between; only what is wanted is made.
+void projections() {
+  Full full;
+  full.layer.forward(full.inputs, tokens(full.y, Full::kBatch, Full::kQueries));
+  Settings apart = full.layer.settings();
+  apart.bias_kv = apart.add_zero_attn = false;
+  MultiHeadAttention layer(apart);
+  const auto heads = [](Numbers& memory, Index count, Index length) {
+    memory.resize(std::size_t(Full::kBatch * count * length * 6));
+    return Tensor::contiguous(memory.data(), DType::f64, {Full::kBatch, count, length, 6});
+  };
+  Numbers q, k, v, o, y(full.y.size()), by_hand(full.y.size()), only(std::size_t(2 * 2 * 7 * 6));
+  const MultiHeadAttention::HeadTensors made{heads(q, 4, 5), heads(k, 2, 7), heads(v, 2, 7)};
+  layer.forward(full.inputs, tokens(y, Full::kBatch, Full::kQueries));
+  layer.in_proj(full.inputs, made);
+  layer.in_proj({.context = full.inputs.context}, {.key = heads(only, 2, 7)});
+  CHECK(only == k);
+  for (const Tensor& t : {made.query, made.key}) rope(t, *apart.rotary, t);
+  const Tensor out = heads(o, 4, 5);
+  forward({.query = made.query,
+           .key = made.key,
+           .value = made.value,
+           .out = out,
+           .score = full.inputs.score,
+           .dropout = full.inputs.dropout});
+  layer.out_proj(out, tokens(by_hand, Full::kBatch, Full::kQueries));
+  CHECK(by_hand == y);
+}
+
 void gradients() {
   Full full;
   Numbers d_x(full.x.size()), d_context(full.context.size()), d_value_context(full.value_context.size());
@@ -221,6 +250,7 @@ int main() {
   for (const std::string& name : available_isas()) {
     use_isa(name);
     plain();
+    projections();
     gradients();
     weights();
   }

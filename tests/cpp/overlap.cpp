@@ -2,6 +2,7 @@
 // get it.
 #include <algorithm>
 #include <set>
+#include <string>
 
 #include "check.h"
 #include "random.h"
@@ -125,11 +126,52 @@ void edges() {
   CHECK(may_overlap(full, view(119, {1, 1, 1, 1}, {0, 0, 0, 0})));
 }
 
+/// What has a shape and no memory was not left out; what is written overlaps nothing; sizes beyond memory.
+void tensors_that_are_none() {
+  const auto says = [](const char* text, auto run) {
+    try {
+      run();
+    } catch (const std::invalid_argument& error) {
+      return std::string(error.what()).find(text) == 0;
+    }
+    return false;
+  };
+  float numbers[16]{}, out[4];
+  const Tensor x = Tensor::contiguous(numbers, DType::f32, {1, 1, 4, 1});
+  const Problem good{
+      .query = x, .key = x, .value = x, .out = Tensor::contiguous(out, DType::f32, {1, 1, 4, 1})};
+  const auto with = [&](auto change) {
+    Problem problem = good;
+    change(problem);
+    return [problem] { forward(problem); };
+  };
+  forward(good);
+  const Tensor lost = Tensor::contiguous(nullptr, DType::boolean, {1, 1, 1, 4});
+  CHECK(says("mask: is not given, but has the shape (1, 1, 1, 4)",
+             with([&](Problem& p) { p.score.mask = lost; })));
+  CHECK(says("out: is not given", with([](Problem& p) { p.out = {}; })));
+  CHECK(says("query: shape is", with([](Problem& p) { p.query.shape[2] = kUnbounded; })));
+  CHECK(says("num_threads: is -5, must be at least 0", [&] { forward(good, {.num_threads = -5}); }));
+  std::byte coins[4];
+  Tensor keep = Tensor::contiguous(coins, DType::boolean, {1, 1, 2, 2});
+  keep.stride[2] = 0;
+  CHECK(says("keep: items overlap", [&] { dropout_mask({.probability = 0.5}, {}, keep); }));
+  CHECK(says("dtype: ", [] { (void)fma_peak("baseline", DType::boolean, 1); }));
+  const Tensor huge = Tensor::contiguous(nullptr, DType::f32, {Index{1} << 40, Index{1} << 40, 1, 1});
+  CHECK(huge.stride[0] == Index{4} << 40);
+  try {
+    (void)Workspace().reserve(std::numeric_limits<std::size_t>::max());
+    CHECK(false);
+  } catch (const std::bad_alloc&) {
+  }
+}
+
 }  // namespace
 
 int main() {
   any_tensors();
   common_layouts();
   edges();
+  tensors_that_are_none();
   return finish();
 }

@@ -3,6 +3,7 @@
 #include <attncore/cache.hpp>
 #include <map>
 #include <set>
+#include <string>
 
 #include "check.h"
 #include "paged_case.h"
@@ -164,9 +165,31 @@ void fuzz(int repeats) {
   CHECK(good > repeats / 4 && bad > repeats / 4);
 }
 
+/// What has a shape and no memory is no tensor that was left out.
+void without_memory() {
+  Random random;
+  const auto refuses = [&](Tensor PagedAppend::* which, const char* text) {
+    for (;;) {
+      Append a(random);
+      if (a.batch == 0 || a.width == 0 || !a.good()) continue;
+      (a.call.*which).data = nullptr;
+      try {
+        append_paged(a.call);
+      } catch (const std::invalid_argument& error) {
+        return std::string(error.what()).find(text) == 0;
+      }
+      return false;
+    }
+  };
+  CHECK(refuses(&PagedAppend::block_table, "block_table: is not given, but has the shape ("));
+  CHECK(refuses(&PagedAppend::key_lengths, "key_lengths: is not given, but has the shape ("));
+  CHECK(refuses(&PagedAppend::lengths, "lengths: is not given, but has the shape ("));
+}
+
 }  // namespace
 
 int main() {
   fuzz(20000);
+  without_memory();
   return finish();
 }

@@ -39,7 +39,9 @@ enum class Precision : std::uint8_t { highest, high, medium };
 [[nodiscard]] const char* name(DType dtype) noexcept;
 
 /// A view of memory that the caller owns.  The axes are (batch, head, token, dim); strides are in bytes and
-/// may be anything: zero, negative, no multiple of the item.  An optional tensor without `data` is not given.
+/// may be anything: zero, negative, no multiple of the item; nor need `data` be aligned.  (i4 has an even dim, two numbers in
+/// each byte without gaps.)  What is written must overlap neither itself nor anything that the call reads or writes
+/// beside it.  An optional tensor without `data` is not given; one that has a shape but no data is an error.
 struct Tensor {
   void* data = nullptr;
   DType dtype = DType::f32;
@@ -75,7 +77,7 @@ inline constexpr std::size_t kMaxBiases = 8;
 /// The relative position bias of T5 (Raffel et al. 2020): + table[head][bucket(key − position)].  Half of the buckets
 /// are for single distances, the others for ever wider ranges up to max_distance; all beyond is in the last.
 struct RelativeBias {
-  Tensor table;  ///< floats, (1, head, 1, bucket)
+  Tensor table{};  ///< floats, (1, head, 1, bucket)
   bool bidirectional =
       true;  ///< half of the buckets are for keys after the position; else those share bucket 0
   Index max_distance = 128;
@@ -83,28 +85,28 @@ struct RelativeBias {
 
 /// What happens between Q·Kᵀ and the softmax.  Every default means "off".
 struct Score {
-  std::optional<double> scale;    ///< default 1/√dim
-  std::optional<double> softcap;  ///< c > 0: scores become c · tanh(score / c)
+  std::optional<double> scale{};    ///< default 1/√dim
+  std::optional<double> softcap{};  ///< c > 0: scores become c · tanh(score / c)
 
   // A query at position p = query + offset sees the keys p − left … p + right; causal means right = 0.
   bool causal = false;
   Index left = kUnbounded, right = kUnbounded;
-  Tensor query_offset;  ///< (1 or batch, 1, 1, 1) ints; default: keys − queries, the last query sees the last
-                        ///< key
+  /// Ints, (1 or batch, 1, 1, 1); default: each entry's key_length − query_length, the last query sees the last key.
+  Tensor query_offset{};
 
-  Tensor mask;  ///< boolean, True = attend; broadcasts to (batch, head, query, key)
-  BoundedArray<Tensor, kMaxBiases> biases;  ///< floats, each broadcasts to (batch, head, query, key)
-  Tensor alibi;                             ///< slopes, (1 or batch, head, 1, 1): + slope · −|position − key|
-  RelativeBias relative_bias;
-  Tensor sinks;  ///< logits, (1, head, 1, 1): a term of the softmax's denominator
+  Tensor mask{};  ///< boolean, True = attend; broadcasts to (batch, head, query, key)
+  BoundedArray<Tensor, kMaxBiases> biases{};  ///< floats, each broadcasts to (batch, head, query, key)
+  Tensor alibi{};  ///< slopes, (1 or batch, head, 1, 1): + slope · −|position − key|
+  RelativeBias relative_bias{};
+  Tensor sinks{};  ///< logits, (1, head, 1, 1): a term of the softmax's denominator
 
   /// New tokens that form a tree (speculative decoding): ints (1 or batch, 1, query, 1), the parent of each query among
   /// the queries before it, or −1.  The last `queries` keys are the queries' own: a query sees the keys before those, its
   /// ancestors' and its own.
-  Tensor tree_parents;
+  Tensor tree_parents{};
 
-  Tensor query_segments, key_segments;  ///< ints, (batch, 1, token, 1): attend only where equal
-  Tensor query_lengths, key_lengths;    ///< ints, (batch, 1, 1, 1): tokens past them do not exist
+  Tensor query_segments{}, key_segments{};  ///< ints, (batch, 1, token, 1): attend only where equal
+  Tensor query_lengths{}, key_lengths{};    ///< ints, (batch, 1, 1, 1): tokens past them do not exist
 };
 
 /// Each weight is kept, and divided by 1 − probability, or dropped (Srivastava et al. 2014).  What is kept is a function
@@ -119,28 +121,28 @@ struct Dropout {
 /// but segments, which stand packed as well.
 struct Packing {
   Tensor
-      query_tokens;   ///< ints, (batch + 1, 1, 1, 1): of query, out and lse, from 0 to their number of tokens
-  Tensor key_tokens;  ///< the same of key and value; not given where these are paged
+      query_tokens{};  ///< ints, (batch + 1, 1, 1, 1): of query, out and lse, from 0 to their number of tokens
+  Tensor key_tokens{};  ///< the same of key and value; not given where these are paged
 };
 
 /// Keys and values in pages (Kwon et al. 2023): key and value are pools (page, kv_head, slot, dim), and token t of entry b
 /// is slot t mod slots of page block_table[b][t / slots].  Score::key_lengths must be given.
 struct Paging {
-  Tensor block_table;  ///< ints, (batch, 1, 1, pages): what lies past an entry's length is not read
+  Tensor block_table{};  ///< ints, (batch, 1, 1, pages): what lies past an entry's length is not read
 };
 
 struct Problem {
-  Tensor query;  ///< (batch, heads, queries, dim)
-  Tensor key;    ///< (batch, kv_heads, keys, dim); heads is a multiple of kv_heads
-  Tensor value;  ///< (batch, kv_heads, keys, value_dim)
-  Tensor out;    ///< (batch, heads, queries, value_dim), written
-  Tensor lse;    ///< optional: (batch, heads, queries, 1), written; f32, f64 for f64: log Σ exp(score)
+  Tensor query{};  ///< (batch, heads, queries, dim)
+  Tensor key{};    ///< (batch, kv_heads, keys, dim); heads is a multiple of kv_heads
+  Tensor value{};  ///< (batch, kv_heads, keys, value_dim)
+  Tensor out{};    ///< (batch, heads, queries, value_dim), written
+  Tensor lse{};    ///< optional: (batch, heads, queries, 1), written; f32, f64 for f64: log Σ exp(score)
   /// Optional, f32, like key and value with a dim of 1: what each token's numbers are multiplied by.
-  Tensor key_scale, value_scale;
-  Packing packing;
-  Paging paging;
-  Score score;
-  Dropout dropout;
+  Tensor key_scale{}, value_scale{};
+  Packing packing{};
+  Paging paging{};
+  Score score{};
+  Dropout dropout{};
   /// Of forward() where query, key and value are all f32; elsewhere, and in backward() and attention_weights(), it changes
   /// nothing.
   Precision precision = Precision::highest;
@@ -148,13 +150,13 @@ struct Problem {
 
 /// What backward() reads and writes beside the problem.  A result without `data` is not wanted, and costs nothing.
 struct Gradients {
-  Tensor d_out;                    ///< like out
-  Tensor d_lse;                    ///< optional: like lse
-  Tensor d_query, d_key, d_value;  ///< like query, key and value; written
+  Tensor d_out{};                        ///< like out
+  Tensor d_lse{};                        ///< optional: like lse
+  Tensor d_query{}, d_key{}, d_value{};  ///< like query, key and value; written
   BoundedArray<Tensor, kMaxBiases>
-      d_biases;  ///< each like its bias, summed over what the bias repeats; none, or as
-                 ///< many as there are biases
-  Tensor d_alibi, d_relative_bias, d_sinks;  ///< like alibi, the relative bias's table and sinks
+      d_biases{};  ///< each like its bias, summed over what the bias repeats; none, or as
+                   ///< many as there are biases
+  Tensor d_alibi{}, d_relative_bias{}, d_sinks{};  ///< like alibi, the relative bias's table and sinks
 };
 
 /// Scratch memory that calls reuse.  One call at a time may use it; without one, each calling thread has its
@@ -178,9 +180,9 @@ class Workspace {
 
 struct Options {
   Device device = Device::cpu;
-  int num_threads = 0;  ///< 0: get_num_threads()
-  std::function<bool()>
-      cancelled;  ///< polled by the calling thread, every few milliseconds; true ends the call
+  int num_threads = 0;  ///< 0: get_num_threads(); more than 1024 count as 1024
+  /// Polled by the calling thread, every few milliseconds: true ends the call, and what it throws is passed on.
+  std::function<bool()> cancelled{};
   Workspace* workspace = nullptr;  ///< default: the calling thread's
 };
 
@@ -205,6 +207,8 @@ struct InUse : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+// Any number of threads may call the functions below at once.  Tensors and options need to live during the call only.
+
 /// out, lse = attention(problem).  Throws DTypeError, std::invalid_argument, NotImplemented, std::bad_alloc,
 /// Cancelled.
 void forward(const Problem& problem, const Options& options = {});
@@ -221,9 +225,11 @@ void dropout_mask(const Dropout& dropout, const Tensor& rows, const Tensor& keep
 /// The probabilities that forward() uses, before dropout.  problem.value and problem.out are not read.  Of packed sequences
 /// they are those of the padded batch: rows and keys count those of the longest, and what a sequence lacks is 0.  Throws as forward().
 struct Weights {
-  Tensor rows;           ///< ints, (1 or batch, 1, rows, 1): which queries; not given: all
-  Tensor probabilities;  ///< (batch, heads, rows, keys), or (…, top_k); f32, f64 for f64; written
-  Tensor indices;        ///< i64, like probabilities: if given, the largest top_k of a row, in falling order
+  Tensor rows{};           ///< ints, (1 or batch, 1, rows, 1): which queries; not given: all
+  Tensor probabilities{};  ///< (batch, heads, rows, keys), or (…, top_k); f32, f64 for f64; written
+  /// i64, like probabilities: if given, the largest top_k of a row, in falling order; −1, with a probability of 0, where a
+  /// row sees fewer keys.
+  Tensor indices{};
 };
 void attention_weights(const Problem& problem, const Weights& weights, const Options& options = {});
 

@@ -2,7 +2,10 @@
 // a list of them.
 //
 // Any number of threads may read a cache at once (attend, gather, state, lengths, …).  A call that changes it (append,
-// truncate, accept, fork, free, restore) must be alone: a call that conflicts throws InUse at once, and has changed nothing.
+// truncate, accept, add, fork, free, restore) must be alone: a call that conflicts throws InUse at once, and has changed nothing.
+// Destroying or moving a cache is no such call: nobody may use it then.  What was moved from may only be assigned to or destroyed.
+//
+// All calls throw std::invalid_argument, DTypeError, std::bad_alloc and InUse; a call that throws leaves the cache as it was.
 #pragma once
 
 #include <attncore/layers.hpp>
@@ -20,7 +23,7 @@ struct CacheSettings {
   /// for i8 and i4, and the larger of |x| / 16 and factor / 1024 for f8.
   DType dtype = DType::f32;
   /// Keys are rotated as they are appended (with value_in_key: the dims past the values); its positions are not used.
-  std::optional<Rope> rotary;
+  std::optional<Rope> rotary{};
   Index window = kUnbounded;  ///< a query sees its own key and at most so many before it
 };
 
@@ -41,28 +44,28 @@ class CacheFull : public std::bad_alloc {
 
 /// What is appended.
 struct NewTokens {
-  Tensor key;      ///< (entries, kv_heads, tokens, dim), any floats: rounded to the cache's dtype
-  Tensor value;    ///< (entries, kv_heads, tokens, value_dim), any floats; not given with value_in_key
-  Tensor lengths;  ///< optional ints, (entries, 1, 1, 1): tokens past them are not appended
+  Tensor key{};      ///< (entries, kv_heads, tokens, dim), any floats: rounded to the cache's dtype
+  Tensor value{};    ///< (entries, kv_heads, tokens, value_dim), any floats; not given with value_in_key
+  Tensor lengths{};  ///< optional ints, (entries, 1, 1, 1): tokens past them are not appended
   Tensor
-      positions;  ///< optional ints, (1 or entries, 1, tokens, 1), of `rotary`; default: the entry's length, …
+      positions{};  ///< optional ints, (1 or entries, 1, tokens, 1), of `rotary`; default: the entry's length, …
 };
 
 /// Tokens as they are stored, packed along the token axis; with value_in_key without values and their scales.
 struct StoredTokens {
-  Tensor key, value;              ///< (1, kv_heads, tokens, dim), of the cache's dtype
-  Tensor key_scale, value_scale;  ///< (1, kv_heads, tokens, 1), f32; of i8, i4 and f8
+  Tensor key{}, value{};              ///< (1, kv_heads, tokens, dim), of the cache's dtype
+  Tensor key_scale{}, value_scale{};  ///< (1, kv_heads, tokens, 1), f32; of i8, i4 and f8
 };
 
 /// All that a cache holds.
 struct CacheState {
   /// The tokens of entry 0, of entry 1, …; of a paged cache those of pages 0, 1, …, of which each entry has some.
-  StoredTokens tokens;
-  std::vector<Index> lengths;  ///< of each entry; of a paged cache −1 for numbers that are free
+  StoredTokens tokens{};
+  std::vector<Index> lengths{};  ///< of each entry; of a paged cache −1 for numbers that are free
   /// Paged: tokens of each page; the pages of each entry; how many of an entry's first pages have been given back.
-  std::vector<Index> page_lengths;
-  std::vector<std::vector<Index>> tables;
-  std::vector<Index> given_back;
+  std::vector<Index> page_lengths{};
+  std::vector<std::vector<Index>> tables{};
+  std::vector<Index> given_back{};
   Workspace memory;  ///< what `tokens` points to, where the cache made it
 };
 
@@ -85,8 +88,10 @@ class KVCache {
   /// problem.out, lse = attention of problem.query (entries, heads, queries, dim) to all that the entries hold.  The last
   /// query stands at the last token.  The problem's key, value, scales, packing and paging are the cache's and must not be
   /// given, nor key_lengths, query_offset and segments.  Masks and biases broadcast to (entries, heads, queries, length
-  /// of the longest of these entries).  score.left is cut to the cache's window.  `rotate_query` rotates queries by their
-  /// tokens' positions, as append rotates keys.  Throws as forward(), and InUse.
+  /// of the longest of these entries).  score.left is cut to the cache's window; score.causal is false by default, as
+  /// everywhere (Python's caches have it true).  `rotate_query` rotates queries by the numbers of their tokens, the last
+  /// one's being the entry's length − 1 (in a tree: by depth), as append rotates keys that have no positions of their own.
+  /// Throws as forward(), and InUse.
   void attend(const Problem& problem, const Tensor& entries = {}, const Options& options = {},
               bool rotate_query = false) const;
 
@@ -110,7 +115,7 @@ class KVCache {
   void gather(Index entry, Index first, const Tensor& key, const Tensor& value) const;
 
   [[nodiscard]] CacheState state() const;
-  /// Replaces all that the cache holds by a state of a cache of the same settings and batch; checks it first.
+  /// Replaces all that the cache holds by a state of a KVCache of the same settings and batch; checks it first.
   void restore(const CacheState& state);
 
  private:
@@ -156,7 +161,8 @@ class PagedKVCache {
   [[nodiscard]] Index kept_from(Index entry) const;  ///< the first token whose page has not been given back
 
   [[nodiscard]] CacheState state() const;
-  void restore(const CacheState& state);  ///< of a cache of the same settings and page size; pages may differ
+  /// Of a PagedKVCache of the same settings and page size; pages may differ.  Throws CacheFull if there are too few.
+  void restore(const CacheState& state);
 
  private:
   struct Impl;
@@ -165,18 +171,18 @@ class PagedKVCache {
 
 /// New tokens for the ends of sequences whose pages the caller owns (Problem::paging).
 struct PagedAppend {
-  Tensor key;      ///< (batch, kv_heads, tokens, dim), any floats
-  Tensor value;    ///< (batch, kv_heads, tokens, value_dim), any floats; no values: neither it nor its pages
-  Tensor lengths;  ///< optional ints, (batch, 1, 1, 1): tokens past them are not appended
-  Tensor token_starts;  ///< optional ints, (batch + 1, 1, 1, 1): key and value are packed, as Packing's are
+  Tensor key{};    ///< (batch, kv_heads, tokens, dim), any floats
+  Tensor value{};  ///< (batch, kv_heads, tokens, value_dim), any floats; no values: neither it nor its pages
+  Tensor lengths{};       ///< optional ints, (batch, 1, 1, 1): tokens past them are not appended
+  Tensor token_starts{};  ///< optional ints, (batch + 1, 1, 1, 1): key and value are packed, as Packing's are
 
   /// (page, kv_head, slot, dim), written; i8, i4 and f8 have no gaps along dim.
-  Tensor key_pages, value_pages;
-  Tensor key_scale,
-      value_scale;  ///< (page, kv_head, slot, 1), f32, written; of i8, i4 and f8, as CacheSettings has them
+  Tensor key_pages{}, value_pages{};
+  Tensor key_scale{},
+      value_scale{};  ///< (page, kv_head, slot, 1), f32, written; of i8, i4 and f8, as CacheSettings has them
 
-  Tensor block_table;  ///< ints, (batch, 1, 1, pages)
-  Tensor key_lengths;  ///< ints, (batch, 1, 1, 1): the tokens that are there before
+  Tensor block_table{};  ///< ints, (batch, 1, 1, pages)
+  Tensor key_lengths{};  ///< ints, (batch, 1, 1, 1): the tokens that are there before
 };
 
 /// Writes token i of an entry's new ones as its token key_length + i.  A page that two entries would write, or one twice, or

@@ -7,12 +7,12 @@ namespace attncore {
 
 /// Rotary position embedding (Su et al. 2021): pairs of dims are rotated by position · frequency.
 struct Rope {
-  Tensor positions;     ///< ints, (1 or batch, 1, token, 1); not given: 0, 1, …
+  Tensor positions{};   ///< ints, (1 or batch, 1, token, 1); not given: 0, 1, …
   double base = 10000;  ///< frequency i is base^(−2i / dims), unless `frequencies` says what it is
   Index dims = 0;  ///< the first so many dims are rotated, an even number; 0: two for each frequency, or all
-  bool interleaved = false;         ///< pairs are dims (2i, 2i + 1); else (i, i + dims / 2)
-  std::vector<double> frequencies;  ///< dims / 2: those of models whose context was stretched
-  double factor = 1;                ///< what is rotated is multiplied by it too (YaRN's, Peng et al. 2023)
+  bool interleaved = false;           ///< pairs are dims (2i, 2i + 1); else (i, i + dims / 2)
+  std::vector<double> frequencies{};  ///< dims / 2: those of models whose context was stretched
+  double factor = 1;                  ///< what is rotated is multiplied by it too (YaRN's, Peng et al. 2023)
 };
 
 /// out = x rotated; x and out are (batch, head, token, dim) of one dtype, out may be x.  `inverse` rotates the
@@ -30,7 +30,7 @@ void linear(const Tensor& x, const Tensor& weight, const Tensor& bias, const Ten
 
 /// What linear_backward writes, given the gradient d_y with respect to linear's out; a result without `data` is not wanted.
 struct LinearGradients {
-  Tensor d_x, d_weight, d_bias;  ///< like x, weight and bias
+  Tensor d_x{}, d_weight{}, d_bias{};  ///< like x, weight and bias
 };
 void linear_backward(const Tensor& d_y, const Tensor& x, const Tensor& weight,
                      const LinearGradients& gradients, const Rope* rotary = nullptr,
@@ -46,9 +46,9 @@ struct MultiHeadAttentionSettings {
   bool bias = true;                  ///< all four projections have one
   bool bias_kv = false;              ///< a learned key and value that every query sees (torch's add_bias_kv)
   bool add_zero_attn = false;        ///< a key and value of zeros that every query sees
-  std::optional<Rope> rotary;        ///< queries and keys are rotated; its positions come with each call
+  std::optional<Rope> rotary{};      ///< queries and keys are rotated; its positions come with each call
   std::optional<double>
-      qk_norm;               ///< ε: queries and keys are x / √(mean x² + ε) · gain, before they are rotated
+      qk_norm{};             ///< ε: queries and keys are x / √(mean x² + ε) · gain, before they are rotated
   DType dtype = DType::f32;  ///< of parameters, inputs and outputs
   std::uint64_t seed = 0;    ///< of the initial values, which are as torch's
 };
@@ -70,23 +70,37 @@ class MultiHeadAttention {
   /// (head_dim); out_proj.weight, out_proj.bias.  The layer owns both tensors; values may be written between calls.
   struct Parameter {
     std::string name;
-    std::vector<Index> shape;
-    Tensor value, gradient;  ///< without gaps; the shape's axes are the last ones
+    std::vector<Index> shape{};
+    Tensor value{}, gradient{};  ///< without gaps; the shape's axes are the last ones
   };
   [[nodiscard]] const std::vector<Parameter>& parameters() const noexcept { return parameters_; }
 
   struct Inputs {
-    Tensor x;              ///< (batch, 1, query, embed_dim)
-    Tensor context;        ///< optional: (batch, 1, key, key_dim); not given: x
-    Tensor value_context;  ///< optional: (batch, 1, key, value_dim); not given: context
-    Tensor positions;      ///< for `rotary`: ints (1 or batch, 1, query, 1); not given: 0, 1, …
-    Tensor key_positions;  ///< the context's; not given: x's for self-attention, else 0, 1, …
+    Tensor x{};              ///< (batch, 1, query, embed_dim)
+    Tensor context{};        ///< optional: (batch, 1, key, key_dim); not given: x
+    Tensor value_context{};  ///< optional: (batch, 1, key, value_dim); not given: context
+    Tensor positions{};      ///< for `rotary`: ints (1 or batch, 1, query, 1); not given: 0, 1, …
+    Tensor key_positions{};  ///< the context's; not given: x's for self-attention, else 0, 1, …
     /// As forward()'s, over (batch, head, query, key).  The default query_offset of self-attention is 0.  What bias_kv
     /// and add_zero_attn append stands apart from the keys: it has no mask, bias, length nor position.
-    Score score;
-    Dropout dropout;
+    Score score{};
+    Dropout dropout{};
     Precision precision = Precision::highest;
   };
+
+  /// Of heads, (batch, head, token, head_dim), the last axis without gaps; written.  One without `data` is not wanted.
+  struct HeadTensors {
+    Tensor query{}, key{}, value{};
+  };
+
+  /// The first half of forward: queries of x, keys and values of the contexts (of x, where there are none), normed but not
+  /// rotated: caches rotate by the positions that they know.  Of `inputs` x and the contexts are read, as far as something is
+  /// made from them; bias_kv and add_zero_attn append nothing here.  Throws as attncore::forward.
+  void in_proj(const Inputs& inputs, const HeadTensors& heads, const Options& options = {}) const;
+
+  /// The last step of forward, y = out·W_oᵀ + b_o: out (batch, num_heads, query, head_dim) is what attention gave, y (batch, 1,
+  /// query, embed_dim), written.  Throws as attncore::forward.
+  void out_proj(const Tensor& out, const Tensor& y, const Options& options = {}) const;
 
   /// What forward leaves for backward and weights: queries, keys, values and outputs of the heads, in memory that the
   /// next forward reuses, and views of the inputs, which must stay as they are until then.
@@ -110,10 +124,10 @@ class MultiHeadAttention {
 
   /// What backward reads and writes beside parameters; a result without `data` is not wanted.
   struct InputGradients {
-    Tensor d_y;                              ///< like y
-    Tensor d_x, d_context, d_value_context;  ///< like the inputs; written
-    BoundedArray<Tensor, kMaxBiases> d_biases;
-    Tensor d_alibi, d_relative_bias, d_sinks;  ///< as attncore::Gradients has them
+    Tensor d_y{};                                  ///< like y
+    Tensor d_x{}, d_context{}, d_value_context{};  ///< like the inputs; written
+    BoundedArray<Tensor, kMaxBiases> d_biases{};
+    Tensor d_alibi{}, d_relative_bias{}, d_sinks{};  ///< as attncore::Gradients has them
   };
 
   /// Writes the gradients of all parameters, or adds to them (`accumulate`), and those of inputs.
@@ -128,7 +142,7 @@ class MultiHeadAttention {
  private:
   MultiHeadAttentionSettings settings_;
   Workspace values_, gradients_;
-  std::vector<Parameter> parameters_;
+  std::vector<Parameter> parameters_{};
 };
 
 }  // namespace attncore

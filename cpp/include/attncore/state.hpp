@@ -17,7 +17,7 @@ struct AttentionStateSettings {
   Index value_dim = 0;       ///< 0: the query's dim
   /// Without mask, biases, key_segments, key_lengths and tree_parents.  query_offset is where query 0 stands among all
   /// keys; causal, window, alibi and relative_bias need it.  Sinks are added once, by result().
-  Score score;
+  Score score{};
   Precision precision = Precision::highest;  ///< as Problem's, of each piece's products
 };
 
@@ -26,7 +26,8 @@ struct AttentionStateSettings {
 /// 2021).  They are float64 for float32 queries and pairs of float64 for float64, so that the number of pieces costs no
 /// accuracy.
 ///
-/// One call at a time may change a state, and any number may read one that is not being changed; others throw InUse.
+/// One call at a time may change a state, and any number may read one that is not being changed; others throw InUse.  What was moved from
+/// may only be assigned to or destroyed.
 class AttentionState {
  public:
   /// Copies the query (batch, heads, queries, dim), floats, and what the settings point to.  Throws as forward().
@@ -41,16 +42,16 @@ class AttentionState {
 
   struct Piece {
     Tensor
-        key;  ///< (batch, kv_heads, keys, dim); as forward() takes them, for an f64 state f64, f32, f16 or bf16
-    Tensor value;                   ///< (batch, kv_heads, keys, value_dim)
-    Tensor key_scale, value_scale;  ///< as Problem has them
-    Tensor mask;                    ///< as Score has them, over the piece's keys
-    BoundedArray<Tensor, kMaxBiases> biases;
-    Tensor key_segments, key_lengths;
-    Tensor first_key;  ///< ints (1 or batch, 1, 1, 1): where the keys begin; default: after all so far
+        key{};  ///< (batch, kv_heads, keys, dim); as forward() takes them, for an f64 state f64, f32, f16 or bf16
+    Tensor value{};                     ///< (batch, kv_heads, keys, value_dim)
+    Tensor key_scale{}, value_scale{};  ///< as Problem has them
+    Tensor mask{};                      ///< as Score has them, over the piece's keys
+    BoundedArray<Tensor, kMaxBiases> biases{};
+    Tensor key_segments{}, key_lengths{};
+    Tensor first_key{};  ///< ints (1 or batch, 1, 1, 1): where the keys begin; default: after all so far
     /// Files that key and value lie in: pages that were read are given back, so that they don't count as this process's
     /// memory.  Naming other memory here destroys what it holds.
-    BoundedArray<Mapping, 2> mappings;
+    BoundedArray<Mapping, 2> mappings{};
   };
 
   /// Takes a piece of keys into account.  A call that throws leaves the state as it was.
@@ -63,11 +64,11 @@ class AttentionState {
   /// forward() over all keys so far.
   void result(const Tensor& out, const Tensor& lse, const Options& options = {}) const;
 
-  /// All that calls change, by name, in memory that the state owns.  What was read of one state and written to another
-  /// of the same query and settings goes on there, to the bit.
+  /// All that calls change, by name, in memory that the state owns: maxima, sums, outputs, the keys so far.  What was read of one state and
+  /// written to another of the same query and settings goes on there, to the bit; what else is written is not checked.
   struct Part {
     const char* name;
-    Tensor tensor;  ///< without gaps
+    Tensor tensor{};  ///< without gaps
   };
   void read_parts(const std::function<void(const Part&)>& read) const;
   void write_parts(const std::function<void(const Part&)>& write);

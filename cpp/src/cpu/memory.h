@@ -46,7 +46,11 @@ class Memory {
   std::byte* data_;
 };
 
-inline int threads_of(const Options& options) noexcept {
+inline int threads_of(const Options& options) {
+  if (options.num_threads < 0) {
+    throw std::invalid_argument("num_threads: is " + std::to_string(options.num_threads) +
+                                ", must be at least 0");
+  }
   return options.num_threads > 0 ? std::min(options.num_threads, kMostThreads) : get_num_threads();
 }
 

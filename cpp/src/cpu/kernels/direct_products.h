@@ -8,19 +8,21 @@
 
 namespace attncore {
 
+inline constexpr Index kMostApart = 4;  // rows of which each has registers of its own
+
 /// Bits depend on it: it may look at nothing but the sequence's rows and keys.
 template <class Isa, class T, class Item = T>
 bool reads_in_place(const Call& call, const Sequence& sequence) noexcept {
   // Packing as many keys as a cache holds costs less than it saves, but for a matrix unit.
-  constexpr Index kFew = 8, kMany = kDirectTiles<Isa, Item> ? 0 : 256;
-  const Index rows = sequence.queries * call.group;
-  return rows <= kFew || (rows <= kMostDirectRows<Isa, Item> && sequence.keys >= kMany);
+  constexpr Index kFew = 8, kSome = kGroupsRows<Isa, T> ? 24 : 64, kMany = 256;
+  const Index rows = sequence.queries * call.group, keys = sequence.keys;
+  if (kDirectTiles<Isa, Item> || rows <= kMostApart) return rows <= kMostDirectRows<Isa, Item>;
+  return keys >= kMany ? rows <= kMostDirectRows<Isa, Item> : keys >= kSome && rows <= kFew;
 }
 
 /// The same.
 template <class Isa, class T>
 bool groups_rows(const Call& call, const Sequence& sequence) noexcept {
-  constexpr Index kMostApart = 4;
   return kGroupsRows<Isa, T> && sequence.queries * call.group > kMostApart;
 }
 

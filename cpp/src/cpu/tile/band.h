@@ -18,10 +18,9 @@ struct Band {
   Range first;  // query 0's keys, counted from the tile's first; they may lie far outside
   Index rows = 0, keys = 0;
   Index lead = 0, group = 1;
-  const Range* of_query =
-      nullptr;  // query 0's and on, counted as the tile's first key is; none begins or ends before the last
-  Index tile = 0;           // the tile's first key
-  bool whole = sees_all();  // every row sees every key
+  const Range* of_query = nullptr;  // ranges that never move back, counted as `tile` is; null: of any key
+  Index tile = 0;                   // the tile's first key
+  bool whole = sees_all();          // every row sees every key
 
   /// The keys that any of some rows sees.
   [[nodiscard]] ATTN_INLINE Range keys_of(Range some) const noexcept {
