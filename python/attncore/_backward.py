@@ -216,7 +216,7 @@ def dropout_mask(
         raise TypeError(f"shape: must be a sequence of ints, is {type(shape).__name__}")
     if len(shape) != 4 or any(not hasattr(n, "__index__") or n < 0 for n in shape):
         raise ValueError(f"shape: is {shape}, must be (batch, heads, queries, keys)")
-    if isinstance(p, bool) or not isinstance(p, (int, float, np.floating)):
+    if isinstance(p, bool) or not isinstance(p, (int, float, np.integer, np.floating)):
         raise TypeError(f"p: must be a number, is {type(p).__name__}")
     if not 0 <= p < 1:
         raise ValueError(f"p: is {p}, must be at least 0 and less than 1")

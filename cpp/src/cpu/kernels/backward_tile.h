@@ -54,15 +54,10 @@ struct BackwardScratch {
     constexpr Index kKeys = Isa::template kKeyTile<T>;
     static_assert(sizeof(Item) == sizeof(T));
     const Index rows = backward_rows(call, Isa::kRows);
-    Index used = 0;
-    const auto take = [&](Index items) {
-      T* const taken = memory != nullptr ? reinterpret_cast<T*>(memory) + used : nullptr;
-      used += items;
-      return taken;
-    };
+    Carver from(memory);
     const auto matrix = [&](Index count, Index items) {
       const Index stride = round_up(items, kWidth<Isa, T>);
-      return Matrix<T>{take(count * stride), stride};
+      return Matrix<T>{from.take<T>(count * stride), stride};
     };
     const auto items = [](Matrix<T> m, Index apart = 1) {
       return Matrix<Item>{reinterpret_cast<Item*>(m.data), apart * m.stride};
@@ -72,8 +67,7 @@ struct BackwardScratch {
     };
     const auto panel = [&](Index columns, Index length) {
       const Index depth = depth_of<T, Item>(length);
-      return Panel<Item>{reinterpret_cast<Item*>(take(panel_items<Isa, Item>(columns, depth))), columns,
-                         depth};
+      return Panel<Item>{from.take<Item>(panel_items<Isa, Item>(columns, depth)), columns, depth};
     };
     // A register more than the tile: rows at distances of a power of two would share a few cache sets.
     const Index score_stride = kKeys + kWidth<Isa, T>;
@@ -92,9 +86,9 @@ struct BackwardScratch {
                       .key_panel = panel(call.dim, kKeys),
                       .d_key = matrix(kKeys, call.dim),
                       .d_value = matrix(kKeys, call.value_dim),
-                      .slopes = take(kKeys),
+                      .slopes = from.take<T>(kKeys),
                       .bytes = 0};
-    s.bytes = round_up(used * Index{sizeof(T)}, 64);
+    s.bytes = round_up(from.used(), 64);
     return s;
   }
 };

@@ -35,28 +35,24 @@ struct ProductScratch {
   }
 
   static ProductSizes sizes(const Product& p, Index rows, Index columns, Index depth) noexcept {
-    Index bytes = 0;
-    carve(nullptr, bytes, p, rows, columns);
-    return {.scratch = bytes + panel_bytes(columns, min(depth, kDepthBlock)),
+    Carver counted;
+    (void)carve(counted, p, rows, columns);
+    return {.scratch = counted.used() + panel_bytes(columns, min(depth, kDepthBlock)),
             .state = round_up(rows * padded(columns) * Index{sizeof(T)}, 64),
             .panel = panel_bytes(columns, depth)};
   }
 
   static ATTN_INLINE ProductScratch in(std::byte* memory, const Product& p, Index rows,
                                        Index columns) noexcept {
-    Index bytes = 0;
-    return carve(memory, bytes, p, rows, columns);
+    Carver from(memory);
+    return carve(from, p, rows, columns);
   }
 
  private:
-  /// Without memory, only counts the bytes before the panel.
-  static ATTN_INLINE ProductScratch carve(std::byte* memory, Index& used, const Product& p, Index rows,
+  /// The panel, whose size is another matter, is what follows.
+  static ATTN_INLINE ProductScratch carve(Carver& from, const Product& p, Index rows,
                                           Index columns) noexcept {
-    const auto take = [&](Index bytes) {
-      std::byte* const taken = memory != nullptr ? memory + used : nullptr;
-      used += round_up(bytes, 64);
-      return taken;
-    };
+    const auto take = [&](Index bytes) { return from.take<std::byte>(round_up(bytes, 64)); };
     const auto matrix = [&](Index count, Index items) {
       const Index stride = padded(items);
       return Matrix<Item>{reinterpret_cast<Item*>(take(count * stride * Index{sizeof(Item)})), stride};

@@ -29,29 +29,33 @@ struct PipelineScratch {
   }
   static constexpr Index kSums = kSumsApart<Item> ? 4 * kTileRows * kTileColumns : 0;
 
-  static ATTN_INLINE Index bytes(const Call& call, Index rows) noexcept {
-    const Index row = query_stride(call.dim) + 2 * kScoreStride;
-    const Index each = (kSplit<Item> ? 3 : 2) * General::padded(rows);
-    return round_up((rows * row + kSums + each) * Index{sizeof(float)}, 64);
+  static ATTN_INLINE PipelineScratch carve(Carver& from, const Call& call, Index rows) noexcept {
+    const Index dims = query_stride(call.dim), each = General::padded(rows);
+    const auto floats = [&](Index count, Index stride) {
+      return Matrix<float>{from.take<float>(count * stride), stride};
+    };
+    PipelineScratch scratch;
+    scratch.queries = floats(rows, dims);
+    for (Matrix<float>& scores : scratch.scores) scores = floats(rows, kScoreStride);
+    scratch.sums = from.take<float>(kSums);
+    for (float*& keep : scratch.keep) keep = from.take<float>(each);
+    scratch.harmed = from.take<std::uint32_t>(kSplit<Item> ? each : 0);
+    scratch.panel = nullptr;
+    return scratch;
   }
   static ATTN_INLINE Sizes sizes(const Call& call, Index rows) noexcept {
+    Carver counted;
+    (void)carve(counted, call, rows);
     Sizes sizes = General::sizes(call, rows);
-    sizes.scratch = max(sizes.scratch, bytes(call, rows));
+    sizes.scratch = max(sizes.scratch, round_up(counted.used(), 64));
     sizes.panel = max(sizes.panel, KeyTile<Isa, float, Item>::bytes(call));
     return sizes;
   }
   static ATTN_INLINE PipelineScratch in(std::byte* memory, const Call& call, Index rows) noexcept {
-    const Index stride = kScoreStride, dims = query_stride(call.dim), padded = General::padded(rows);
-    float* const queries = reinterpret_cast<float*>(memory);
-    float* const scores = queries + rows * dims;
-    float* const sums = scores + 2 * rows * stride;
-    float* const keep = sums + kSums;
-    return {{queries, dims},
-            {{scores, stride}, {scores + rows * stride, stride}},
-            {keep, keep + padded},
-            sums,
-            reinterpret_cast<std::uint32_t*>(keep + 2 * padded),
-            memory + sizes(call, rows).scratch};
+    Carver from(memory);
+    PipelineScratch scratch = carve(from, call, rows);
+    scratch.panel = memory + sizes(call, rows).scratch;
+    return scratch;
   }
 };
 

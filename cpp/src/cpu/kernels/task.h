@@ -224,18 +224,25 @@ struct Scratch {
     while (at_once < few) at_once *= 2;
     return at_once;
   }
-  static ATTN_INLINE Index items(const Call& call, Index rows, Index gang_rows) noexcept {
-    const Index dims = kDirectTiles<Isa, Item> ? round_up(call.dim, kRunItems) : padded(call.dim);
-    const Index all = score_rows(rows, gang_rows);
-    const Index direct = rows <= kMost ? all * max(dims, padded(call.value_dim)) : 0;
-    return rows * padded(call.dim) + score_items(rows, all) + padded(rows) + direct;
-  }
-  // Turned ones are (keys, rows).
-  static ATTN_INLINE Index score_items(Index rows, Index all) noexcept {
-    return max(all * score_stride(), padded(rows) * Isa::template kKeyTile<T>);
+  static ATTN_INLINE Scratch carve(Carver& from, const Call& call, Index rows, Index gang_rows) noexcept {
+    const Index stride = padded(call.dim), all = score_rows(rows, gang_rows);
+    T* const queries = from.take<T>(rows * stride);
+    // Turned ones are (keys, rows).
+    T* const scores = from.take<T>(max(all * score_stride(), padded(rows) * Isa::template kKeyTile<T>));
+    T* const keep = from.take<T>(padded(rows));
+    const Index dims = kDirectTiles<Isa, Item> ? round_up(call.dim, kRunItems) : stride;
+    T* const direct = from.take<T>(rows <= kMost ? all * max(dims, padded(call.value_dim)) : 0);
+    return {{queries, stride},
+            {scores, score_stride()},
+            {reinterpret_cast<const Item*>(scores), score_stride()},
+            keep,
+            reinterpret_cast<Item*>(direct),
+            nullptr};
   }
   static ATTN_INLINE Index bytes(const Call& call, Index rows, Index gang_rows) noexcept {
-    return round_up(items(call, rows, gang_rows) * Index{sizeof(T)}, 64);
+    Carver counted;
+    (void)carve(counted, call, rows, gang_rows);
+    return round_up(counted.used(), 64);
   }
 
   /// Never less than for fewer rows: a plan asks for its largest row tile.
@@ -253,16 +260,10 @@ struct Scratch {
 
   static ATTN_INLINE Scratch in(std::byte* memory, const Call& call, Index rows,
                                 Index gang_rows = 0) noexcept {
-    const Index stride = padded(call.dim);
-    T* const queries = reinterpret_cast<T*>(memory);
-    T* const scores = queries + rows * stride;
-    T* const keep = scores + score_items(rows, score_rows(rows, gang_rows));
-    return {{queries, stride},
-            {scores, score_stride()},
-            {reinterpret_cast<const Item*>(scores), score_stride()},
-            keep,
-            reinterpret_cast<Item*>(keep + padded(rows)),
-            memory + sizes(call, rows).scratch};
+    Carver from(memory);
+    Scratch scratch = carve(from, call, rows, gang_rows);
+    scratch.panel = memory + sizes(call, rows).scratch;
+    return scratch;
   }
 };
 

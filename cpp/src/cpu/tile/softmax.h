@@ -9,6 +9,7 @@
 // overflow.
 #pragma once
 
+#include "carve.h"
 #include "gemm.h"
 #include "math.h"
 
@@ -65,15 +66,19 @@ struct OnlineSoftmax {
     return round_up(items, Isa::kBytes / Index{sizeof(T)});
   }
 
-  static ATTN_INLINE Index bytes(Index rows, Index value_dim) noexcept {
-    return (padded(value_dim) * rows + 3 * padded(rows)) * Index{sizeof(T)};
+  static ATTN_INLINE OnlineSoftmax carve(Carver& from, Index rows, Index value_dim) noexcept {
+    const Index stride = padded(value_dim), each = padded(rows);
+    return {
+        {from.take<T>(rows * stride), stride}, from.take<T>(each), from.take<T>(each), from.take<T>(each)};
   }
-
+  static ATTN_INLINE Index bytes(Index rows, Index value_dim) noexcept {
+    Carver counted;
+    (void)carve(counted, rows, value_dim);
+    return counted.used();
+  }
   static ATTN_INLINE OnlineSoftmax in(std::byte* memory, Index rows, Index value_dim) noexcept {
-    T* const output = reinterpret_cast<T*>(memory);
-    T* const maximum = output + padded(value_dim) * rows;
-    T* const sum = maximum + padded(rows);
-    return {{output, padded(value_dim)}, maximum, sum, sum + padded(rows)};
+    Carver from(memory);
+    return carve(from, rows, value_dim);
   }
 
   void clear(Index rows) const noexcept {
