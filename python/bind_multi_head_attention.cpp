@@ -120,7 +120,8 @@ class MultiHeadLayer {
     }
     const MultiHeadAttentionSettings& s = layer_.settings();
     const Tensor& context = inputs.context.given() ? inputs.context : inputs.x;
-    const std::array<const Tensor*, 3> from{&inputs.x, &context, &context};
+    const Tensor& value_context = inputs.value_context.given() ? inputs.value_context : context;
+    const std::array<const Tensor*, 3> from{&inputs.x, &context, &value_context};
     MultiHeadAttention::HeadTensors heads;
     const std::array<Tensor*, 3> to{&heads.query, &heads.key, &heads.value};
     py::tuple results = py::make_tuple(py::none(), py::none(), py::none());

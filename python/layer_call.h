@@ -1,6 +1,7 @@
 // A call of a layer, and where it is kept until backward goes through it.
 #pragma once
 
+#include <atomic>
 #include <attncore/layers.hpp>
 #include <memory>
 #include <mutex>
@@ -70,9 +71,11 @@ class KeptCall {
  public:
   /// The call, to be used again; none if a backward pass is still going through it.
   std::shared_ptr<LayerCall> take() {
-    const std::lock_guard lock(mutex_);
-    std::shared_ptr<LayerCall> call = std::exchange(call_, nullptr);
-    return call.use_count() == 1 ? call : nullptr;
+    std::shared_ptr<LayerCall> call;
+    put(call);
+    if (call.use_count() != 1) return nullptr;
+    std::atomic_thread_fence(std::memory_order_acquire);  // after all that the last other user did
+    return call;
   }
   std::shared_ptr<LayerCall> get() {
     const std::lock_guard lock(mutex_);
@@ -81,7 +84,8 @@ class KeptCall {
         "backward",
         "there is no call to go back through: none was made, the last one failed, or training was False");
   }
-  void put(std::shared_ptr<LayerCall> call) {
+  /// `call` becomes the one that was there: it must not end under the lock, since what it holds may call the layer.
+  void put(std::shared_ptr<LayerCall>& call) {
     const std::lock_guard lock(mutex_);
     call_.swap(call);
   }

@@ -95,6 +95,11 @@ def test_of_another_layer(rng: np.random.Generator) -> None:
     y = layer(rng.standard_normal((B, S, E), dtype=np.float32), activations=own)
     with pytest.raises(ValueError, match="activations"):
         other.backward(y, activations=own)
+    for _ in range(20):  # the next one often gets the memory of the last
+        del layer
+        layer = make("plain", np.float32)
+        with pytest.raises(ValueError, match="activations: are those of another layer"):
+            layer.backward(y, activations=own)
 
 
 @pytest.mark.parametrize("given", [1, {}, attncore.MultiHeadAttention(8, 2)])

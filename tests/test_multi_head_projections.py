@@ -67,6 +67,11 @@ def test_what_is_wanted_has_the_bits_of_all(rng: np.random.Generator) -> None:
     _, key, value = layer.in_proj(None, *arrays[1:], wanted=("key", "value"))
     assert_same_bits(key, every["key"])
     assert_same_bits(value, every["value"])
+    _, _, value = layer.in_proj(None, None, arrays[2], wanted=("value",))
+    assert_same_bits(value, every["value"])
+    _, key, value = layer.in_proj(None, arrays[1], arrays[2][:, :2], wanted=("key", "value"))
+    assert_same_bits(key, every["key"])
+    assert_same_bits(value, every["value"][:, :, :2])
     query, _, _ = layer.in_proj(arrays[0], wanted=("query",))
     assert_same_bits(query, every["query"])
 
@@ -160,6 +165,12 @@ BAD: dict[str, tuple[Any, dict[str, Any], type[Exception], str]] = {
         "num_threads: is 0",
     ),
 }
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_without_x(dtype: Any) -> None:
+    with pytest.raises(ValueError, match="x: is not given"):
+        make("plain", dtype).in_proj(None)
 
 
 @pytest.mark.parametrize("case", BAD)

@@ -166,6 +166,17 @@ def test_options(isa: str, name: str, queries: int, rng: Any) -> None:
     compare(paged, query, **every[name])
 
 
+@pytest.mark.parametrize("own", [[2, 2], [0, 2], [1, 3], [2, 7, 0]])
+def test_segments_may_hide_a_shared_prefix(isa: str, own: list[int], rng: Any) -> None:
+    """Of all entries, or of some; 7 is no key's."""
+    paged = make(rng, "one prompt of all", kv_heads=1)
+    query = queries_for(rng, paged, 2)
+    ours = np.repeat(np.resize(own, len(query))[:, None], 2, axis=1)
+    theirs = np.broadcast_to(np.arange(36 * SIZE) // 600, (len(query), 36 * SIZE))
+    for threads in (1, 2):
+        compare(paged, query, threads=threads, query_segments=ours, key_segments=theirs)
+
+
 @pytest.mark.parametrize("queries", [1, 3, 20])
 def test_entries_that_see_different_ends_of_a_shared_part(isa: str, queries: int, rng: Any) -> None:
     """In whichever order they come."""

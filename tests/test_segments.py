@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import attncore
-from kit import DTYPES, assert_same_bits, inputs
-from kit_backward import assert_same_gradients, d_outputs, gradients
+from kit import DTYPES, assert_same_bits, check, inputs
+from kit_backward import assert_same_gradients, check_backward, d_outputs, gradients
 from reference import Array
 
 # (queries' runs, keys' runs): segment ids and how many tokens in a row have them, in hundredths
@@ -138,10 +138,70 @@ def test_packed_sequences_number_their_segments_alike(isa: str, causal: bool, rn
         assert_same_bits(out[begin:end].swapaxes(0, 1), alone[0])
 
 
+def ordered_and_not(rng: np.random.Generator, shape: tuple[int, int, int]) -> tuple[Array, Array]:
+    """Of entries by turns: packed documents, and ids in any order."""
+    batch, queries, keys = shape
+    ours, theirs = np.arange(queries) * 3 // queries, np.arange(keys) * 3 // keys
+    any_order = rng.integers(0, 3, (batch, queries)), rng.integers(0, 3, (batch, keys))
+    turn = np.arange(batch)[:, None] % 2 == 0
+    return np.where(turn, ours, any_order[0]), np.where(turn, theirs, any_order[1])
+
+
+def test_entries_of_both_kinds_have_the_bits_of_each_alone(isa: str, rng: Any) -> None:
+    made = inputs(rng, 150, 270, batch=4, heads=2, dim=24)
+    ours, theirs = ordered_and_not(rng, (4, 150, 270))
+    d_out, _ = d_outputs(rng, made[0], made[2])
+    options: dict[str, Any] = {"query_segments": ours, "key_segments": theirs}
+    out = attncore.attention(*made, **options)
+    d = gradients(d_out, made, **options)
+    for entry in range(4):
+        at = slice(entry, entry + 1)
+        options = {"query_segments": ours[at], "key_segments": theirs[at]}
+        alone = [a[at] for a in made]
+        assert_same_bits(out[at], attncore.attention(*alone, **options))
+        of_alone = gradients(d_out[at], alone, **options)
+        assert_same_gradients({name: g[at] for name, g in d.items()}, of_alone)
+
+
+@pytest.mark.parametrize("lengths", [[0, 40], [40, 0], [0, 0]])
+def test_entries_without_queries(isa: str, lengths: list[int], rng: Any) -> None:
+    """The first one's, too: nothing stands before its segments."""
+    made = inputs(rng, 40, 90, batch=2, dim=16)
+    ours, theirs = np.arange(40)[None] // 10 % 4, np.arange(90)[None] // 30
+    ids = {"query_segments": np.repeat(ours, 2, 0), "key_segments": np.repeat(theirs, 2, 0)}
+    options: dict[str, Any] = {**ids, "query_lengths": lengths}
+    out, _ = check(*made, **options)
+    assert (out[np.array(lengths) == 0] == 0).all()
+    d_out, _ = d_outputs(rng, made[0], made[2])
+    check_backward(d_out, made, **options)
+    assert (attncore.explain(*made, **options).flops == 0) == (sum(lengths) == 0)
+
+
+def test_states_take_pieces_of_segments(isa: str, rng: Any) -> None:
+    """Each piece is a band, or some are; queries' segments stay."""
+    made = inputs(rng, 70, 5000, batch=2, heads=2, dim=33)
+    query, key, value = made
+    ours, theirs = ordered_and_not(rng, (2, 70, 5000))
+    by_ids = attncore.AttentionState(query, query_segments=ours)
+    by_mask = attncore.AttentionState(query)
+    for begin, end in itertools.pairwise((0, 1700, 1701, 4200, 5000)):
+        keys = slice(begin, end)
+        piece = key[:, :, keys], value[:, :, keys]
+        by_ids.update(*piece, key_segments=theirs[:, keys])
+        by_mask.update(*piece, mask=as_mask(ours, theirs[:, keys]))
+    for one, other in zip(by_ids.result(), by_mask.result(), strict=True):
+        assert_same_bits(one, other)
+
+
 def test_explain_counts_what_segments_leave() -> None:
     made = [np.zeros((1, 2, 1024, 32), np.float32)] * 3
     ids = np.arange(1024)[None] // 256
     whole = attncore.explain(*made).flops
     assert attncore.explain(*made, query_segments=ids, key_segments=ids).flops == whole / 4
+    lengths = np.arange(1, 46)
+    ids = np.repeat(np.arange(45), lengths)[None, :1024]
+    unequal = attncore.explain(*made, query_segments=ids, key_segments=ids).flops
+    pairs = (np.bincount(ids[0]) ** 2).sum()
+    assert unequal == whole * pairs / 1024**2
     mixed = ids[:, ::-1] % 3
     assert attncore.explain(*made, query_segments=ids, key_segments=mixed).flops == whole

@@ -45,6 +45,21 @@ def test_bits(isa: str, dtype: Any, causal: bool, group: int, rng: Any) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [4, 5, 8, 9])
+@pytest.mark.parametrize("keys", [1, 7, 23, 24, 63, 64, 255, 256])
+def test_around_what_is_read_in_place(isa: str, dtype: Any, rows: int, keys: int, rng: Any) -> None:
+    """Few rows are multiplied in another way from some keys on: by their own number, not by their neighbours'."""
+    q, k, v = inputs(rng, rows, 300, batch=3, heads=2, kv_heads=1, dim=40, dtype=dtype)
+    q = q[:, :, : max(1, rows // 2)]  # two heads of a group: so many rows, or one fewer
+    lengths = [keys, 300, keys]
+    out, _ = check(q, k, v, key_lengths=lengths)
+    alone = attncore.attention(q[2:], k[2:, :, :keys], v[2:, :, :keys])
+    assert_same_bits(out[2:], alone)
+    paged = into_pages(rng, k, v, lengths, 16)
+    assert_same_bits(paged.attend(q)[0], out)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("scale", [None, 0.37, 0.25, -0.25, 2.0**-40, 1e37])
 def test_whole_tiles(isa: str, dtype: Any, scale: float | None, rng: Any) -> None:
     """Keys that many rows share are packed; where nothing is added to scores, exp applies the scale."""

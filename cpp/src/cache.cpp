@@ -25,14 +25,13 @@ struct KVCache::Impl {
   [[nodiscard]] Index& length(Index entry) noexcept { return lengths[static_cast<std::size_t>(entry)]; }
 
   [[nodiscard]] std::vector<Index> read(const Tensor& entries, bool distinct) const {
-    std::vector<Index> all;
-    if (is_left_out(entries)) {
-      all.resize(lengths.size());
-      std::iota(all.begin(), all.end(), Index{0});
-    }
     const Index batch = store.pages();
-    return read_entries(entries, std::move(all), distinct,
-                        [&](Index number) { return number >= 0 && number < batch; });
+    if (is_left_out(entries)) {
+      std::vector<Index> all(lengths.size());
+      std::iota(all.begin(), all.end(), Index{0});
+      return all;
+    }
+    return read_entries(entries, distinct, [&](Index number) { return number >= 0 && number < batch; });
   }
 
   [[nodiscard]] std::vector<Index> lengths_of(const std::vector<Index>& entries) const {

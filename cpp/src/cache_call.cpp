@@ -36,7 +36,7 @@ void require_no_value(const CacheSettings& s, const Tensor& value) {
 }
 
 void require_tokens(const char* argument, const Tensor& t, const Shape& shape) {
-  require_data(argument, t);
+  require_given(argument, t);
   require_dtype(argument, t, {DType::f32, DType::f64, DType::f16, DType::bf16});
   require_shape(argument, t, shape, kAxes);
 }
@@ -76,13 +76,13 @@ std::vector<Index> require_new_tokens(const CacheSettings& s, const NewTokens& t
   } else {
     require_tokens("value", tokens.value, {entries, s.kv_heads, count, s.value_dim});
   }
-  if (const Tensor& positions = tokens.positions; positions.given()) {
+  if (const Tensor& positions = tokens.positions; is_given("positions", positions)) {
     if (!s.rotary) reject("positions", "is given, but the cache has no rotary embedding");
     require_ints("positions", positions, {positions.shape[0] == 1 ? 1 : entries, 1, count, 1},
                  "(1 or entries, 1, tokens, 1)");
   }
   std::vector<Index> counts(static_cast<std::size_t>(entries), count);
-  if (!tokens.lengths.given()) return counts;
+  if (!is_given("lengths", tokens.lengths)) return counts;
   require_ints("lengths", tokens.lengths, {entries, 1, 1, 1}, "(entries)");
   for (Index i = 0; i < entries; ++i) {
     Index& length = counts[static_cast<std::size_t>(i)];

@@ -13,10 +13,9 @@ CacheSettings require_settings(const CacheSettings& settings, const char* extent
 
 [[noreturn]] void reject_entry(Index number);
 
-/// The entries that a call names, or `all`.  `exists(number)` says which there are; `distinct`: none may come twice.
+/// The entries that a call names.  `exists(number)` says which there are; `distinct`: none may come twice.
 template <class Exists>
-std::vector<Index> read_entries(const Tensor& entries, std::vector<Index> all, bool distinct, Exists exists) {
-  if (is_left_out(entries)) return all;
+std::vector<Index> read_entries(const Tensor& entries, bool distinct, Exists exists) {
   require_data("entries", entries);
   const Index count = entries.shape[0];
   require_ints("entries", entries, {count, 1, 1, 1}, "(entries)");

@@ -48,7 +48,7 @@ Rotation rotation_of(const Rope& rope, const Tensor& x, bool inverse) {
                     .interleaved = rope.interleaved,
                     .inverse = inverse,
                     .frequency = rope.frequencies.empty() ? nullptr : rope.frequencies.data()};
-  if (rope.positions.given()) {
+  if (is_given("positions", rope.positions)) {
     require_dtype("positions", rope.positions, {DType::i32, DType::i64});
     require_shape("positions", rope.positions,
                   {rope.positions.shape[0] == 1 ? 1 : x.shape[0], 1, x.shape[2], 1},
@@ -149,7 +149,7 @@ void rope(const Tensor& x, const Rope& options_of_rope, const Tensor& out, bool 
 void linear(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& out, const Rope* rotary,
             const Options& options) {
   require_linear(x, weight, "out", out);
-  if (bias.given()) {
+  if (is_given("bias", bias)) {
     require_like("bias", bias, "x", x);
     require_shape("bias", bias, {1, 1, 1, weight.shape[2]}, "(1, 1, 1, out_features)");
   }

@@ -9,14 +9,14 @@ using std::to_string;
 namespace {
 
 void require_input(const char* argument, const Tensor& t, const Shape& shape, DType dtype) {
-  require_data(argument, t);
+  require_given(argument, t);
   require_dtype(argument, t, {dtype});
   require_shape(argument, t, shape, kTokenAxes);
 }
 
 void require_positions(const char* argument, const Tensor& positions, const Extents& e, Index tokens,
                        bool rotary) {
-  if (!positions.given()) return;
+  if (!is_given(argument, positions)) return;
   if (!rotary) reject(argument, "is given, but the layer has no rotary embedding");
   const Index entries = positions.shape[0] == 1 ? 1 : e.batch;
   require_ints(argument, positions, {entries, 1, tokens, 1}, "(1 or batch, 1, token, 1)");
@@ -49,7 +49,8 @@ void require_contexts(const MultiHeadAttentionSettings& s, const MultiHeadAttent
 
 Extents require_inputs(const MultiHeadAttentionSettings& s, const MultiHeadAttention::Inputs& inputs) {
   Extents e;
-  e.self = !inputs.context.given();
+  (void)is_given("value_context", inputs.value_context);
+  e.self = !is_given("context", inputs.context);
   e.batch = inputs.x.shape[0];
   e.queries = inputs.x.shape[2];
   e.keys = e.self ? e.queries : inputs.context.shape[2];
@@ -74,10 +75,10 @@ void require_result(const char* argument, const Tensor& result, const Shape& sha
   require_apart(argument, result, std::span(read.items, read.size));
 }
 
-void require_filled(const MultiHeadState& state, const void* layer) {
+void require_filled(const MultiHeadState& state, std::uint64_t layer) {
   if (state.layer == layer) return;
   reject("activations",
-         state.layer == nullptr ? "no forward has filled them, or it failed" : "are those of another layer");
+         state.layer == 0 ? "no forward has filled them, or it failed" : "are those of another layer");
 }
 
 namespace {

@@ -76,7 +76,7 @@ struct Rotations {
 /// Activations: what a forward leaves.
 struct MultiHeadState {
   Workspace memory;
-  const void* layer = nullptr;  // whose forward filled this, null if none did
+  std::uint64_t layer = 0;  // the identity of the one whose forward filled this, 0 if none did
   MultiHeadAttention::Inputs inputs;
   Extents extents;
   Heads projected;    // before norm
@@ -86,7 +86,7 @@ struct MultiHeadState {
 };
 
 /// Checks that a forward of this layer has filled the state.
-void require_filled(const MultiHeadState& state, const void* layer);
+void require_filled(const MultiHeadState& state, std::uint64_t layer);
 
 /// How many keys bias_kv and add_zero_attn append.
 [[nodiscard]] inline Index appended_keys(const MultiHeadAttentionSettings& settings) noexcept {

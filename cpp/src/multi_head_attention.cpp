@@ -127,7 +127,7 @@ void MultiHeadAttention::forward(const Inputs& inputs, const Tensor& y, Activati
                                  const Options& options) const {
   Activations own;
   MultiHeadState& state = *(activations != nullptr ? activations : &own)->state_;
-  state.layer = nullptr;
+  state.layer = 0;
   state.extents = require_inputs(settings_, inputs);
   require_result("y", y, {state.extents.batch, 1, state.extents.queries, settings_.embed_dim},
                  settings_.dtype, inputs, kTokenAxes);
@@ -145,13 +145,13 @@ void MultiHeadAttention::forward(const Inputs& inputs, const Tensor& y, Activati
                  state.merged, options);
   }
   linear(state.merged.out, values("out_proj.weight"), values("out_proj.bias"), y, nullptr, options);
-  state.layer = parameters_.front().value.data;
+  state.layer = identity_;
 }
 
 void MultiHeadAttention::weights(const Activations& activations, const Tensor& probabilities,
                                  const Options& options) const {
   const MultiHeadState& state = *activations.state_;
-  require_filled(state, parameters_.front().value.data);
+  require_filled(state, identity_);
   const Extents& e = state.extents;
   const bool mean = probabilities.shape[1] == 1 && settings_.num_heads > 1;
   const Index keys = e.keys + appended_keys(settings_), heads = mean ? 1 : settings_.num_heads;

@@ -143,7 +143,7 @@ void MultiHeadAttention::backward(const Activations& activations, const InputGra
   const MultiHeadState& state = *activations.state_;
   const Inputs& inputs = state.inputs;
   const Extents& e = state.extents;
-  require_filled(state, parameters_.front().value.data);
+  require_filled(state, identity_);
   require_data("d_y", gradients.d_y);
   require_dtype("d_y", gradients.d_y, {settings_.dtype});
   require_shape("d_y", gradients.d_y, {e.batch, 1, e.queries, settings_.embed_dim}, kTokenAxes);

@@ -1,5 +1,6 @@
 // The multi-head layer's settings, parameters and their initial values.
 #include <algorithm>
+#include <atomic>
 #include <attncore/layers.hpp>
 #include <cmath>
 #include <cstring>
@@ -134,10 +135,16 @@ void fill(const Tensor& t, const Sketch& sketch, Numbers& numbers) {
   }
 }
 
+/// No two layers have the same, also one after another at one address.
+std::uint64_t next_identity() noexcept {
+  static std::atomic<std::uint64_t> made = 0;
+  return ++made;
+}
+
 }  // namespace
 
 MultiHeadAttention::MultiHeadAttention(const MultiHeadAttentionSettings& settings)
-    : settings_(resolve(settings)) {
+    : settings_(resolve(settings)), identity_(next_identity()) {
   constexpr Index kAlignment = 64;
   const std::vector<Sketch> sketches = sketch(settings_);
   std::vector<Index> offsets;

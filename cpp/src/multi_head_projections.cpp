@@ -18,7 +18,7 @@ struct Made {
 
 void require_made(const Settings& s, const Made& made, std::vector<Named>& others) {
   const Tensor &heads = made.heads, &input = made.input;
-  require_data(made.from, input);
+  require_given(made.from, input);
   require_dtype(made.from, input, {s.dtype});
   require_shape(made.from, input, {input.shape[0], 1, input.shape[2], made.width}, kTokenAxes);
   require_data(made.argument, heads);
@@ -35,10 +35,10 @@ void require_made(const Settings& s, const Made& made, std::vector<Named>& other
 void MultiHeadAttention::in_proj(const Inputs& inputs, const HeadTensors& heads,
                                  const Options& options) const {
   const Settings& s = settings_;
-  const bool self = !inputs.context.given();
+  const bool self = !is_given("context", inputs.context);
   const Tensor& context = self ? inputs.x : inputs.context;
   const char* const context_name = self ? "x" : "context";
-  const bool apart = inputs.value_context.given();
+  const bool apart = is_given("value_context", inputs.value_context);
   const std::array<Made, 3> all{Made{"query", "x", heads.query, inputs.x, s.num_heads, s.embed_dim},
                                 Made{"key", context_name, heads.key, context, s.num_kv_heads, s.key_dim},
                                 Made{"value", apart ? "value_context" : context_name, heads.value,
@@ -76,11 +76,11 @@ void MultiHeadAttention::in_proj(const Inputs& inputs, const HeadTensors& heads,
 
 void MultiHeadAttention::out_proj(const Tensor& out, const Tensor& y, const Options& options) const {
   const Settings& s = settings_;
-  require_data("out", out);
+  require_given("out", out);
   require_dtype("out", out, {s.dtype});
   require_shape("out", out, {out.shape[0], s.num_heads, out.shape[2], s.head_dim},
                 "(batch, head, token, head_dim)");
-  require_data("y", y);
+  require_given("y", y);
   require_dtype("y", y, {s.dtype});
   require_shape("y", y, {out.shape[0], 1, out.shape[2], s.embed_dim}, kTokenAxes);
   require_apart("y", y, {{"out", &out}});

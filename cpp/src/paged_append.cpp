@@ -105,7 +105,8 @@ class Appending {
       reject("value_scale", "comes without value_pages");
     }
     const Tensor& starts = append.token_starts;
-    if (starts.given() && starts.shape[0] < 1) reject("cu_lengths", "is empty, must begin with 0");
+    if (is_given("cu_lengths", starts) && starts.shape[0] < 1)
+      reject("cu_lengths", "is empty, must begin with 0");
     batch_ = starts.given() ? starts.shape[0] - 1 : append.key.shape[0];
     for (const Stream& s : streams_) require_stream(s, starts.given() ? 1 : batch_, streams_[0]);
     read_lengths();
@@ -133,13 +134,12 @@ class Appending {
 
   void read_lengths() {
     const Tensor &table = append_.block_table, &old = append_.key_lengths, &added = append_.lengths;
-    for (const auto& [argument, t] :
-         {Named{"block_table", &table}, {"key_lengths", &old}, {"lengths", &added}}) {
-      require_data(argument, *t);
+    for (const auto& [argument, t] : {Named{"block_table", &table}, {"key_lengths", &old}}) {
+      require_given(argument, *t);
     }
     require_ints("block_table", table, {batch_, 1, 1, table.shape[3]}, "(batch, pages)");
     require_ints("key_lengths", old, {batch_, 1, 1, 1}, "(batch)");
-    if (added.given()) require_ints("lengths", added, {batch_, 1, 1, 1}, "(batch)");
+    if (is_given("lengths", added)) require_ints("lengths", added, {batch_, 1, 1, 1}, "(batch)");
     if (table.shape[3] > kMostTokens / slots()) reject("block_table", "has room for more than 2**60 tokens");
     Index longest = 0;
     const auto places = places_of("cu_lengths", append_.token_starts, batch_, append_.key.shape[2], longest);

@@ -21,9 +21,8 @@ struct PagedKVCache::Impl {
   }
 
   [[nodiscard]] std::vector<Index> read(const Tensor& entries, bool distinct) const {
-    std::vector<Index> all;
-    if (is_left_out(entries)) all = pool.numbers();
-    return read_entries(entries, std::move(all), distinct, [&](Index number) { return pool.exists(number); });
+    if (is_left_out(entries)) return pool.numbers();
+    return read_entries(entries, distinct, [&](Index number) { return pool.exists(number); });
   }
 
   [[nodiscard]] std::vector<Index> lengths_of(const std::vector<Index>& entries) const {

@@ -1,6 +1,7 @@
 #include "paged_pool.h"
 
 #include <algorithm>
+#include <unordered_map>
 #include <utility>
 
 namespace attncore {
@@ -95,23 +96,36 @@ void PagedPool::Growth::add(Index entry, Index tokens) {
   needed_ += static_cast<Index>(new_pages);
   // What cannot be had need not be reserved: take() will say so.
   if (needed_ <= pool_.free_pages()) e.table.reserve(step.old_pages + new_pages);
-  if (tokens > 0 && e.length % pool_.page_size_ != 0) leave_shared(e, step);
   steps_.push_back(step);
 }
 
-void PagedPool::Growth::leave_shared(const PagedEntry& e, Step& step) {
-  const std::int32_t page = e.table.back();
-  if (pool_.references(page) == 1) return;
-  Leavers& leavers = leavers_[page];
-  const Index tokens = e.length % pool_.page_size_;
-  if (pool_.references(page) == leavers.count + 1 && leavers.most_tokens <= tokens) return;
-  ++leavers.count;
-  leavers.most_tokens = std::max(leavers.most_tokens, tokens);
-  step.shared = page;
-  ++needed_;
+void PagedPool::Growth::find_shared() {
+  struct Sharers {
+    Index count = 0, most_tokens = 0;  // in the page
+    Step* longest = nullptr;
+  };
+  std::unordered_map<std::int32_t, Sharers> sharers;  // by page
+  for (Step& step : steps_) {
+    const PagedEntry& e = pool_.entry(step.entry);
+    const Index tokens = e.length % pool_.page_size_;
+    if (step.tokens == 0 || tokens == 0 || pool_.references(e.table.back()) == 1) continue;
+    step.shared = e.table.back();
+    ++needed_;
+    Sharers& others = sharers[step.shared];
+    ++others.count;
+    if (tokens < others.most_tokens) continue;
+    others.most_tokens = tokens;
+    others.longest = &step;
+  }
+  for (const auto& [page, all] : sharers) {
+    if (all.count < pool_.references(page)) continue;
+    all.longest->shared = -1;
+    --needed_;
+  }
 }
 
 void PagedPool::Growth::take() {
+  find_shared();
   pool_.require_free("append", needed_);
   taken_ = true;
   for (const Step& step : steps_) {

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <attncore/cache.hpp>
-#include <unordered_map>
 #include <utility>
 
 namespace attncore {
@@ -48,7 +47,7 @@ class PagedPool {
 
   /// Pages for more tokens of some entries: those of new tokens, and one for the last page of an entry that shares it and
   /// begins to write there.  All of it is undone at the end of the scope, unless it is kept: so of several entries that
-  /// share a page, only the last may write to it, past what the others have there.
+  /// share a page, one may write to it if all go on: the longest, past what the others have there.
   class Growth {
    public:
     explicit Growth(PagedPool& pool) : pool_(pool) {}
@@ -67,14 +66,9 @@ class PagedPool {
     void keep() noexcept;  ///< the lengths change now
 
    private:
-    /// Entries that leave a page to others.
-    struct Leavers {
-      Index count = 0, most_tokens = 0;  // of one of them, in the page
-    };
-    void leave_shared(const PagedEntry& e, Step& step);
+    void find_shared();
 
     PagedPool& pool_;
-    std::unordered_map<std::int32_t, Leavers> leavers_;  // by page
     std::vector<Step> steps_;
     Index needed_ = 0;
     bool taken_ = false, kept_ = false;

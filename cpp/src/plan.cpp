@@ -52,11 +52,14 @@ class Planner {
     return static_cast<std::size_t>(max(2, plan_.threads * kStateBytes / bytes));
   }
 
-  /// Keys of the parts that a sequence may share; 0: none (rows of several tiles, or a window, which would leave others).
+  /// Keys of the parts that a sequence may share, which count from its first key; 0: none (rows of several tiles, or a first part that
+  /// windows or segments hide).
   [[nodiscard]] Index shared_part_keys(const Sequence& sequence) const {
-    const Index rows = sequence.queries * call_.group;
+    const Index rows = sequence.queries * call_.group, part_keys = sizes_.part_keys(sequence);
     const bool one_tile = rows > 0 && rows <= min(kSplitRows, sizes_.tile_rows);
-    return one_tile && call_.score.left == kUnbounded ? sizes_.part_keys(sequence) : 0;
+    if (!one_tile || call_.score.left != kUnbounded) return 0;
+    const Range seen = ScoreSteps::visible(call_, block_of(call_, sequence, 0, {0, rows}));
+    return seen.begin < part_keys ? part_keys : 0;
   }
 
   /// KV head 0's sections stand for all KV heads; shared ones are copied.

@@ -109,7 +109,7 @@ double fma_peak(const std::string& isa, DType dtype, int num_threads) {
   const IsaTable& table = table_named(isa);
   require_dtype("dtype", {.dtype = dtype}, {DType::f32, DType::f64, DType::f16, DType::bf16});
   const Kernels& kernels = dtype == DType::bf16 ? *table.bf16 : table.kernels(accumulation(dtype));
-  const int threads = num_threads > 0 ? std::min(num_threads, kMostThreads) : get_num_threads();
+  const int threads = threads_of({.num_threads = num_threads});
   return measured_peak(kernels, threads) / 1e9;
 }
 
@@ -119,7 +119,7 @@ double read_bandwidth(Index bytes, int num_threads) {
   static ReadMemory memory;
   const std::lock_guard lock(mutex);
   constexpr Index kTraffic = Index{1} << 30U;  // some milliseconds in any cache
-  const int threads = num_threads > 0 ? std::min(num_threads, kMostThreads) : get_num_threads();
+  const int threads = threads_of({.num_threads = num_threads});
   return measured_bandwidth(memory, bytes, threads, kTraffic, 2) / 1e9;
 }
 

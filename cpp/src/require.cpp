@@ -21,7 +21,6 @@ void require_dtype(const char* argument, const Tensor& t, std::initializer_list<
 }
 
 void require_shape(const char* argument, const Tensor& t, const Shape& shape, const char* axes) {
-  if (!t.given() && t.shape == Shape{} && shape != Shape{}) reject(argument, "is not given");
   if (t.shape != shape) {
     reject(argument, "shape is " + shape_text(t.shape) + ", must be " + shape_text(shape) + " " + axes);
   }
@@ -35,6 +34,16 @@ void require_data(const char* argument, const Tensor& t) {
       reject(argument, "shape is " + shape_text(t.shape) + ", extents must be at most 2**60");
   }
   if (!is_empty(t) && !t.given()) reject(argument, "is not given, but has the shape " + shape_text(t.shape));
+}
+
+void require_given(const char* argument, const Tensor& t) {
+  if (is_left_out(t)) reject(argument, "is not given");
+  require_data(argument, t);
+}
+
+bool is_given(const char* argument, const Tensor& t) {
+  if (!t.given() && t.shape[0] != 0) require_data(argument, t);  // an empty one may lack memory
+  return t.given();
 }
 
 void require_apart(const char* argument, const Tensor& written, std::span<const Named> others) {

@@ -25,8 +25,14 @@ void require_shape(const char* argument, const Tensor& t, const Shape& shape, co
 /// i32 or i64, of a shape.
 void require_ints(const char* argument, const Tensor& t, const Shape& shape, const char* axes);
 
-/// Memory, unless the tensor is empty; no negative extents.
+/// Memory, unless the tensor is empty; extents in range.
 void require_data(const char* argument, const Tensor& t);
+
+/// The same of a tensor that must not be left out.
+void require_given(const char* argument, const Tensor& t);
+
+/// Whether an optional tensor is given; one that has a shape but no memory was not left out, and is an error.
+bool is_given(const char* argument, const Tensor& t);
 
 /// What a call reads or writes, by its name in messages.
 struct Named {

@@ -7,7 +7,6 @@
 
 #include "distance_bias.h"
 #include "require.h"
-#include "segment_ranges.h"
 #include "sequences.h"
 
 namespace attncore {
@@ -45,7 +44,7 @@ void require_scale(const char* argument, const Tensor& scale, const Tensor& of) 
 }
 
 void require_query(Call& call, const Problem& problem) {
-  require_data("query", call.query);
+  require_given("query", call.query);
   require_dtype("query", call.query, {DType::f32, DType::f64, DType::f16, DType::bf16});
   const Tensor& packed = problem.packing.query_tokens;
   call.batch = packed.given() ? packed.shape[0] - 1 : call.query.shape[0];
@@ -65,7 +64,7 @@ void require_operands(Call& call, const Problem& problem, Use use) {
   const char* const axes = paged ? "(page, head, slot, dim)" : "(batch, head, token, dim)";
   const char *const key = paged ? "key_pages" : "key", *const value = paged ? "value_pages" : "value";
   require_query(call, problem);
-  require_data(key, call.key);
+  require_given(key, call.key);
   require_storage(key, call.key, call, use);
   call.kv_heads = call.key.shape[1];
   if (paged && problem.packing.key_tokens.given()) reject("cu_key_lengths", "comes with a block_table");
@@ -79,7 +78,7 @@ void require_operands(Call& call, const Problem& problem, Use use) {
   call.group = call.heads / call.kv_heads;
   require_scale("key_scale", call.key_scale, call.key);
   if (use == Use::weights) return;
-  require_data(value, call.value);
+  require_given(value, call.value);
   require_storage(value, call.value, call, use);
   call.value_dim = call.value.shape[3];
   require_shape(value, call.value, {entries, call.kv_heads, tokens, call.value_dim}, axes);
@@ -170,6 +169,28 @@ void require_relative_bias(Call& call) {
   }
 }
 
+/// Optional tensors: one that has a shape but no memory was not left out.
+void require_memory(const Problem& p) {
+  const Score& s = p.score;
+  for (const auto& [argument, t] : {Named{"mask", &s.mask},
+                                    {"alibi", &s.alibi},
+                                    {"relative_bias", &s.relative_bias.table},
+                                    {"sinks", &s.sinks},
+                                    {"query_segments", &s.query_segments},
+                                    {"key_segments", &s.key_segments},
+                                    {"query_offset", &s.query_offset},
+                                    {"query_lengths", &s.query_lengths},
+                                    {"key_lengths", &s.key_lengths},
+                                    {"tree_parents", &s.tree_parents},
+                                    {"key_scale", &p.key_scale},
+                                    {"value_scale", &p.value_scale},
+                                    {"cu_query_lengths", &p.packing.query_tokens},
+                                    {"cu_key_lengths", &p.packing.key_tokens},
+                                    {"block_table", &p.paging.block_table}}) {
+    (void)is_given(argument, *t);
+  }
+}
+
 /// What only forward can do, and backward or weights cannot.
 void require_known(const Problem& problem, Use use) {
   const auto unknown = [](const char* argument, const char* to) {
@@ -226,6 +247,7 @@ Coins coins_of(const Dropout& dropout) {
 Call resolve(const Problem& problem, Use use) {
   const bool with_value = use != Use::weights;
   require_known(problem, use);
+  require_memory(problem);
   Call call{.query = problem.query,
             .key = problem.key,
             .value = with_value ? problem.value : Tensor{},
@@ -241,7 +263,6 @@ Call resolve(const Problem& problem, Use use) {
   call.dropout = coins_of(problem.dropout);
   call.precision = precision_of(call, problem.precision, use);
   require_segments(call, problem);
-  call.segments = segment_ranges(call);
   resolve_tree(call);
   if (call.score.relative_bias.table.given()) call.distance_bias = lay_out(call);
   return call;

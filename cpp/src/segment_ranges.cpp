@@ -1,7 +1,10 @@
 #include "segment_ranges.h"
 
 #include <algorithm>
+#include <new>
 #include <vector>
+
+#include "score/window.h"
 
 namespace attncore {
 namespace {
@@ -12,9 +15,9 @@ struct Run {
   Range tokens;
 };
 
-void find_runs(const Tensor& segments, const Place& place, Index tokens, std::vector<Run>& runs) {
+void find_runs(const Tensor& segments, const Place& place, Range tokens, std::vector<Run>& runs) {
   runs.clear();
-  for (Index token = 0; token < tokens; ++token) {
+  for (Index token = tokens.begin; token < tokens.end; ++token) {
     const Index segment = read_int(at(segments, place.batch, 0, place.first + token), segments.dtype);
     if (!runs.empty() && runs.back().segment == segment) {
       ++runs.back().tokens.end;
@@ -57,14 +60,18 @@ bool find_ranges(const std::vector<Run>& queries, const std::vector<Run>& keys, 
 SegmentRanges segment_ranges(const Call& call) {
   const Tensor &of_queries = call.score.query_segments, &of_keys = call.score.key_segments;
   if (!of_queries.given()) return {};
+  constexpr Index kMostTokens = Index{1} << 40;
   const Index entries = of_queries.shape[0], tokens = of_queries.shape[2];
-  const std::shared_ptr<Range[]> memory(new Range[static_cast<std::size_t>(max(1, entries * tokens))]());
+  if (entries > kMostTokens / max(1, tokens)) throw std::bad_alloc();
+  const auto memory = std::make_shared<Range[]>(static_cast<std::size_t>(max(1, entries * tokens)));
   std::vector<Run> queries, keys;
   for (Index entry = 0; entry < call.batch; ++entry) {
     const Sequence s = call.sequence(entry);
+    if (s.queries == 0) continue;
     Range* const of_query = memory.get() + s.query_place.batch * tokens + s.query_place.first;
-    find_runs(of_queries, s.query_place, s.queries, queries);
-    find_runs(of_keys, s.key_place, s.keys, keys);
+    find_runs(of_queries, s.query_place, {0, s.queries}, queries);
+    const Range seen = Window::visible(call, {s, {}, {0, s.queries}});  // others may be anything
+    find_runs(of_keys, s.key_place, intersect(seen, {0, s.keys}), keys);
     if (!sort_runs(keys, s.queries) || !find_ranges(queries, keys, of_query))
       std::fill_n(of_query, s.queries, SegmentRanges::kNone);
   }

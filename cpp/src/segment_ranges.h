@@ -5,8 +5,8 @@
 
 namespace attncore {
 
-/// The range of keys of each query, where no range begins or ends before the one of the query before; else Call has none.
-/// Key and query segments have been looked at.
+/// The range of keys of each query, where no range begins or ends before the one of the query before; else kNone for all queries of the
+/// sequence.  All else of the call has been checked.
 [[nodiscard]] SegmentRanges segment_ranges(const Call& call);
 
 }  // namespace attncore

@@ -8,6 +8,7 @@
 #include "cpu/memory.h"
 #include "require.h"
 #include "resolve.h"
+#include "segment_ranges.h"
 #include "state_held.h"
 
 namespace attncore {
@@ -115,7 +116,7 @@ class Update {
   void read_first(const Seen& seen) {
     const Index batch = problem_.query.shape[0];
     Tensor given = piece_.first_key;
-    if (given.given()) {
+    if (is_given("first_key", given)) {
       require_dtype("first_key", given, {DType::i32, DType::i64});
       broadcast_to("first_key", given, {batch, 1, 1, 1}, "(batch)");
     }
@@ -211,6 +212,7 @@ class Update {
     tensors.reserve(scratch);
     for (const auto& [from, to] : converted) convert(from, *to, options_);
     Call call = resolve(problem, Use::forward);
+    call.segments = segment_ranges(call);
     call.out = result.out;
     call.lse = result.maximum;
     call.sum = result.sum;

@@ -1,6 +1,7 @@
 // Every precondition, before any work.  Messages name the argument, what came and what is accepted.
 #include "require.h"
 #include "resolve.h"
+#include "segment_ranges.h"
 
 namespace attncore {
 namespace {
@@ -37,10 +38,6 @@ Inputs inputs_of(const Call& call, const Problem& problem) {
                 {"cu_key_lengths", &problem.packing.key_tokens},
                 {"block_table", &problem.paging.block_table}};
   for (std::size_t i = 0; i < score.biases.size; ++i) inputs.push_back({"bias", &score.biases.items[i]});
-  for (const auto& [argument, tensor] : all(inputs)) {
-    if (!tensor->given() && tensor->shape[0] != 0)
-      require_data(argument, *tensor);  // not left out: it has a shape
-  }
   return inputs;
 }
 
@@ -51,12 +48,14 @@ void require_output(const char* argument, const Tensor& out, const Inputs& input
 }
 
 void require_out(const char* argument, const Tensor& out, const Call& call) {
+  require_given(argument, out);
   require_query_dtype(argument, out, call);
   require_shape(argument, out, {call.query.shape[0], call.heads, call.query.shape[2], call.value_dim},
                 kTokenAxes);
 }
 
 void require_lse(const char* argument, const Tensor& lse, const Call& call) {
+  require_given(argument, lse);
   require_dtype(argument, lse, {call.compute()});
   require_shape(argument, lse, {call.query.shape[0], call.heads, call.query.shape[2], 1}, kRowAxes);
 }
@@ -114,11 +113,12 @@ Call validate(const Problem& problem) {
   const Inputs inputs = inputs_of(call, problem);
   require_out("out", call.out, call);
   require_output("out", call.out, inputs);
-  if (call.lse.given()) {
+  if (is_given("lse", call.lse)) {
     require_lse("lse", call.lse, call);
     require_output("lse", call.lse, inputs);
     if (may_overlap(call.lse, call.out)) reject("lse", "overlaps out");
   }
+  call.segments = segment_ranges(call);
   return call;
 }
 
@@ -127,13 +127,10 @@ BackwardCall validate(const Problem& problem, const Gradients& gradients) {
   Call& call = backward.call;
   call.out = problem.out;
   call.lse = problem.lse;
-  for (const auto& [argument, tensor] : {Named{"out", &call.out}, Named{"d_out", &gradients.d_out}}) {
-    require_data(argument, *tensor);
-    require_out(argument, *tensor, call);
-  }
-  require_data("lse", call.lse);
+  require_out("out", call.out, call);
+  require_out("d_out", gradients.d_out, call);
   require_lse("lse", call.lse, call);
-  if (gradients.d_lse.given()) require_lse("d_lse", gradients.d_lse, call);
+  if (is_given("d_lse", gradients.d_lse)) require_lse("d_lse", gradients.d_lse, call);
   require_results(call, problem, gradients);
   Gradients& g = backward.gradients;
   const Shape scores{call.batch, call.heads, call.queries, call.keys};
@@ -146,13 +143,14 @@ BackwardCall validate(const Problem& problem, const Gradients& gradients) {
     broadcast_to("d_relative_bias", d_table, {call.batch, call.heads, 1, d_table.shape[3]},
                  "(1, head, 1, bucket)");
   }
+  call.segments = segment_ranges(call);
   return backward;
 }
 
 Call validate(const Problem& problem, const Weights& weights) {
   Call call = resolve(problem, Use::weights);
   Index rows = call.queries;
-  if (weights.rows.given()) {
+  if (is_given("rows", weights.rows)) {
     rows = weights.rows.shape[2];
     const Index entries = weights.rows.shape[0] == 1 ? 1 : call.batch;
     require_ints("rows", weights.rows, {entries, 1, rows, 1}, "(1 or batch, 1, rows, 1)");
@@ -170,6 +168,7 @@ Call validate(const Problem& problem, const Weights& weights) {
            "is " + to_string(columns) + ", must be 1 … " + to_string(call.keys) + ", the number of keys");
   }
   constexpr auto kAxes = "(batch, head, row, key)";
+  require_given("probabilities", weights.probabilities);
   require_dtype("probabilities", weights.probabilities, {call.compute()});
   require_shape("probabilities", weights.probabilities, {call.batch, call.heads, rows, columns}, kAxes);
   Inputs inputs = inputs_of(call, problem);
@@ -181,6 +180,7 @@ Call validate(const Problem& problem, const Weights& weights) {
     inputs.push_back({"probabilities", &weights.probabilities});
     require_output("indices", weights.indices, inputs);
   }
+  call.segments = segment_ranges(call);
   return call;
 }
 

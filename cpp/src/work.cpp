@@ -29,6 +29,7 @@ Work work_of(const Call& call) {
 }
 
 double visible_pairs(const Call& call, const Sequence& sequence) {
+  if (sequence.queries == 0) return 0;
   const auto seen_by = [&](Index query) {
     return ScoreSteps::visible(call, {sequence, {0, 1}, {query, query + 1}});
   };
@@ -37,7 +38,8 @@ double visible_pairs(const Call& call, const Sequence& sequence) {
   if (first.begin == last.begin && first.end == last.end) {
     return static_cast<double>(sequence.queries) * static_cast<double>(first.size());
   }
-  const Index band = max(1, ceil_div(sequence.queries, 64));
+  const bool by_segments = call.segments.of(sequence.query_place) != nullptr;
+  const Index band = by_segments ? 1 : ceil_div(sequence.queries, 64);
   double pairs = 0;
   for (Index query = 0; query < sequence.queries; query += band) {
     const Index count = min(band, sequence.queries - query);

@@ -10,7 +10,8 @@ struct Work {
 };
 [[nodiscard]] Work work_of(const Call& call);
 
-/// (query, key) pairs of one head that the window and the lengths leave, to the accuracy of 64 bands of rows.
+/// (query, key) pairs of one head that the window and the lengths leave, to the accuracy of 64 bands of rows; segments in their order to
+/// the last one.
 [[nodiscard]] double visible_pairs(const Call& call, const Sequence& sequence);
 
 /// The batch, so that no long sequence is left for the end.

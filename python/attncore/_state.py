@@ -58,9 +58,11 @@ class Activations:
 
 def core_of(activations: Activations | None) -> _core.Activations | None:
     """What the core knows them as."""
-    if activations is None or isinstance(activations, Activations):
-        return None if activations is None else activations._core
-    raise TypeError(f"activations: is {type(activations).__name__}, must be Activations")
+    if activations is None:
+        return None
+    if not isinstance(activations, Activations):
+        raise TypeError(f"activations: is {type(activations).__name__}, must be Activations")
+    return activations._core
 
 
 def dtype_named(dtype: Any) -> np.dtype[Any]:

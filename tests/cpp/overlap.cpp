@@ -1,6 +1,8 @@
 // may_overlap and may_overlap_itself against the bytes of small tensors: false is certain, and common layouts
 // get it.
 #include <algorithm>
+#include <attncore/layers.hpp>
+#include <attncore/state.hpp>
 #include <set>
 #include <string>
 
@@ -149,6 +151,15 @@ void tensors_that_are_none() {
   const Tensor lost = Tensor::contiguous(nullptr, DType::boolean, {1, 1, 1, 4});
   CHECK(says("mask: is not given, but has the shape (1, 1, 1, 4)",
              with([&](Problem& p) { p.score.mask = lost; })));
+  CHECK(says("lse: is not given, but",
+             with([&](Problem& p) { p.lse = {nullptr, DType::f32, {1, 1, 4, 1}, {}}; })));
+  CHECK(says("positions: is not given, but", [&] {
+    rope(x, {.positions = {nullptr, DType::i64, {1, 1, 4, 1}, {}}},
+         Tensor::contiguous(out, DType::f32, x.shape));
+  }));
+  AttentionState state(x);
+  CHECK(says("mask: is not given, but", [&] { state.update({.key = x, .value = x, .mask = lost}); }));
+  CHECK(says("query: is not given", with([](Problem& p) { p.query = {}; })));
   CHECK(says("out: is not given", with([](Problem& p) { p.out = {}; })));
   CHECK(says("query: shape is", with([](Problem& p) { p.query.shape[2] = kUnbounded; })));
   CHECK(says("num_threads: is -5, must be at least 0", [&] { forward(good, {.num_threads = -5}); }));

@@ -130,7 +130,7 @@ class MultiHeadAttention {
     Tensor d_alibi{}, d_relative_bias{}, d_sinks{};  ///< as attncore::Gradients has them
   };
 
-  /// Writes the gradients of all parameters, or adds to them (`accumulate`), and those of inputs.
+  /// Writes the gradients of all parameters, or adds to them (`accumulate`), and those of inputs.  One thread at a time.
   void backward(const Activations& activations, const InputGradients& gradients, bool accumulate = false,
                 const Options& options = {});
 
@@ -141,6 +141,7 @@ class MultiHeadAttention {
 
  private:
   MultiHeadAttentionSettings settings_;
+  std::uint64_t identity_;  // which activations know
   Workspace values_, gradients_;
   std::vector<Parameter> parameters_{};
 };

@@ -112,9 +112,10 @@ class BackwardTile {
     Band band = {};
   };
   [[nodiscard]] Seen look(Range rows, Range keys) const noexcept {
+    if (rows.empty()) return {{keys.begin, keys.begin}};
     const Block block = block_of(call_, task_.sequence, task_.kv_head, rows);
     const Range seen = intersect(keys, ScoreSteps::visible(call_, block));
-    if (rows.empty() || seen.empty()) return {{keys.begin, keys.begin}};
+    if (seen.empty()) return {{keys.begin, keys.begin}};
     const Range padded{keys.begin, keys.begin + round_up(seen.end - keys.begin, kWidth<Isa, T>)};
     const TileWork work = ScoreSteps::touch(call_, block, padded);
     if (work.hidden) return {{keys.begin, keys.begin}};

@@ -2,8 +2,8 @@
 // a task.  A register holds a key's scores of several rows (turned_softmax.h), and O += (Pᵀ)ᵀ·V reads weights by columns.  Sums have the
 // order of the other way, S = Q·Kᵀ, so that bits are the same.
 //
-// It is for tiles that one task alone meets, as few rows do, whose scores become weights as they are, within the band that causality and
-// windows leave.
+// It is for tiles that one task alone meets, as few rows do, whose scores become weights as they are, within the band that causality,
+// windows and segments leave.
 #pragma once
 
 #include "../tile/turned_softmax.h"
