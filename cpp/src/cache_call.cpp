@@ -208,7 +208,7 @@ Range require_gathered(const CacheSettings& s, Range kept, Index first, const Te
   const DType dtype = is_quantised(s.dtype) ? DType::f32 : s.dtype;
   const Index tokens = key.shape[2];
   const auto require = [&](const char* argument, const Tensor& t, Index dim) {
-    require_data(argument, t);
+    require_given(argument, t);
     require_dtype(argument, t, {dtype});
     require_shape(argument, t, {1, s.kv_heads, tokens, dim}, "(1, kv_heads, tokens, dim)");
   };
@@ -231,7 +231,7 @@ Range require_gathered(const CacheSettings& s, Range kept, Index first, const Te
 void require_stored(const CacheSettings& s, Index tokens, const StoredTokens& stored) {
   for (const StoredPart& part : stored_parts(s)) {
     const Tensor& t = stored.*part.tensor;
-    require_data(part.name, t);
+    require_given(part.name, t);
     require_dtype(part.name, t, {part.dtype});
     require_shape(part.name, t, {1, s.kv_heads, tokens, part.dim}, "(1, kv_heads, tokens, dim)");
     if (t.stride != Tensor::contiguous(t.data, part.dtype, t.shape).stride)

@@ -32,11 +32,10 @@ void draw(std::uint64_t seed, Index batch, Index head, Index query, Index k,
 void dropout_mask(const Dropout& dropout, const Tensor& rows, const Tensor& keep, const Options& options) {
   const Coins coins = coins_of(dropout);
   require_dtype("keep", keep, {DType::boolean});
-  require_data("keep", keep);
-  require_data("rows", rows);
+  require_given("keep", keep);
   require_apart("keep", keep, {{"rows", &rows}});
   const auto& [batches, heads, queries, keys] = keep.shape;
-  if (rows.given()) require_ints("rows", rows, {1, 1, queries, 1}, "(1, 1, rows, 1)");
+  if (is_given("rows", rows)) require_ints("rows", rows, {1, 1, queries, 1}, "(1, 1, rows, 1)");
   if (queries == 0 || keys == 0) return;  // however many heads
   for (Index batch = 0; batch < batches; ++batch) {
     for (Index head = 0; head < heads; ++head) {

@@ -17,7 +17,7 @@ constexpr double kHighestFrequency = 1e100;
 constexpr double kLargestFactor = 1e30;  // and one over it: both are float32's
 
 void require_operand(const char* argument, const Tensor& t) {
-  require_data(argument, t);
+  require_given(argument, t);
   require_dtype(argument, t, {DType::f32, DType::f64, DType::f16, DType::bf16});
   if (t.shape[3] > kMostDims || t.shape[1] > kMostDims) {
     reject(argument,
@@ -26,7 +26,7 @@ void require_operand(const char* argument, const Tensor& t) {
 }
 
 void require_like(const char* argument, const Tensor& t, const char* other, const Tensor& like) {
-  require_data(argument, t);
+  require_given(argument, t);
   if (t.dtype == like.dtype) return;
   throw DTypeError(std::string(argument) + ": dtype is " + name(t.dtype) + ", accepted is " +
                    name(like.dtype) + ", as " + other + "'s");

@@ -63,7 +63,7 @@ Extents require_inputs(const MultiHeadAttentionSettings& s, const MultiHeadAtten
 
 void require_result(const char* argument, const Tensor& result, const Shape& shape, DType dtype,
                     const MultiHeadAttention::Inputs& inputs, const char* axes) {
-  require_data(argument, result);
+  require_given(argument, result);
   require_dtype(argument, result, {dtype});
   require_shape(argument, result, shape, axes);
   const Score& score = inputs.score;

@@ -144,7 +144,7 @@ void MultiHeadAttention::backward(const Activations& activations, const InputGra
   const Inputs& inputs = state.inputs;
   const Extents& e = state.extents;
   require_filled(state, identity_);
-  require_data("d_y", gradients.d_y);
+  require_given("d_y", gradients.d_y);
   require_dtype("d_y", gradients.d_y, {settings_.dtype});
   require_shape("d_y", gradients.d_y, {e.batch, 1, e.queries, settings_.embed_dim}, kTokenAxes);
   require_gradient("d_x", gradients.d_x, "x", inputs.x, inputs);

@@ -21,7 +21,7 @@ void require_made(const Settings& s, const Made& made, std::vector<Named>& other
   require_given(made.from, input);
   require_dtype(made.from, input, {s.dtype});
   require_shape(made.from, input, {input.shape[0], 1, input.shape[2], made.width}, kTokenAxes);
-  require_data(made.argument, heads);
+  require_given(made.argument, heads);
   require_dtype(made.argument, heads, {s.dtype});
   require_shape(made.argument, heads, {input.shape[0], made.count, input.shape[2], s.head_dim},
                 "(batch, head, token, head_dim)");

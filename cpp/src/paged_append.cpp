@@ -36,7 +36,7 @@ struct Write {
 
 void require_pages(const Stream& s) {
   const Tensor& pages = s.pages;
-  require_data(s.pages_name, pages);
+  require_given(s.pages_name, pages);
   require_dtype(s.pages_name, pages,
                 {DType::f32, DType::f64, DType::f16, DType::bf16, DType::i8, DType::f8, DType::i4});
   if (pages.shape[2] < 1) reject(s.pages_name, "has pages of 0 tokens, must have at least 1");
@@ -52,7 +52,7 @@ void require_pages(const Stream& s) {
 }
 
 void require_stream(const Stream& s, Index entries, const Stream& keys) {
-  require_data(s.name, s.tokens);
+  require_given(s.name, s.tokens);
   require_dtype(s.name, s.tokens, {DType::f32, DType::f64, DType::f16, DType::bf16});
   require_pages(s);
   const Index dim = s.pages.shape[3];

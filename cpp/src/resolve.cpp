@@ -130,7 +130,7 @@ void require_mask_and_biases(Call& call) {
   }
   for (std::size_t i = 0; i < call.score.biases.size; ++i) {
     Tensor& bias = call.score.biases.items[i];
-    require_data("bias", bias);
+    require_given("bias", bias);
     require_addend_dtype("bias", bias, call);
     broadcast_to("bias", bias, scores_of(call, bias), kAxes);
   }

@@ -38,7 +38,7 @@ void require_whole(const Settings& settings) {
 /// The settings as a call without keys, checked.
 Call resolve_settings(const Tensor& query, const Settings& settings) {
   static constexpr std::byte kNothing{};
-  require_data("query", query);
+  require_given("query", query);
   require_dtype("query", query, {DType::f32, DType::f64, DType::f16, DType::bf16});
   require_whole(settings);
   Problem problem{.query = query, .score = settings.score};
@@ -211,13 +211,13 @@ void AttentionState::result(const Tensor& out, const Tensor& lse, const Options&
   Shape outputs = rows;
   outputs[3] = held_->settings.value_dim;
   const auto require = [&](const char* argument, const Tensor& t, const Shape& shape, const char* axes) {
+    require_given(argument, t);
     require_dtype(argument, t, {query.dtype});
     require_shape(argument, t, shape, axes);
-    require_data(argument, t);
   };
   require("out", out, outputs, kTokenAxes);
   require_apart("out", out);
-  if (lse.given()) {
+  if (is_given("lse", lse)) {
     require("lse", lse, rows, "(batch, head, token, 1)");
     require_apart("lse", lse, {{"out", &out}});
   }

@@ -104,7 +104,7 @@ class Update {
  private:
   /// A key or value; what the core does not take beside these queries is said to be what it will be converted to.
   Tensor operand(const char* argument, Tensor t) {
-    require_data(argument, t);
+    require_given(argument, t);
     if (problem_.query.dtype != DType::f64 || t.dtype == DType::f64) return t;
     require_dtype(argument, t, {DType::f64, DType::f32, DType::f16, DType::bf16});
     t.dtype = DType::f64;

@@ -43,7 +43,6 @@ Inputs inputs_of(const Call& call, const Problem& problem) {
 
 /// An output: memory of its own, apart from every input.
 void require_output(const char* argument, const Tensor& out, const Inputs& inputs) {
-  require_data(argument, out);
   require_apart(argument, out, all(inputs));
 }
 
@@ -162,7 +161,7 @@ Call validate(const Problem& problem, const Weights& weights) {
       }
     }
   }
-  const Index columns = weights.indices.given() ? weights.probabilities.shape[3] : call.keys;
+  const Index columns = is_given("indices", weights.indices) ? weights.probabilities.shape[3] : call.keys;
   if (columns > call.keys || (weights.indices.given() && columns < 1)) {
     reject("top_k",
            "is " + to_string(columns) + ", must be 1 … " + to_string(call.keys) + ", the number of keys");

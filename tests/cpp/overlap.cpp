@@ -153,10 +153,9 @@ void tensors_that_are_none() {
              with([&](Problem& p) { p.score.mask = lost; })));
   CHECK(says("lse: is not given, but",
              with([&](Problem& p) { p.lse = {nullptr, DType::f32, {1, 1, 4, 1}, {}}; })));
-  CHECK(says("positions: is not given, but", [&] {
-    rope(x, {.positions = {nullptr, DType::i64, {1, 1, 4, 1}, {}}},
-         Tensor::contiguous(out, DType::f32, x.shape));
-  }));
+  const Tensor pairs = Tensor::contiguous(numbers, DType::f32, {1, 1, 4, 2});
+  CHECK(says("positions: is not given, but",
+             [&] { rope(pairs, {.positions = {nullptr, DType::i64, {1, 1, 4, 1}, {}}}, pairs); }));
   AttentionState state(x);
   CHECK(says("mask: is not given, but", [&] { state.update({.key = x, .value = x, .mask = lost}); }));
   CHECK(says("query: is not given", with([](Problem& p) { p.query = {}; })));

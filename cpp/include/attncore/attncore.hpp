@@ -41,7 +41,7 @@ enum class Precision : std::uint8_t { highest, high, medium };
 /// A view of memory that the caller owns.  The axes are (batch, head, token, dim); strides are in bytes and
 /// may be anything: zero, negative, no multiple of the item; nor need `data` be aligned.  (i4 has an even dim, two numbers in
 /// each byte without gaps.)  What is written must overlap neither itself nor, unless a function says so, anything that
-/// the call reads or writes beside it.  An optional tensor without `data` is not given; one that has a shape but no data is an error.
+/// the call reads or writes beside it.  An optional tensor without `data` is not given; an input that has a shape but no data is an error.
 struct Tensor {
   void* data = nullptr;
   DType dtype = DType::f32;
