@@ -111,12 +111,14 @@ class MultiHeadLayer {
     MultiHeadAttention::Inputs inputs;
     const std::array<std::pair<const char*, Tensor*>, 3> names{
         {{"x", &inputs.x}, {"context", &inputs.context}, {"value_context", &inputs.value_context}}};
+    const char* first_given = nullptr;
     py::ssize_t rank = 0;
     for (std::size_t i = 0; i < 3; ++i) {
+      const auto& [name, input] = names[i];
       if (given[i].is_none()) continue;
-      arrays[i] = require_array(names[i].first, given[i]);
-      if (rank == 0) rank = require_token_rank(names[i].first, arrays[i]);
-      *names[i].second = tokens(names[i].first, require_rank(arrays[i], names[i].first, rank));
+      arrays[i] = require_array(name, given[i]);
+      if (first_given == nullptr) rank = require_token_rank(first_given = name, arrays[i]);
+      *input = tokens(name, require_rank(arrays[i], name, rank, first_given));
     }
     const MultiHeadAttentionSettings& s = layer_.settings();
     const Tensor& context = inputs.context.given() ? inputs.context : inputs.x;

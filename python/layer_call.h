@@ -18,10 +18,11 @@ inline Tensor token_tensor(const char* argument, const py::array& array, bool ba
   return tensor(argument, array, axes, kFloats);
 }
 
-inline py::array require_rank(const py::array& array, const char* argument, py::ssize_t rank) {
+inline py::array require_rank(const py::array& array, const char* argument, py::ssize_t rank,
+                              const char* other = "x") {
   if (array.ndim() == rank) return array;
-  reject_value(argument,
-               "has " + std::to_string(array.ndim()) + " dimensions, x has " + std::to_string(rank));
+  reject_value(argument, "has " + std::to_string(array.ndim()) + " dimensions, " + other + " has " +
+                             std::to_string(rank));
 }
 
 inline py::ssize_t require_token_rank(const char* argument, const py::array& array) {

@@ -146,6 +146,18 @@ BAD: dict[str, tuple[Any, dict[str, Any], type[Exception], str]] = {
         ValueError,
         r"context: is of 3 entries, x of 2",
     ),
+    "values alone": (
+        (np.zeros((B, S, E), np.float32), None, np.zeros((B, S, E), np.float32)),
+        {},
+        ValueError,
+        "value_context: is given without context",
+    ),
+    "ranks of contexts": (
+        (None, np.zeros((B, K, E), np.float32), np.zeros((K, E), np.float32)),
+        {"wanted": ["key", "value"]},
+        ValueError,
+        "value_context: has 2 dimensions, context has 3",
+    ),
     "name": (
         (np.zeros((B, S, E), np.float32),),
         {"wanted": ["out"]},

@@ -43,6 +43,7 @@ void MultiHeadAttention::in_proj(const Inputs& inputs, const HeadTensors& heads,
                                 Made{"key", context_name, heads.key, context, s.num_kv_heads, s.key_dim},
                                 Made{"value", apart ? "value_context" : context_name, heads.value,
                                      apart ? inputs.value_context : context, s.num_kv_heads, s.value_dim}};
+  if (apart && self && !is_left_out(heads.key)) reject("value_context", "is given without context");
   std::vector<Named> others;
   for (const Made& made : all) {
     if (is_left_out(made.heads)) continue;

@@ -104,8 +104,8 @@ class PagedKVCache(Cache):
     A pool has `pages` pages, each of `page_size` tokens of all heads: (page, kv_head, slot, dim).  An
     entry is a table of pages; `add` makes an empty one, `free` gives its pages back, and `fork` makes
     another one of the same tokens, which shares the pages: beams and common prompts cost no memory.
-    A shared page is never written to: who appends to one that is partly filled gets a copy of it
-    first.  (If several that share it are appended to in one call, each gets one.)
+    What others have is never written to: who appends to a shared page that is partly filled gets a
+    copy of it first.  (If all that share it are appended to in one call, the longest keeps it.)
 
     The pool is reserved as address space, and becomes memory where tokens are written.  A call that
     would need more pages than are free raises MemoryError, and leaves every entry as it was.

@@ -29,7 +29,7 @@ def attention_weights(
 
     Args:
         query: As `attention`.
-        key: As `attention`.
+        key: As `attention`, of query's dtype.
         rows: Indices of queries, an int or a sequence; negative ones count from the end.
             Default: all.
         top_k: Return only the k largest of each row.

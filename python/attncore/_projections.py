@@ -32,13 +32,15 @@ class Projections(Layer):
         Args:
             x: As for a call; None if no query is wanted.
             context: What keys and values are made from; default x.
-            value_context: What values are made from; default context.
+            value_context: What values are made from; default context, which must be given beside it
+                where keys are wanted.
             wanted: Which of "query", "key" and "value" are made.
             num_threads: For this call.
 
         Returns:
             (query, key, value), each (batch, heads, tokens, head_dim), or (heads, tokens, head_dim)
-            if the inputs have no batch axis; None for what is not wanted.
+            if the inputs have no batch axis; None for what is not wanted.  What is made from the
+            same input are views of one array.
 
         Raises:
             ValueError: A shape or name does not fit.

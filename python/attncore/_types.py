@@ -133,8 +133,8 @@ class Plan:
     """How a call would run; ``print(plan)`` shows it for people.
 
     A task takes ``query_tile`` rows and ``key_tile`` keys at a time; there are ``tasks`` of them, and
-    keys are split into up to ``key_splits`` parts.  ``flops`` counts the products of the pairs that
-    causal, window, lengths and segments in their order leave (what masks, biases, other segments
+    keys are split into up to ``key_splits`` parts.  ``flops`` counts the products (by 64 rows
+    of a sequence, but where segments are given) of the pairs that causal, window, lengths and segments in their order leave (what masks, biases, other segments
     and trees hide is not counted out, though it may be skipped), ``bytes`` what is read and written at least; ``floor_seconds``
     is the longer of the two on this machine, ``estimated_seconds`` the call's time, from some of
     its tasks, run and timed.

@@ -1,6 +1,7 @@
-// A program that knows attncore by its installed header only: causal attention of four queries, checked by
-// hand.
-#include <attncore/attncore.hpp>
+// A program that knows attncore by its installed headers only, and takes no warnings: causal attention of four queries, checked
+// by hand, by a call and by a cache.
+#include <attncore/cache.hpp>
+#include <attncore/state.hpp>
 #include <cmath>
 #include <cstdio>
 #include <stdexcept>
@@ -30,22 +31,30 @@ int main() {
   for (Index i = 0; i < Index(values.size()); ++i)
     values[std::size_t(i)] = static_cast<float>(i / kDim % kTokens);
 
-  attncore::Problem problem;
-  problem.query = Tensor::contiguous(zeros.data(), DType::f32, {1, kHeads, kTokens, kDim});
-  problem.key = Tensor::contiguous(zeros.data(), DType::f32, {1, kHeads, kTokens, kDim});
-  problem.value = Tensor::contiguous(values.data(), DType::f32, {1, kHeads, kTokens, kDim});
-  problem.out = Tensor::contiguous(out.data(), DType::f32, {1, kHeads, kTokens, kDim});
-  problem.score.causal = true;
-  attncore::forward(problem);
-
+  const auto tensor = [](const std::vector<float>& items) {
+    return Tensor::contiguous(items.data(), DType::f32, {1, kHeads, kTokens, kDim});
+  };
   int failures = 0;
-  for (Index i = 0; i < Index(out.size()); ++i) {
-    const float want = expected(i / kDim % kTokens);
-    if (!(std::fabs(out[std::size_t(i)] - want) <= 1e-6F)) {
-      std::printf("out[%d] = %g, not %g\n", int(i), double(out[std::size_t(i)]), double(want));
+  const auto check = [&] {
+    for (Index i = 0; i < Index(out.size()); ++i) {
+      const float want = expected(i / kDim % kTokens), ours = out[std::size_t(i)];
+      if (std::fabs(ours - want) <= 1e-6F) continue;
+      std::printf("out[%d] = %g, not %g\n", int(i), double(ours), double(want));
       ++failures;
     }
-  }
+    out.assign(out.size(), -1.0F);
+  };
+  attncore::Problem problem{.query = tensor(zeros),
+                            .key = tensor(zeros),
+                            .value = tensor(values),
+                            .out = tensor(out),
+                            .score = {.causal = true}};
+  attncore::forward(problem);
+  check();
+  attncore::KVCache cache(1, kTokens, {.kv_heads = kHeads, .dim = kDim});
+  cache.append({.key = problem.key, .value = problem.value});
+  cache.attend({.query = problem.query, .out = problem.out, .score = {.causal = true}});
+  check();
 
   try {
     problem.key = Tensor::contiguous(zeros.data(), DType::f32, {1, kHeads, kTokens, kDim - 1});
