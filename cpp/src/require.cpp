@@ -41,11 +41,6 @@ void require_given(const char* argument, const Tensor& t) {
   require_data(argument, t);
 }
 
-bool is_given(const char* argument, const Tensor& t) {
-  if (!t.given() && t.shape[0] != 0) require_data(argument, t);  // an empty one may lack memory
-  return t.given();
-}
-
 void require_apart(const char* argument, const Tensor& written, std::span<const Named> others) {
   if (may_overlap_itself(written)) reject(argument, "items overlap each other");
   for (const auto& [name, tensor] : others) {

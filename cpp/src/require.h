@@ -32,7 +32,11 @@ void require_data(const char* argument, const Tensor& t);
 void require_given(const char* argument, const Tensor& t);
 
 /// Whether an optional tensor is given; one that has a shape but no memory was not left out, and is an error.
-bool is_given(const char* argument, const Tensor& t);
+inline bool is_given(const char* argument, const Tensor& t) {
+  if (!t.given() && t.shape[0] != 0) [[unlikely]]
+    require_data(argument, t);  // an empty one may lack memory
+  return t.given();
+}
 
 /// What a call reads or writes, by its name in messages.
 struct Named {

@@ -169,26 +169,24 @@ void require_relative_bias(Call& call) {
   }
 }
 
-/// Optional tensors: one that has a shape but no memory was not left out.
+/// Looks at the optional tensors: one that has a shape but no memory was not left out.
 void require_memory(const Problem& p) {
   const Score& s = p.score;
-  for (const auto& [argument, t] : {Named{"mask", &s.mask},
-                                    {"alibi", &s.alibi},
-                                    {"relative_bias", &s.relative_bias.table},
-                                    {"sinks", &s.sinks},
-                                    {"query_segments", &s.query_segments},
-                                    {"key_segments", &s.key_segments},
-                                    {"query_offset", &s.query_offset},
-                                    {"query_lengths", &s.query_lengths},
-                                    {"key_lengths", &s.key_lengths},
-                                    {"tree_parents", &s.tree_parents},
-                                    {"key_scale", &p.key_scale},
-                                    {"value_scale", &p.value_scale},
-                                    {"cu_query_lengths", &p.packing.query_tokens},
-                                    {"cu_key_lengths", &p.packing.key_tokens},
-                                    {"block_table", &p.paging.block_table}}) {
-    (void)is_given(argument, *t);
-  }
+  (void)is_given("mask", s.mask);
+  (void)is_given("alibi", s.alibi);
+  (void)is_given("relative_bias", s.relative_bias.table);
+  (void)is_given("sinks", s.sinks);
+  (void)is_given("query_segments", s.query_segments);
+  (void)is_given("key_segments", s.key_segments);
+  (void)is_given("query_offset", s.query_offset);
+  (void)is_given("query_lengths", s.query_lengths);
+  (void)is_given("key_lengths", s.key_lengths);
+  (void)is_given("tree_parents", s.tree_parents);
+  (void)is_given("key_scale", p.key_scale);
+  (void)is_given("value_scale", p.value_scale);
+  (void)is_given("cu_query_lengths", p.packing.query_tokens);
+  (void)is_given("cu_key_lengths", p.packing.key_tokens);
+  (void)is_given("block_table", p.paging.block_table);
 }
 
 /// What only forward can do, and backward or weights cannot.

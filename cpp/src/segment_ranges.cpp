@@ -59,7 +59,6 @@ bool find_ranges(const std::vector<Run>& queries, const std::vector<Run>& keys, 
 
 SegmentRanges segment_ranges(const Call& call) {
   const Tensor &of_queries = call.score.query_segments, &of_keys = call.score.key_segments;
-  if (!of_queries.given()) return {};
   constexpr Index kMostTokens = Index{1} << 40;
   const Index entries = of_queries.shape[0], tokens = of_queries.shape[2];
   if (entries > kMostTokens / max(1, tokens)) throw std::bad_alloc();

@@ -9,4 +9,9 @@ namespace attncore {
 /// sequence.  All else of the call has been checked.
 [[nodiscard]] SegmentRanges segment_ranges(const Call& call);
 
+/// Gives the call its ranges.
+inline void resolve_segments(Call& call) {
+  if (call.score.query_segments.given()) call.segments = segment_ranges(call);
+}
+
 }  // namespace attncore

@@ -212,7 +212,7 @@ class Update {
     tensors.reserve(scratch);
     for (const auto& [from, to] : converted) convert(from, *to, options_);
     Call call = resolve(problem, Use::forward);
-    call.segments = segment_ranges(call);
+    resolve_segments(call);
     call.out = result.out;
     call.lse = result.maximum;
     call.sum = result.sum;

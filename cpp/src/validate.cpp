@@ -117,7 +117,7 @@ Call validate(const Problem& problem) {
     require_output("lse", call.lse, inputs);
     if (may_overlap(call.lse, call.out)) reject("lse", "overlaps out");
   }
-  call.segments = segment_ranges(call);
+  resolve_segments(call);
   return call;
 }
 
@@ -142,7 +142,7 @@ BackwardCall validate(const Problem& problem, const Gradients& gradients) {
     broadcast_to("d_relative_bias", d_table, {call.batch, call.heads, 1, d_table.shape[3]},
                  "(1, head, 1, bucket)");
   }
-  call.segments = segment_ranges(call);
+  resolve_segments(call);
   return backward;
 }
 
@@ -179,7 +179,7 @@ Call validate(const Problem& problem, const Weights& weights) {
     inputs.push_back({"probabilities", &weights.probabilities});
     require_output("indices", weights.indices, inputs);
   }
-  call.segments = segment_ranges(call);
+  resolve_segments(call);
   return call;
 }
 

@@ -30,7 +30,7 @@ struct Band {
   /// The rows that see any of some keys; of several keys, maybe some more.
   [[nodiscard]] ATTN_INLINE Range rows_of(Range some) const noexcept {
     Range queries{some.begin - first.end + 1, some.end - first.begin};
-    if (of_query != nullptr) {
+    if (of_query != nullptr) [[unlikely]] {
       queries = intersect(queries, {first_query(&Range::end, tile + some.begin),
                                     first_query(&Range::begin, tile + some.end - 1)});
     }
@@ -47,7 +47,8 @@ struct Band {
   /// The keys from the first that query `begin` sees to the last that query `last` sees.
   [[nodiscard]] ATTN_INLINE Range hull(Index begin, Index last) const noexcept {
     const Range seen{first.begin + begin, first.end + last};
-    if (of_query == nullptr) return seen;
+    if (of_query == nullptr) [[likely]]
+      return seen;
     return intersect(seen, {of_query[begin].begin - tile, of_query[last].end - tile});
   }
   /// The first query whose range begins, or ends, after the key.
