@@ -54,6 +54,8 @@ struct Tensor {
   [[nodiscard]] constexpr bool given() const noexcept { return data != nullptr; }
 };
 
+// Members of what users fill have initialisers, if only {}: without, -Wextra warns where `{.query = q}` leaves them out.
+
 /// A short list that lives where it stands (no allocation; readable by kernels).
 template <class T, std::size_t Capacity>
 struct BoundedArray {

@@ -70,7 +70,7 @@ class MultiHeadAttention {
   /// (head_dim); out_proj.weight, out_proj.bias.  The layer owns both tensors; values may be written between calls.
   struct Parameter {
     std::string name;
-    std::vector<Index> shape{};
+    std::vector<Index> shape;
     Tensor value{}, gradient{};  ///< without gaps; the shape's axes are the last ones
   };
   [[nodiscard]] const std::vector<Parameter>& parameters() const noexcept { return parameters_; }
@@ -143,7 +143,7 @@ class MultiHeadAttention {
   MultiHeadAttentionSettings settings_;
   std::uint64_t identity_;  // which activations know
   Workspace values_, gradients_;
-  std::vector<Parameter> parameters_{};
+  std::vector<Parameter> parameters_;
 };
 
 }  // namespace attncore
