@@ -50,7 +50,7 @@ class MultiHeadLayer {
   /// `given`: x, context, value_context, positions, key_positions.  `own`: where the call is kept, or null: here, with `keep`.
   py::object forward(const std::array<py::object, 5>& given, bool keep, KeptCall* own,
                      const std::optional<bool>& weights_by_head, const py::dict& options) {
-    KeptCall& kept = own != nullptr ? *own : last_;
+    KeptCall& kept = kept_in(own);
     keep |= own != nullptr;
     std::shared_ptr<LayerCall> call = kept.take();
     if (!call) call = std::make_shared<LayerCall>();
@@ -71,14 +71,14 @@ class MultiHeadLayer {
   }
 
   /// The options of the call that backward goes through.
-  py::dict kept_options(KeptCall* own) { return (own != nullptr ? *own : last_).get()->options; }
+  py::dict kept_options(KeptCall* own) { return kept_in(own).get()->options; }
 
   /// The gradients by x, context and value_context, None for what was not given or is not wanted, and how many of them
   /// were given.  `options`: arrays for (d_biases, d_alibi, d_sinks, d_relative_bias), each may be None.
   py::tuple backward(const py::object& d_y, const std::array<bool, 3>& wanted, const py::tuple& options,
                      const py::object& accumulate, KeptCall* own, const py::object& num_threads) {
     const bool add = boolean("accumulate", accumulate);
-    const std::shared_ptr<LayerCall> call = (own != nullptr ? *own : last_).get();
+    const std::shared_ptr<LayerCall> call = kept_in(own).get();
     MultiHeadAttention::InputGradients gradients;
     gradients.d_y = tokens("d_y", require_rank(require_array("d_y", d_y), "d_y", call->x.ndim()));
     py::tuple results(4);
@@ -174,6 +174,9 @@ class MultiHeadLayer {
   void forget() { (void)last_.take(); }
 
  private:
+  /// Where a call is kept: by the user, or here.
+  KeptCall& kept_in(KeptCall* own) noexcept { return own != nullptr ? *own : last_; }
+
   static Index width(const char* argument, const py::object& object) {
     if (object.is_none()) return 0;
     const Index value = integer(argument, object);

@@ -208,9 +208,7 @@ Range require_gathered(const CacheSettings& s, Range kept, Index first, const Te
   const DType dtype = is_quantised(s.dtype) ? DType::f32 : s.dtype;
   const Index tokens = key.shape[2];
   const auto require = [&](const char* argument, const Tensor& t, Index dim) {
-    require_given(argument, t);
-    require_dtype(argument, t, {dtype});
-    require_shape(argument, t, {1, s.kv_heads, tokens, dim}, "(1, kv_heads, tokens, dim)");
+    require_tensor(argument, t, dtype, {1, s.kv_heads, tokens, dim}, "(1, kv_heads, tokens, dim)");
   };
   require("key", key, s.dim);
   require_apart("key", key);
@@ -231,9 +229,7 @@ Range require_gathered(const CacheSettings& s, Range kept, Index first, const Te
 void require_stored(const CacheSettings& s, Index tokens, const StoredTokens& stored) {
   for (const StoredPart& part : stored_parts(s)) {
     const Tensor& t = stored.*part.tensor;
-    require_given(part.name, t);
-    require_dtype(part.name, t, {part.dtype});
-    require_shape(part.name, t, {1, s.kv_heads, tokens, part.dim}, "(1, kv_heads, tokens, dim)");
+    require_tensor(part.name, t, part.dtype, {1, s.kv_heads, tokens, part.dim}, "(1, kv_heads, tokens, dim)");
     if (t.stride != Tensor::contiguous(t.data, part.dtype, t.shape).stride)
       reject(part.name, "has gaps, it must have none");
   }

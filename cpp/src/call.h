@@ -85,11 +85,15 @@ struct SegmentRanges {
   Index tokens = 0;                 // of an entry
   std::shared_ptr<const Range[]> memory;
 
+  [[nodiscard]] ATTN_FN bool given() const noexcept { return of_query != nullptr; }
+  [[nodiscard]] ATTN_FN const Range& of(Index entry, Index token) const noexcept {
+    return of_query[entry * tokens + token];
+  }
   /// Those of a sequence's queries; null if it has none.
   [[nodiscard]] ATTN_FN const Range* of(const Place& queries) const noexcept {
-    if (of_query == nullptr || queries.tokens == 0) return nullptr;
-    const Range* const first = of_query + queries.batch * tokens + queries.first;
-    return first->begin < 0 ? nullptr : first;
+    if (!given() || queries.tokens == 0) return nullptr;
+    const Range& first = of(queries.batch, queries.first);
+    return first.begin < 0 ? nullptr : &first;
   }
 };
 

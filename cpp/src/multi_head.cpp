@@ -8,12 +8,6 @@ using std::to_string;
 
 namespace {
 
-void require_input(const char* argument, const Tensor& t, const Shape& shape, DType dtype) {
-  require_given(argument, t);
-  require_dtype(argument, t, {dtype});
-  require_shape(argument, t, shape, kTokenAxes);
-}
-
 void require_positions(const char* argument, const Tensor& positions, const Extents& e, Index tokens,
                        bool rotary) {
   if (!is_given(argument, positions)) return;
@@ -36,9 +30,10 @@ void require_contexts(const MultiHeadAttentionSettings& s, const MultiHeadAttent
     }
     return;
   }
-  require_input("context", inputs.context, {e.batch, 1, e.keys, s.key_dim}, s.dtype);
+  require_tensor("context", inputs.context, s.dtype, {e.batch, 1, e.keys, s.key_dim}, kTokenAxes);
   if (inputs.value_context.given()) {
-    require_input("value_context", inputs.value_context, {e.batch, 1, e.keys, s.value_dim}, s.dtype);
+    require_tensor("value_context", inputs.value_context, s.dtype, {e.batch, 1, e.keys, s.value_dim},
+                   kTokenAxes);
   } else if (s.key_dim != s.value_dim) {
     reject("value_context", "is not given, but values are made from width " + to_string(s.value_dim) +
                                 ", not context's " + to_string(s.key_dim));
@@ -54,7 +49,7 @@ Extents require_inputs(const MultiHeadAttentionSettings& s, const MultiHeadAtten
   e.batch = inputs.x.shape[0];
   e.queries = inputs.x.shape[2];
   e.keys = e.self ? e.queries : inputs.context.shape[2];
-  require_input("x", inputs.x, {e.batch, 1, e.queries, s.embed_dim}, s.dtype);
+  require_tensor("x", inputs.x, s.dtype, {e.batch, 1, e.queries, s.embed_dim}, kTokenAxes);
   require_contexts(s, inputs, e);
   require_positions("positions", inputs.positions, e, e.queries, s.rotary.has_value());
   require_positions("key_positions", inputs.key_positions, e, e.keys, s.rotary.has_value());
@@ -63,9 +58,7 @@ Extents require_inputs(const MultiHeadAttentionSettings& s, const MultiHeadAtten
 
 void require_result(const char* argument, const Tensor& result, const Shape& shape, DType dtype,
                     const MultiHeadAttention::Inputs& inputs, const char* axes) {
-  require_given(argument, result);
-  require_dtype(argument, result, {dtype});
-  require_shape(argument, result, shape, axes);
+  require_tensor(argument, result, dtype, shape, axes);
   const Score& score = inputs.score;
   BoundedArray<Named, 4 + kMaxBiases> read{{"x", &inputs.x},
                                            {"context", &inputs.context},

@@ -144,9 +144,8 @@ void MultiHeadAttention::backward(const Activations& activations, const InputGra
   const Inputs& inputs = state.inputs;
   const Extents& e = state.extents;
   require_filled(state, identity_);
-  require_given("d_y", gradients.d_y);
-  require_dtype("d_y", gradients.d_y, {settings_.dtype});
-  require_shape("d_y", gradients.d_y, {e.batch, 1, e.queries, settings_.embed_dim}, kTokenAxes);
+  require_tensor("d_y", gradients.d_y, settings_.dtype, {e.batch, 1, e.queries, settings_.embed_dim},
+                 kTokenAxes);
   require_gradient("d_x", gradients.d_x, "x", inputs.x, inputs);
   require_gradient("d_context", gradients.d_context, "context", inputs.context, inputs);
   require_gradient("d_value_context", gradients.d_value_context, "value_context", inputs.value_context,

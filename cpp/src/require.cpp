@@ -41,6 +41,13 @@ void require_given(const char* argument, const Tensor& t) {
   require_data(argument, t);
 }
 
+void require_tensor(const char* argument, const Tensor& t, DType dtype, const Shape& shape,
+                    const char* axes) {
+  require_given(argument, t);
+  require_dtype(argument, t, {dtype});
+  require_shape(argument, t, shape, axes);
+}
+
 void require_apart(const char* argument, const Tensor& written, std::span<const Named> others) {
   if (may_overlap_itself(written)) reject(argument, "items overlap each other");
   for (const auto& [name, tensor] : others) {

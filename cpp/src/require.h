@@ -31,6 +31,9 @@ void require_data(const char* argument, const Tensor& t);
 /// The same of a tensor that must not be left out.
 void require_given(const char* argument, const Tensor& t);
 
+/// The same, and of a dtype and a shape.
+void require_tensor(const char* argument, const Tensor& t, DType dtype, const Shape& shape, const char* axes);
+
 /// Whether an optional tensor is given; one that has a shape but no memory was not left out, and is an error.
 inline bool is_given(const char* argument, const Tensor& t) {
   if (!t.given() && t.shape[0] != 0) [[unlikely]]

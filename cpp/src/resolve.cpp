@@ -38,7 +38,7 @@ void require_storage(const char* argument, const Tensor& t, const Call& call, Us
 
 /// One factor a token, where they are given.
 void require_scale(const char* argument, const Tensor& scale, const Tensor& of) {
-  if (!scale.given()) return;
+  if (!is_given(argument, scale)) return;
   require_dtype(argument, scale, {DType::f32});
   require_shape(argument, scale, {of.shape[0], of.shape[1], of.shape[2], 1}, "one a token and head");
 }
@@ -47,7 +47,7 @@ void require_query(Call& call, const Problem& problem) {
   require_given("query", call.query);
   require_dtype("query", call.query, {DType::f32, DType::f64, DType::f16, DType::bf16});
   const Tensor& packed = problem.packing.query_tokens;
-  call.batch = packed.given() ? packed.shape[0] - 1 : call.query.shape[0];
+  call.batch = is_given("cu_query_lengths", packed) ? packed.shape[0] - 1 : call.query.shape[0];
   if (packed.given() && packed.shape[0] < 1) reject("cu_query_lengths", "is empty, must begin with 0");
   if (packed.given() && call.query.shape[0] != 1) {
     reject("query", "shape is " + shape_text(call.query.shape) + ", packed sequences have a batch axis of 1");
@@ -60,15 +60,16 @@ void require_query(Call& call, const Problem& problem) {
 }
 
 void require_operands(Call& call, const Problem& problem, Use use) {
-  const bool paged = problem.paging.block_table.given();
+  const bool paged = is_given("block_table", problem.paging.block_table);
+  const bool packed = is_given("cu_key_lengths", problem.packing.key_tokens);
   const char* const axes = paged ? "(page, head, slot, dim)" : "(batch, head, token, dim)";
   const char *const key = paged ? "key_pages" : "key", *const value = paged ? "value_pages" : "value";
   require_query(call, problem);
   require_given(key, call.key);
   require_storage(key, call.key, call, use);
   call.kv_heads = call.key.shape[1];
-  if (paged && problem.packing.key_tokens.given()) reject("cu_key_lengths", "comes with a block_table");
-  const Index entries = paged ? call.key.shape[0] : problem.packing.key_tokens.given() ? 1 : call.batch;
+  if (paged && packed) reject("cu_key_lengths", "comes with a block_table");
+  const Index entries = paged ? call.key.shape[0] : packed ? 1 : call.batch;
   const Index tokens = call.key.shape[2];
   require_shape(key, call.key, {entries, call.kv_heads, tokens, call.dim}, axes);
   if (call.kv_heads < 1 || call.heads % call.kv_heads != 0) {
@@ -124,7 +125,7 @@ Shape scores_of(const Call& call, const Tensor& t) {
 
 void require_mask_and_biases(Call& call) {
   constexpr auto kAxes = "(batch, head, query, key)";
-  if (Tensor& mask = call.score.mask; mask.given()) {
+  if (Tensor& mask = call.score.mask; is_given("mask", mask)) {
     require_dtype("mask", mask, {DType::boolean});
     broadcast_to("mask", mask, scores_of(call, mask), kAxes);
   }
@@ -137,7 +138,7 @@ void require_mask_and_biases(Call& call) {
 }
 
 void require_head_parameters(Call& call) {
-  if (Tensor& alibi = call.score.alibi; alibi.given()) {
+  if (Tensor& alibi = call.score.alibi; is_given("alibi", alibi)) {
     require_addend_dtype("alibi", alibi, call);
     if (alibi.shape[1] != call.heads) {
       reject("alibi",
@@ -145,7 +146,7 @@ void require_head_parameters(Call& call) {
     }
     broadcast_to("alibi", alibi, {call.batch, call.heads, 1, 1}, "(batch, head)");
   }
-  if (const Tensor& sinks = call.score.sinks; sinks.given()) {
+  if (const Tensor& sinks = call.score.sinks; is_given("sinks", sinks)) {
     require_addend_dtype("sinks", sinks, call);
     require_shape("sinks", sinks, {1, call.heads, 1, 1}, "(1, head, 1, 1)");
   }
@@ -153,7 +154,7 @@ void require_head_parameters(Call& call) {
 
 void require_relative_bias(Call& call) {
   RelativeBias& bias = call.score.relative_bias;
-  if (!bias.table.given()) return;
+  if (!is_given("relative_bias", bias.table)) return;
   require_addend_dtype("relative_bias", bias.table, call);
   const Index buckets = bias.table.shape[3], least = bias.bidirectional ? 4 : 2;
   require_shape("relative_bias", bias.table, {1, call.heads, 1, buckets}, "(1, head, 1, bucket)");
@@ -169,26 +170,6 @@ void require_relative_bias(Call& call) {
   }
 }
 
-/// Looks at the optional tensors: one that has a shape but no memory was not left out.
-void require_memory(const Problem& p) {
-  const Score& s = p.score;
-  (void)is_given("mask", s.mask);
-  (void)is_given("alibi", s.alibi);
-  (void)is_given("relative_bias", s.relative_bias.table);
-  (void)is_given("sinks", s.sinks);
-  (void)is_given("query_segments", s.query_segments);
-  (void)is_given("key_segments", s.key_segments);
-  (void)is_given("query_offset", s.query_offset);
-  (void)is_given("query_lengths", s.query_lengths);
-  (void)is_given("key_lengths", s.key_lengths);
-  (void)is_given("tree_parents", s.tree_parents);
-  (void)is_given("key_scale", p.key_scale);
-  (void)is_given("value_scale", p.value_scale);
-  (void)is_given("cu_query_lengths", p.packing.query_tokens);
-  (void)is_given("cu_key_lengths", p.packing.key_tokens);
-  (void)is_given("block_table", p.paging.block_table);
-}
-
 /// What only forward can do, and backward or weights cannot.
 void require_known(const Problem& problem, Use use) {
   const auto unknown = [](const char* argument, const char* to) {
@@ -197,8 +178,8 @@ void require_known(const Problem& problem, Use use) {
   if (use == Use::forward) return;
   const char* const to = use == Use::backward ? "backward" : "attention_weights";
   if (problem.paging.block_table.given()) unknown("block_table", to);
-  if (problem.key_scale.given()) unknown("key_scale", to);
-  if (problem.value_scale.given()) unknown("value_scale", to);
+  if (is_given("key_scale", problem.key_scale)) unknown("key_scale", to);
+  if (is_given("value_scale", problem.value_scale)) unknown("value_scale", to);
 }
 
 /// What a lower precision is for: forward of float32.
@@ -213,11 +194,12 @@ Precision precision_of(const Call& call, Precision given, Use use) {
 
 void require_segments(const Call& call, const Problem& problem) {
   const Score& score = call.score;
-  if (score.query_segments.given() != score.key_segments.given()) {
-    reject(score.query_segments.given() ? "key_segments" : "query_segments",
+  const bool given = is_given("query_segments", score.query_segments);
+  if (given != is_given("key_segments", score.key_segments)) {
+    reject(given ? "key_segments" : "query_segments",
            "is not given, query_segments and key_segments come together");
   }
-  if (!score.query_segments.given()) return;
+  if (!given) return;
   const Index entries = problem.paging.block_table.given() ? call.batch : call.key.shape[0];
   const Index keys = problem.paging.block_table.given() ? call.keys : call.key.shape[2];
   require_ints("query_segments", score.query_segments, {call.query.shape[0], 1, call.query.shape[2], 1},
@@ -245,7 +227,6 @@ Coins coins_of(const Dropout& dropout) {
 Call resolve(const Problem& problem, Use use) {
   const bool with_value = use != Use::weights;
   require_known(problem, use);
-  require_memory(problem);
   Call call{.query = problem.query,
             .key = problem.key,
             .value = with_value ? problem.value : Tensor{},

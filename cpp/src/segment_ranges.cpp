@@ -57,8 +57,9 @@ bool find_ranges(const std::vector<Run>& queries, const std::vector<Run>& keys, 
 
 }  // namespace
 
-SegmentRanges segment_ranges(const Call& call) {
+void resolve_segments(Call& call) {
   const Tensor &of_queries = call.score.query_segments, &of_keys = call.score.key_segments;
+  if (!of_queries.given()) return;
   constexpr Index kMostTokens = Index{1} << 40;
   const Index entries = of_queries.shape[0], tokens = of_queries.shape[2];
   if (entries > kMostTokens / max(1, tokens)) throw std::bad_alloc();
@@ -74,7 +75,7 @@ SegmentRanges segment_ranges(const Call& call) {
     if (!sort_runs(keys, s.queries) || !find_ranges(queries, keys, of_query))
       std::fill_n(of_query, s.queries, SegmentRanges::kNone);
   }
-  return {.of_query = memory.get(), .tokens = tokens, .memory = memory};
+  call.segments = {.of_query = memory.get(), .tokens = tokens, .memory = memory};
 }
 
 }  // namespace attncore

@@ -7,11 +7,6 @@ namespace attncore {
 
 /// The range of keys of each query, where no range begins or ends before the one of the query before; else kNone for all queries of the
 /// sequence.  All else of the call has been checked.
-[[nodiscard]] SegmentRanges segment_ranges(const Call& call);
-
-/// Gives the call its ranges.
-inline void resolve_segments(Call& call) {
-  if (call.score.query_segments.given()) call.segments = segment_ranges(call);
-}
+void resolve_segments(Call& call);
 
 }  // namespace attncore

@@ -126,10 +126,10 @@ void resolve_sequences(Call& call, const Problem& problem) {
   for (const auto& [argument, lengths] :
        {std::pair<const char*, const Tensor&>{"query_lengths", score.query_lengths},
         {"key_lengths", score.key_lengths}}) {
-    if (lengths.given()) require_ints(argument, lengths, {call.batch, 1, 1, 1}, "(batch)");
+    if (is_given(argument, lengths)) require_ints(argument, lengths, {call.batch, 1, 1, 1}, "(batch)");
   }
   Tensor& offset = score.query_offset;
-  if (offset.given()) {
+  if (is_given("query_offset", offset)) {
     require_dtype("query_offset", offset, {DType::i32, DType::i64});
     broadcast_to("query_offset", offset, {call.batch, 1, 1, 1}, "(batch)");
   }
@@ -161,7 +161,7 @@ void resolve_sequences(Call& call, const Problem& problem) {
 
 void resolve_tree(Call& call) {
   const Tensor& parents = call.score.tree_parents;
-  if (!parents.given()) return;
+  if (!is_given("tree_parents", parents)) return;
   const Score& score = call.score;
   if (score.left != kUnbounded || (score.right != kUnbounded && score.right != 0) || score.alibi.given() ||
       score.relative_bias.table.given()) {

@@ -211,9 +211,7 @@ void AttentionState::result(const Tensor& out, const Tensor& lse, const Options&
   Shape outputs = rows;
   outputs[3] = held_->settings.value_dim;
   const auto require = [&](const char* argument, const Tensor& t, const Shape& shape, const char* axes) {
-    require_given(argument, t);
-    require_dtype(argument, t, {query.dtype});
-    require_shape(argument, t, shape, axes);
+    require_tensor(argument, t, query.dtype, shape, axes);
   };
   require("out", out, outputs, kTokenAxes);
   require_apart("out", out);

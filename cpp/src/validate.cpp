@@ -54,9 +54,8 @@ void require_out(const char* argument, const Tensor& out, const Call& call) {
 }
 
 void require_lse(const char* argument, const Tensor& lse, const Call& call) {
-  require_given(argument, lse);
-  require_dtype(argument, lse, {call.compute()});
-  require_shape(argument, lse, {call.query.shape[0], call.heads, call.query.shape[2], 1}, kRowAxes);
+  require_tensor(argument, lse, call.compute(), {call.query.shape[0], call.heads, call.query.shape[2], 1},
+                 kRowAxes);
 }
 
 /// Backward's results: each like what it is the gradient of, and apart from all else.
@@ -167,9 +166,8 @@ Call validate(const Problem& problem, const Weights& weights) {
            "is " + to_string(columns) + ", must be 1 … " + to_string(call.keys) + ", the number of keys");
   }
   constexpr auto kAxes = "(batch, head, row, key)";
-  require_given("probabilities", weights.probabilities);
-  require_dtype("probabilities", weights.probabilities, {call.compute()});
-  require_shape("probabilities", weights.probabilities, {call.batch, call.heads, rows, columns}, kAxes);
+  require_tensor("probabilities", weights.probabilities, call.compute(),
+                 {call.batch, call.heads, rows, columns}, kAxes);
   Inputs inputs = inputs_of(call, problem);
   inputs.push_back({"rows", &weights.rows});
   require_output("probabilities", weights.probabilities, inputs);

@@ -119,14 +119,19 @@ def _floats(name: str, array: Any) -> Array:
     return converted.astype(np.float32)
 
 
-def _wanted(wanted: Collection[str] | None, given: dict[str, Any]) -> Collection[str]:
-    if wanted is None:
-        return given
+def _require_names(wanted: Collection[str], accepted: Collection[str]) -> None:
     if isinstance(wanted, str) or not isinstance(wanted, Collection):
         raise TypeError(f"wanted: must be a collection of names, is {type(wanted).__name__}")
     for name in wanted:
-        if name not in Gradients._fields:
-            raise ValueError(f"wanted: has '{name}', accepted are {', '.join(Gradients._fields)}")
+        if name not in accepted:
+            raise ValueError(f"wanted: has {name!r}, accepted are {', '.join(accepted)}")
+
+
+def _wanted(wanted: Collection[str] | None, given: dict[str, Any]) -> Collection[str]:
+    if wanted is None:
+        return given
+    _require_names(wanted, Gradients._fields)
+    for name in wanted:
         if name not in given:
             raise ValueError(f"wanted: has '{name}', which is not given")
     return wanted

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from attncore import _core
-from attncore._backward import _given_options, _targets
+from attncore._backward import _given_options, _require_names, _targets
 from attncore._inspect import _require_known
 from attncore._projections import Projections
 from attncore._rotary import Rotary, fields_of, rotary_of
@@ -244,13 +244,7 @@ class MultiHeadAttention(Projections):
         own = core_of(activations)
         given = _given_options(cast("ScoreOptions", self._core.kept_options(own)))
         inputs = CrossValueGradients._fields
-        if isinstance(wanted, str) or not isinstance(wanted, Collection):
-            raise TypeError(f"wanted: must be a collection of names, is {type(wanted).__name__}")
-        for name in wanted:
-            if name not in inputs and name not in given:
-                raise ValueError(
-                    f"wanted: has {name!r}, accepted are {', '.join((*inputs, *given))}"
-                )
+        _require_names(wanted, (*inputs, *given))
         targets = _targets(given, [name for name in wanted if name in given], None)
         bias = targets.bias
         x, context, value_context, count = self._core.backward(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+from attncore._backward import _require_names
 from attncore._state import Layer
 from attncore._types import Array
 
@@ -59,11 +60,7 @@ class Projections(Layer):
             >>> np.allclose(y, layer(x, causal=True), atol=1e-5)
             True
         """
-        if isinstance(wanted, str) or not isinstance(wanted, Collection):
-            raise TypeError(f"wanted: must be a collection of names, is {type(wanted).__name__}")
-        for name in wanted:
-            if name not in _HEADS:
-                raise ValueError(f"wanted: has {name!r}, accepted are {', '.join(_HEADS)}")
+        _require_names(wanted, _HEADS)
         which = tuple(name in wanted for name in _HEADS)
         return self._core.in_proj((x, context, value_context), which, num_threads)
 

@@ -156,6 +156,25 @@ void tensors_that_are_none() {
   const Tensor pairs = Tensor::contiguous(numbers, DType::f32, {1, 1, 4, 2});
   CHECK(says("positions: is not given, but",
              [&] { rope(pairs, {.positions = {nullptr, DType::i64, {1, 1, 4, 1}, {}}}, pairs); }));
+  for (Tensor Score::* const option :
+       {&Score::mask, &Score::alibi, &Score::sinks, &Score::query_offset, &Score::query_lengths,
+        &Score::key_lengths, &Score::tree_parents, &Score::query_segments, &Score::key_segments}) {
+    std::string message;
+    try {
+      with([&](Problem& p) { p.score.*option = lost; })();
+    } catch (const std::invalid_argument& error) {
+      message = error.what();
+    }
+    CHECK(message.find(": is not given, but has the shape (1, 1, 1, 4)") != std::string::npos);
+  }
+  CHECK(says("relative_bias: is not given, but",
+             with([&](Problem& p) { p.score.relative_bias.table = lost; })));
+  CHECK(says("key_scale: is not given, but", with([&](Problem& p) { p.key_scale = lost; })));
+  CHECK(says("value_scale: is not given, but", with([&](Problem& p) { p.value_scale = lost; })));
+  CHECK(
+      says("cu_query_lengths: is not given, but", with([&](Problem& p) { p.packing.query_tokens = lost; })));
+  CHECK(says("cu_key_lengths: is not given, but", with([&](Problem& p) { p.packing.key_tokens = lost; })));
+  CHECK(says("block_table: is not given, but", with([&](Problem& p) { p.paging.block_table = lost; })));
   AttentionState state(x);
   CHECK(says("mask: is not given, but", [&] { state.update({.key = x, .value = x, .mask = lost}); }));
   CHECK(says("query: is not given", with([](Problem& p) { p.query = {}; })));

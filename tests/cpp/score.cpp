@@ -78,7 +78,7 @@ struct Case {
         Tensor::contiguous(key_segments.data(), DType::i64, {call.batch, 1, call.keys, 1});
     if (random.one_of(4)) return;
     call.sequences = {sequence, sequence};
-    call.segments = segment_ranges(call);
+    resolve_segments(call);
     if (in_order) CHECK(call.segments.of(sequence.query_place) != nullptr);
   }
 

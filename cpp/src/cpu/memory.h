@@ -2,11 +2,11 @@
 #pragma once
 
 #include <algorithm>
-#include <stdexcept>
 #include <string>
 
 #include "../call.h"
 #include "../parallel.h"
+#include "../require.h"
 
 namespace attncore {
 
@@ -49,10 +49,8 @@ class Memory {
 };
 
 inline int threads_of(const Options& options) {
-  if (options.num_threads < 0) {
-    throw std::invalid_argument("num_threads: is " + std::to_string(options.num_threads) +
-                                ", must be at least 0");
-  }
+  if (options.num_threads < 0)
+    reject("num_threads", "is " + std::to_string(options.num_threads) + ", must be at least 0");
   return options.num_threads > 0 ? std::min(options.num_threads, kMostThreads) : get_num_threads();
 }
 

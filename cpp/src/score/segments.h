@@ -40,8 +40,8 @@ struct Segments : NoOp {
   template <class M>
   static ATTN_FN typename M::Scores apply(const Call& call, const Row& row, typename M::Scores s,
                                           const typename M::Keys& keys) noexcept {
-    if (const Range* const ranges = call.segments.of_query) {
-      const Range seen = ranges[row.entry * call.segments.tokens + row.token];
+    if (call.segments.given()) {
+      const Range seen = call.segments.of(row.entry, row.token);
       if (seen.begin <= keys.first && keys.first + keys.count <= seen.end) return s;
       if (seen.begin >= 0) return M::hide_outside(s, keys, seen.begin, seen.end - 1);
     }
