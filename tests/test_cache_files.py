@@ -254,7 +254,7 @@ def test_caches_are_not_copied(kind: str) -> None:
 def test_files_of_contiguous_caches(tmp_path: Path, rng: np.random.Generator) -> None:
     path = tmp_path / "cache"
     rows: list[tuple[dict[str, Any], str]] = [
-        ({"lengths": at(0, 12)}, r"key: shape is \(1, 2, 16, 6\), must be \(1, 2, 17, 6\)"),
+        ({"lengths": at(0, 12)}, r"key: shape is \(2, 16, 6\), must be \(2, 17, 6\)"),
         ({"lengths": at(1, -1)}, "state: has the length -1"),
         ({"lengths": lambda n: n[:2]}, "state: has 2 entries, the cache has 3"),
     ]

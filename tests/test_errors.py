@@ -133,7 +133,11 @@ ATTENTION: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         TypeError,
         "key_lengths.*bool.*int",
     ),
-    "too few key lengths": ({"key_lengths": [3]}, ValueError, "key_lengths.*1.*2"),
+    "too few key lengths": (
+        {"key_lengths": [3]},
+        ValueError,
+        r"key_lengths.*\(1,\), must be \(2,\) \(batch\)",
+    ),
     "query lengths of two axes": (
         {"query_lengths": ints(B, 1)},
         ValueError,

@@ -113,7 +113,7 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "table of another batch": (
         {"block_table": [[0, 1, 2]]},
         ValueError,
-        r"block_table.*\(1, 1, 1, 3\).*\(2, 1, 1, 3\)",
+        r"block_table: shape is \(1, 3\), must be \(2, 3\) \(batch, pages\)",
     ),
     "no pool": (
         {n: p[:0] for n, p in pools().items()},
@@ -230,7 +230,7 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "scales of another shape": (
         {**INT8, "key_scale": np.zeros((PAGES, SIZE, 1), np.float32)},
         ValueError,
-        r"key_scale.*\(6, 1, 4, 1\).*\(6, 2, 4, 1\)",
+        r"key_scale.*\(6, 1, 4\).*\(6, 2, 4\)",
     ),
     "NaN to int8": (
         {**INT8, "value": with_number(NAN)},

@@ -77,7 +77,7 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "table of another batch": (
         {"block_table": [[0, 1, 2]]},
         ValueError,
-        r"block_table.*\(1, 1, 1, 3\).*\(2, 1, 1, 3\)",
+        r"block_table: shape is \(1, 3\), must be \(2, 3\) \(batch, pages",
     ),
     "scalar table": ({"block_table": 3}, ValueError, "block_table.*scalar"),
     "table of three axes": (
@@ -175,7 +175,7 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "packed queries of another batch": (
         {**PACKED, "cu_query_lengths": [0, 2, 3, 5]},
         ValueError,
-        r"key_lengths.*\(2, 1, 1, 1\).*\(3, 1, 1, 1\)",
+        r"key_lengths.*\(2,\).*\(3,\)",
     ),
     "cumulative floats": (
         {**PACKED, "cu_query_lengths": [0.0, 2.0, 5.0]},

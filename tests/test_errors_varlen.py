@@ -38,7 +38,7 @@ CASES: dict[str, tuple[dict[str, Any], Any, str]] = {
     "fewer key tokens": ({KEYS: [0, 2, 8]}, ValueError, f"{KEYS}.*ends with 8.*tokens, 9"),
     "of other batches": ({KEYS: [0, 2, 4, 9]}, ValueError, f"{KEYS}.*4.*3.*batch \\+ 1"),
     "empty": ({QUERIES: []}, ValueError, f"{QUERIES}.*empty, must begin with 0"),
-    "empty of keys": ({KEYS: []}, ValueError, f"{KEYS}.*0, .*3, .*batch \\+ 1"),
+    "empty of keys": ({KEYS: []}, ValueError, f"{KEYS}.*0,.*3,.*batch \\+ 1"),
     "a scalar": ({QUERIES: 8}, ValueError, f"{QUERIES}.*scalar.*batch \\+ 1"),
     "two axes": ({KEYS: ints(3, 1)}, ValueError, f"{KEYS}.*2 dimensions.*1"),
     "floats": ({QUERIES: zeros(3)}, TypeError, f"{QUERIES}.*float32.*integer"),
@@ -92,7 +92,7 @@ CASES: dict[str, tuple[dict[str, Any], Any, str]] = {
     "segments of the padded batch": (
         {"query_segments": ints(B, 5), "key_segments": ints(B, 7)},
         ValueError,
-        r"query_segments.*\(2, 1, 5, 1\).*\(1, 1, 8, 1\)",
+        r"query_segments.*\(2, 5\).*\(1, 8\)",
     ),
     "segments of other tokens": (
         {"query_segments": ints(T), "key_segments": ints(T)},

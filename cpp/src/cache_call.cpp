@@ -6,7 +6,7 @@ namespace {
 using std::to_string;
 
 constexpr Index kMostPages = std::numeric_limits<std::int32_t>::max();
-constexpr auto kAxes = "(entries, kv_heads, tokens, dim)";
+constexpr AxisNames kAxes{"entries", "kv_heads", "tokens", "dim"};
 
 void require_range(const char* argument, Index value, Index most) {
   if (value >= 1 && value <= most) return;
@@ -79,11 +79,11 @@ std::vector<Index> require_new_tokens(const CacheSettings& s, const NewTokens& t
   if (const Tensor& positions = tokens.positions; is_given("positions", positions)) {
     if (!s.rotary) reject("positions", "is given, but the cache has no rotary embedding");
     require_ints("positions", positions, {positions.shape[0] == 1 ? 1 : entries, 1, count, 1},
-                 "(1 or entries, 1, tokens, 1)");
+                 {"1 or entries", "", "tokens"});
   }
   std::vector<Index> counts(static_cast<std::size_t>(entries), count);
   if (!is_given("lengths", tokens.lengths)) return counts;
-  require_ints("lengths", tokens.lengths, {entries, 1, 1, 1}, "(entries)");
+  require_ints("lengths", tokens.lengths, {entries, 1, 1, 1}, {"entries"});
   for (Index i = 0; i < entries; ++i) {
     Index& length = counts[static_cast<std::size_t>(i)];
     length = read_int(at(tokens.lengths, i, 0), tokens.lengths.dtype);
@@ -116,7 +116,7 @@ std::vector<Index> require_new_lengths(const Tensor& given, const std::vector<In
   if (!given.given()) reject("lengths", "is not given");
   Tensor t = given;
   require_dtype("lengths", t, {DType::i32, DType::i64});
-  broadcast_to("lengths", t, {count, 1, 1, 1}, "(entries)");
+  broadcast_to("lengths", t, {count, 1, 1, 1}, {"entries"});
   std::vector<Index> result;
   result.reserve(entries.size());
   for (Index i = 0; i < count; ++i) {
@@ -139,8 +139,8 @@ std::vector<Branch> require_branches(const Tensor& branch, const Tensor& new_tok
     if (!t->given()) reject(argument, "is not given");
     require_dtype(argument, *t, {DType::i32, DType::i64});
   }
-  broadcast_to("branch", kept, {count, 1, kept.shape[2], 1}, "(entries, 1, tokens, 1)");
-  broadcast_to("new_tokens", all, {count, 1, 1, 1}, "(entries)");
+  broadcast_to("branch", kept, {count, 1, kept.shape[2], 1}, {"entries", "", "tokens"});
+  broadcast_to("new_tokens", all, {count, 1, 1, 1}, {"entries"});
   std::vector<Branch> branches;
   for (Index i = 0; i < count; ++i) {
     const Index length = lengths[static_cast<std::size_t>(i)], last = read_int(at(all, i, 0), all.dtype);
@@ -208,7 +208,7 @@ Range require_gathered(const CacheSettings& s, Range kept, Index first, const Te
   const DType dtype = is_quantised(s.dtype) ? DType::f32 : s.dtype;
   const Index tokens = key.shape[2];
   const auto require = [&](const char* argument, const Tensor& t, Index dim) {
-    require_tensor(argument, t, dtype, {1, s.kv_heads, tokens, dim}, "(1, kv_heads, tokens, dim)");
+    require_tensor(argument, t, dtype, {1, s.kv_heads, tokens, dim}, {"", "kv_heads", "tokens", "dim"});
   };
   require("key", key, s.dim);
   require_apart("key", key);
@@ -229,7 +229,8 @@ Range require_gathered(const CacheSettings& s, Range kept, Index first, const Te
 void require_stored(const CacheSettings& s, Index tokens, const StoredTokens& stored) {
   for (const StoredPart& part : stored_parts(s)) {
     const Tensor& t = stored.*part.tensor;
-    require_tensor(part.name, t, part.dtype, {1, s.kv_heads, tokens, part.dim}, "(1, kv_heads, tokens, dim)");
+    require_tensor(part.name, t, part.dtype, {1, s.kv_heads, tokens, part.dim},
+                   {"", "kv_heads", "tokens", "dim"});
     if (t.stride != Tensor::contiguous(t.data, part.dtype, t.shape).stride)
       reject(part.name, "has gaps, it must have none");
   }

@@ -18,7 +18,7 @@ template <class Exists>
 std::vector<Index> read_entries(const Tensor& entries, bool distinct, Exists exists) {
   require_data("entries", entries);
   const Index count = entries.shape[0];
-  require_ints("entries", entries, {count, 1, 1, 1}, "(entries)");
+  require_ints("entries", entries, {count, 1, 1, 1}, {"entries"});
   std::vector<Index> numbers;
   numbers.reserve(static_cast<std::size_t>(count));
   std::vector<bool> seen;

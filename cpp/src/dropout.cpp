@@ -35,7 +35,7 @@ void dropout_mask(const Dropout& dropout, const Tensor& rows, const Tensor& keep
   require_given("keep", keep);
   require_apart("keep", keep, {{"rows", &rows}});
   const auto& [batches, heads, queries, keys] = keep.shape;
-  if (is_given("rows", rows)) require_ints("rows", rows, {1, 1, queries, 1}, "(1, 1, rows, 1)");
+  if (is_given("rows", rows)) require_ints("rows", rows, {1, 1, queries, 1}, {"", "", "rows"});
   if (queries == 0 || keys == 0) return;  // however many heads
   for (Index batch = 0; batch < batches; ++batch) {
     for (Index head = 0; head < heads; ++head) {

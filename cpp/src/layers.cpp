@@ -11,7 +11,6 @@ namespace {
 
 using std::to_string;
 
-constexpr auto kAxes = "(batch, head, token, dim)";
 constexpr double kSmallestBase = 1e-100;  // its powers times any position are finite
 constexpr double kHighestFrequency = 1e100;
 constexpr double kLargestFactor = 1e30;  // and one over it: both are float32's
@@ -52,7 +51,7 @@ Rotation rotation_of(const Rope& rope, const Tensor& x, bool inverse) {
     require_dtype("positions", rope.positions, {DType::i32, DType::i64});
     require_shape("positions", rope.positions,
                   {rope.positions.shape[0] == 1 ? 1 : x.shape[0], 1, x.shape[2], 1},
-                  "(1 or batch, 1, token, 1)");
+                  {"1 or batch", "", "token"});
     if (rope.positions.shape[0] == 1) rotation.positions.stride[0] = 0;
   }
   return rotation;
@@ -91,14 +90,15 @@ void require_linear(const Tensor& x, const Tensor& weight, const char* y_name, c
   require_operand("x", x);
   require_like("weight", weight, "x", x);
   const Index out_features = weight.shape[2];
-  require_shape("weight", weight, {1, 1, out_features, columns_of(x)}, "(1, 1, out_features, in_features)");
+  require_shape("weight", weight, {1, 1, out_features, columns_of(x)},
+                {"", "", "out_features", "in_features"});
   require_like(y_name, y, "x", x);
   const Index heads = y.shape[1], dim = y.shape[3];
   if (heads > kMostDims || dim > kMostDims || heads * dim != out_features) {
     reject(y_name, "shape is " + shape_text(y.shape) + ", heads · dims must be weight's out_features, " +
                        to_string(out_features));
   }
-  require_shape(y_name, y, {x.shape[0], heads, x.shape[2], dim}, kAxes);
+  require_shape(y_name, y, {x.shape[0], heads, x.shape[2], dim}, kTokenAxes);
 }
 
 }  // namespace
@@ -139,7 +139,7 @@ void rope(const Tensor& x, const Rope& options_of_rope, const Tensor& out, bool 
   require_operand("x", x);
   const Rotation rotation = rotation_of(options_of_rope, x, inverse);
   require_like("out", out, "x", x);
-  require_shape("out", out, x.shape, kAxes);
+  require_shape("out", out, x.shape, kTokenAxes);
   const bool in_place = out.data == x.data && out.stride == x.stride;
   require_apart("out", out, {{"positions", &rotation.positions}});
   if (!in_place) require_apart("out", out, {{"x", &x}});
@@ -151,7 +151,7 @@ void linear(const Tensor& x, const Tensor& weight, const Tensor& bias, const Ten
   require_linear(x, weight, "out", out);
   if (is_given("bias", bias)) {
     require_like("bias", bias, "x", x);
-    require_shape("bias", bias, {1, 1, 1, weight.shape[2]}, "(1, 1, 1, out_features)");
+    require_shape("bias", bias, {1, 1, 1, weight.shape[2]}, {"", "", "", "out_features"});
   }
   const Rotation rotation = rotary != nullptr ? rotation_of(*rotary, out, false) : Rotation{};
   require_apart("out", out,
@@ -174,16 +174,16 @@ void linear_backward(const Tensor& d_y, const Tensor& x, const Tensor& weight,
   const auto& [d_x, d_weight, d_bias] = gradients;
   const Index out_features = weight.shape[2];
   const auto require_gradient = [&](const char* argument, const Tensor& t, const Shape& shape,
-                                    const char* axes) {
+                                    const AxisNames& axes) {
     if (!t.given()) return;
     require_like(argument, t, "x", x);
     require_shape(argument, t, shape, axes);
     require_apart(argument, t,
                   {{"d_y", &d_y}, {"x", &x}, {"weight", &weight}, {"positions", &rotation.positions}});
   };
-  require_gradient("d_x", d_x, x.shape, kAxes);
-  require_gradient("d_weight", d_weight, weight.shape, "(1, 1, out_features, in_features)");
-  require_gradient("d_bias", d_bias, {1, 1, 1, out_features}, "(1, 1, 1, out_features)");
+  require_gradient("d_x", d_x, x.shape, kTokenAxes);
+  require_gradient("d_weight", d_weight, weight.shape, {"", "", "out_features", "in_features"});
+  require_gradient("d_bias", d_bias, {1, 1, 1, out_features}, {"", "", "", "out_features"});
   if (d_weight.given()) require_apart("d_weight", d_weight, {{"d_x", &d_x}});
   if (d_bias.given()) require_apart("d_bias", d_bias, {{"d_x", &d_x}, {"d_weight", &d_weight}});
 

@@ -13,7 +13,7 @@ void require_positions(const char* argument, const Tensor& positions, const Exte
   if (!is_given(argument, positions)) return;
   if (!rotary) reject(argument, "is given, but the layer has no rotary embedding");
   const Index entries = positions.shape[0] == 1 ? 1 : e.batch;
-  require_ints(argument, positions, {entries, 1, tokens, 1}, "(1 or batch, 1, token, 1)");
+  require_ints(argument, positions, {entries, 1, tokens, 1}, {"1 or batch", "", "token"});
 }
 
 void require_contexts(const MultiHeadAttentionSettings& s, const MultiHeadAttention::Inputs& inputs,
@@ -30,10 +30,10 @@ void require_contexts(const MultiHeadAttentionSettings& s, const MultiHeadAttent
     }
     return;
   }
-  require_tensor("context", inputs.context, s.dtype, {e.batch, 1, e.keys, s.key_dim}, kTokenAxes);
+  require_tensor("context", inputs.context, s.dtype, {e.batch, 1, e.keys, s.key_dim}, kWidthAxes);
   if (inputs.value_context.given()) {
     require_tensor("value_context", inputs.value_context, s.dtype, {e.batch, 1, e.keys, s.value_dim},
-                   kTokenAxes);
+                   kWidthAxes);
   } else if (s.key_dim != s.value_dim) {
     reject("value_context", "is not given, but values are made from width " + to_string(s.value_dim) +
                                 ", not context's " + to_string(s.key_dim));
@@ -49,7 +49,7 @@ Extents require_inputs(const MultiHeadAttentionSettings& s, const MultiHeadAtten
   e.batch = inputs.x.shape[0];
   e.queries = inputs.x.shape[2];
   e.keys = e.self ? e.queries : inputs.context.shape[2];
-  require_tensor("x", inputs.x, s.dtype, {e.batch, 1, e.queries, s.embed_dim}, kTokenAxes);
+  require_tensor("x", inputs.x, s.dtype, {e.batch, 1, e.queries, s.embed_dim}, kWidthAxes);
   require_contexts(s, inputs, e);
   require_positions("positions", inputs.positions, e, e.queries, s.rotary.has_value());
   require_positions("key_positions", inputs.key_positions, e, e.keys, s.rotary.has_value());
@@ -57,7 +57,7 @@ Extents require_inputs(const MultiHeadAttentionSettings& s, const MultiHeadAtten
 }
 
 void require_result(const char* argument, const Tensor& result, const Shape& shape, DType dtype,
-                    const MultiHeadAttention::Inputs& inputs, const char* axes) {
+                    const MultiHeadAttention::Inputs& inputs, const AxisNames& axes) {
   require_tensor(argument, result, dtype, shape, axes);
   const Score& score = inputs.score;
   BoundedArray<Named, 4 + kMaxBiases> read{{"x", &inputs.x},

@@ -16,14 +16,14 @@ struct Extents {
   Index batch = 0, queries = 0, keys = 0;
 };
 
-inline constexpr auto kTokenAxes = "(batch, 1, token, width)";
+inline constexpr AxisNames kWidthAxes{"batch", "", "token", "width"};
 
 /// Checks x, contexts and positions.
 Extents require_inputs(const MultiHeadAttentionSettings& settings, const MultiHeadAttention::Inputs& inputs);
 
 /// A result beside the inputs: its dtype, its shape, that it overlaps none of them.
 void require_result(const char* argument, const Tensor& result, const Shape& shape, DType dtype,
-                    const MultiHeadAttention::Inputs& inputs, const char* axes);
+                    const MultiHeadAttention::Inputs& inputs, const AxisNames& axes);
 
 /// One of the products before attention, or several with the same input: heads = input·weightᵀ + bias.
 struct Projection {

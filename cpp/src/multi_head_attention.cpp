@@ -130,7 +130,7 @@ void MultiHeadAttention::forward(const Inputs& inputs, const Tensor& y, Activati
   state.layer = 0;
   state.extents = require_inputs(settings_, inputs);
   require_result("y", y, {state.extents.batch, 1, state.extents.queries, settings_.embed_dim},
-                 settings_.dtype, inputs, kTokenAxes);
+                 settings_.dtype, inputs, kWidthAxes);
   state.inputs = inputs;
   prepare(settings_, state);
   (void)validate(state.attention);  // the options too are checked before any work
@@ -156,7 +156,7 @@ void MultiHeadAttention::weights(const Activations& activations, const Tensor& p
   const bool mean = probabilities.shape[1] == 1 && settings_.num_heads > 1;
   const Index keys = e.keys + appended_keys(settings_), heads = mean ? 1 : settings_.num_heads;
   require_result("probabilities", probabilities, {e.batch, heads, e.queries, keys}, state.attention.lse.dtype,
-                 state.inputs, "(batch, heads or 1, query, key)");
+                 state.inputs, {"batch", "heads or 1", "query", "key"});
   if (!mean) return weights_of_rows(state, 0, probabilities, options);
 
   // A block of rows of all heads at a time.

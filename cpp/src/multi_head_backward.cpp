@@ -116,7 +116,7 @@ void require_gradient(const char* argument, const Tensor& d, const char* of, con
                       const MultiHeadAttention::Inputs& inputs) {
   if (!d.given()) return;
   if (!input.given()) reject(argument, std::string("is given, but the call had no ") + of);
-  require_result(argument, d, input.shape, input.dtype, inputs, kTokenAxes);
+  require_result(argument, d, input.shape, input.dtype, inputs, kWidthAxes);
 }
 
 /// The gradients of options are apart from each other and from the inputs of attention: validate() looks.
@@ -145,7 +145,7 @@ void MultiHeadAttention::backward(const Activations& activations, const InputGra
   const Extents& e = state.extents;
   require_filled(state, identity_);
   require_tensor("d_y", gradients.d_y, settings_.dtype, {e.batch, 1, e.queries, settings_.embed_dim},
-                 kTokenAxes);
+                 kWidthAxes);
   require_gradient("d_x", gradients.d_x, "x", inputs.x, inputs);
   require_gradient("d_context", gradients.d_context, "context", inputs.context, inputs);
   require_gradient("d_value_context", gradients.d_value_context, "value_context", inputs.value_context,

@@ -18,9 +18,9 @@ struct Made {
 
 void require_made(const Settings& s, const Made& made, std::vector<Named>& others) {
   const Tensor &heads = made.heads, &input = made.input;
-  require_tensor(made.from, input, s.dtype, {input.shape[0], 1, input.shape[2], made.width}, kTokenAxes);
+  require_tensor(made.from, input, s.dtype, {input.shape[0], 1, input.shape[2], made.width}, kWidthAxes);
   require_tensor(made.argument, heads, s.dtype, {input.shape[0], made.count, input.shape[2], s.head_dim},
-                 "(batch, head, token, head_dim)");
+                 kTokenAxes);
   if (!is_empty(heads) && heads.stride[3] != item_size(s.dtype) && s.head_dim > 1)
     reject(made.argument, "has gaps along its last axis");
   others.push_back({made.from, &input});
@@ -73,9 +73,8 @@ void MultiHeadAttention::in_proj(const Inputs& inputs, const HeadTensors& heads,
 
 void MultiHeadAttention::out_proj(const Tensor& out, const Tensor& y, const Options& options) const {
   const Settings& s = settings_;
-  require_tensor("out", out, s.dtype, {out.shape[0], s.num_heads, out.shape[2], s.head_dim},
-                 "(batch, head, token, head_dim)");
-  require_tensor("y", y, s.dtype, {out.shape[0], 1, out.shape[2], s.embed_dim}, kTokenAxes);
+  require_tensor("out", out, s.dtype, {out.shape[0], s.num_heads, out.shape[2], s.head_dim}, kTokenAxes);
+  require_tensor("y", y, s.dtype, {out.shape[0], 1, out.shape[2], s.embed_dim}, kWidthAxes);
   require_apart("y", y, {{"out", &out}});
   const Parameters values(parameters_, &Parameter::value);
   linear(out, values("out_proj.weight"), values("out_proj.bias"), y, nullptr, options);

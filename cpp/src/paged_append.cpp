@@ -61,8 +61,8 @@ void require_stream(const Stream& s, Index entries, const Stream& keys) {
   pages[3] = tokens[3] = dim;
   tokens[0] = entries;
   tokens[1] = pages[1];
-  require_shape(s.pages_name, s.pages, pages, "(page, head, slot, dim), as key_pages'");
-  require_shape(s.name, s.tokens, tokens, "(batch, head, token, dim), as the pages'");
+  require_shape(s.pages_name, s.pages, pages, kPageAxes);
+  require_shape(s.name, s.tokens, tokens, kTokenAxes);
   if (is_quantised(s.pages.dtype) != s.scale.given()) {
     reject(s.scale_name, std::string(s.scale.given() ? "comes with " : "is not given, it must come with ") +
                              s.pages_name + " of " + name(s.pages.dtype) +
@@ -70,7 +70,7 @@ void require_stream(const Stream& s, Index entries, const Stream& keys) {
   }
   if (!s.scale.given()) return;
   require_dtype(s.scale_name, s.scale, {DType::f32});
-  require_shape(s.scale_name, s.scale, {pages[0], pages[1], pages[2], 1}, "one a token and head");
+  require_shape(s.scale_name, s.scale, {pages[0], pages[1], pages[2], 1}, {"page", "head", "slot"});
 }
 
 /// What is written lies apart: from itself, from all that is read, and from each other.
@@ -137,9 +137,9 @@ class Appending {
     for (const auto& [argument, t] : {Named{"block_table", &table}, {"key_lengths", &old}}) {
       require_given(argument, *t);
     }
-    require_ints("block_table", table, {batch_, 1, 1, table.shape[3]}, "(batch, pages)");
-    require_ints("key_lengths", old, {batch_, 1, 1, 1}, "(batch)");
-    if (is_given("lengths", added)) require_ints("lengths", added, {batch_, 1, 1, 1}, "(batch)");
+    require_ints("block_table", table, {batch_, 1, 1, table.shape[3]}, {"batch", "", "", "pages"});
+    require_ints("key_lengths", old, {batch_, 1, 1, 1}, {"batch"});
+    if (is_given("lengths", added)) require_ints("lengths", added, {batch_, 1, 1, 1}, {"batch"});
     if (table.shape[3] > kMostTokens / slots()) reject("block_table", "has room for more than 2**60 tokens");
     Index longest = 0;
     const auto places = places_of("cu_lengths", append_.token_starts, batch_, append_.key.shape[2], longest);

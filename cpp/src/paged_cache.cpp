@@ -68,7 +68,7 @@ void PagedKVCache::append(const NewTokens& tokens, const Tensor& entries, const 
 void PagedKVCache::Impl::require_kept_keys(const Problem& problem, const std::vector<Index>& chosen) const {
   const Tensor& lengths = problem.score.query_lengths;
   const auto count = static_cast<Index>(chosen.size());
-  if (lengths.given()) require_ints("query_lengths", lengths, {count, 1, 1, 1}, "(entries)");
+  if (lengths.given()) require_ints("query_lengths", lengths, {count, 1, 1, 1}, {"entries"});
   for (Index i = 0; i < count; ++i) {
     const Index number = chosen[static_cast<std::size_t>(i)], length = pool.entry(number).length;
     const Index queries =

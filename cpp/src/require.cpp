@@ -20,10 +20,29 @@ void require_dtype(const char* argument, const Tensor& t, std::initializer_list<
                    joined(names, " or "));
 }
 
-void require_shape(const char* argument, const Tensor& t, const Shape& shape, const char* axes) {
-  if (t.shape != shape) {
-    reject(argument, "shape is " + shape_text(t.shape) + ", must be " + shape_text(shape) + " " + axes);
+namespace {
+
+/// "mask: shape is (1, 3, 5, 5), must broadcast to (2, 4, 5, 5) (batch, head, query, key)", without the axes that
+/// are none of the argument's: "key_lengths: shape is (1,), must be (2,) (batch)".
+[[noreturn]] void reject_shape(const char* argument, const Shape& is, const char* must, const Shape& shape,
+                               const AxisNames& axes) {
+  std::vector<std::string> extents, wanted, names;
+  for (std::size_t axis = 0; axis < 4; ++axis) {
+    if (axes[axis].empty() && is[axis] == 1 && shape[axis] == 1) continue;
+    extents.push_back(std::to_string(is[axis]));
+    wanted.push_back(std::to_string(shape[axis]));
+    names.emplace_back(axes[axis].empty() ? "1" : axes[axis]);
   }
+  const auto tuple = [](const std::vector<std::string>& items) {
+    return "(" + joined(items, ", ") + (items.size() == 1 ? ",)" : ")");
+  };
+  reject(argument, "shape is " + tuple(extents) + must + tuple(wanted) + " (" + joined(names, ", ") + ")");
+}
+
+}  // namespace
+
+void require_shape(const char* argument, const Tensor& t, const Shape& shape, const AxisNames& axes) {
+  if (t.shape != shape) reject_shape(argument, t.shape, ", must be ", shape, axes);
 }
 
 void require_data(const char* argument, const Tensor& t) {
@@ -42,7 +61,7 @@ void require_given(const char* argument, const Tensor& t) {
 }
 
 void require_tensor(const char* argument, const Tensor& t, DType dtype, const Shape& shape,
-                    const char* axes) {
+                    const AxisNames& axes) {
   require_given(argument, t);
   require_dtype(argument, t, {dtype});
   require_shape(argument, t, shape, axes);
@@ -55,19 +74,18 @@ void require_apart(const char* argument, const Tensor& written, std::span<const 
   }
 }
 
-void broadcast_to(const char* argument, Tensor& t, const Shape& shape, const char* axes) {
+void broadcast_to(const char* argument, Tensor& t, const Shape& shape, const AxisNames& axes) {
   const Shape given = t.shape;
   for (std::size_t axis = 0; axis < 4; ++axis) {
     if (given[axis] != shape[axis] && given[axis] != 1) {
-      reject(argument,
-             "shape is " + shape_text(given) + ", must broadcast to " + shape_text(shape) + " " + axes);
+      reject_shape(argument, given, ", must broadcast to ", shape, axes);
     }
     if (given[axis] == 1) t.stride[axis] = 0;
     t.shape[axis] = shape[axis];
   }
 }
 
-void require_ints(const char* argument, const Tensor& t, const Shape& shape, const char* axes) {
+void require_ints(const char* argument, const Tensor& t, const Shape& shape, const AxisNames& axes) {
   require_dtype(argument, t, {DType::i32, DType::i64});
   require_shape(argument, t, shape, axes);
 }

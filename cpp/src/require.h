@@ -1,9 +1,11 @@
 // The checks that validate.cpp is made of: each says what is wrong with one argument.
 #pragma once
 
+#include <array>
 #include <initializer_list>
 #include <span>
 #include <string>
+#include <string_view>
 
 #include "tensor.h"
 
@@ -19,11 +21,16 @@ inline constexpr Index kMostDims = Index{1} << 24;  // and heads
 /// Throws DTypeError, naming what is accepted.
 void require_dtype(const char* argument, const Tensor& t, std::initializer_list<DType> accepted);
 
-/// `axes` says what the shape's axes are.
-void require_shape(const char* argument, const Tensor& t, const Shape& shape, const char* axes);
+/// What the axes of an argument are called; those that are no axes of it have no name and one item.
+using AxisNames = std::array<std::string_view, 4>;
+
+inline constexpr AxisNames kTokenAxes{"batch", "head", "token", "dim"};
+inline constexpr AxisNames kPageAxes{"page", "head", "slot", "dim"};
+
+void require_shape(const char* argument, const Tensor& t, const Shape& shape, const AxisNames& axes);
 
 /// i32 or i64, of a shape.
-void require_ints(const char* argument, const Tensor& t, const Shape& shape, const char* axes);
+void require_ints(const char* argument, const Tensor& t, const Shape& shape, const AxisNames& axes);
 
 /// Memory, unless the tensor is empty; extents in range.
 void require_data(const char* argument, const Tensor& t);
@@ -32,7 +39,8 @@ void require_data(const char* argument, const Tensor& t);
 void require_given(const char* argument, const Tensor& t);
 
 /// The same, and of a dtype and a shape.
-void require_tensor(const char* argument, const Tensor& t, DType dtype, const Shape& shape, const char* axes);
+void require_tensor(const char* argument, const Tensor& t, DType dtype, const Shape& shape,
+                    const AxisNames& axes);
 
 /// Whether an optional tensor is given; one that has a shape but no memory was not left out, and is an error.
 inline bool is_given(const char* argument, const Tensor& t) {
@@ -58,6 +66,6 @@ inline void require_apart(const char* argument, const Tensor& written,
 Index require_rope(const Rope& rope, Index dim);
 
 /// Repeats axes of extent 1 by a stride of 0; rejects what does not broadcast.
-void broadcast_to(const char* argument, Tensor& t, const Shape& shape, const char* axes);
+void broadcast_to(const char* argument, Tensor& t, const Shape& shape, const AxisNames& axes);
 
 }  // namespace attncore

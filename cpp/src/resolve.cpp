@@ -40,7 +40,8 @@ void require_storage(const char* argument, const Tensor& t, const Call& call, Us
 void require_scale(const char* argument, const Tensor& scale, const Tensor& of) {
   if (!is_given(argument, scale)) return;
   require_dtype(argument, scale, {DType::f32});
-  require_shape(argument, scale, {of.shape[0], of.shape[1], of.shape[2], 1}, "one a token and head");
+  require_shape(argument, scale, {of.shape[0], of.shape[1], of.shape[2], 1},
+                {"batch or page", "head", "token"});
 }
 
 void require_query(Call& call, const Problem& problem) {
@@ -62,7 +63,7 @@ void require_query(Call& call, const Problem& problem) {
 void require_operands(Call& call, const Problem& problem, Use use) {
   const bool paged = is_given("block_table", problem.paging.block_table);
   const bool packed = is_given("cu_key_lengths", problem.packing.key_tokens);
-  const char* const axes = paged ? "(page, head, slot, dim)" : "(batch, head, token, dim)";
+  const AxisNames& axes = paged ? kPageAxes : kTokenAxes;
   const char *const key = paged ? "key_pages" : "key", *const value = paged ? "value_pages" : "value";
   require_query(call, problem);
   require_given(key, call.key);
@@ -124,7 +125,7 @@ Shape scores_of(const Call& call, const Tensor& t) {
 }
 
 void require_mask_and_biases(Call& call) {
-  constexpr auto kAxes = "(batch, head, query, key)";
+  static constexpr AxisNames kAxes{"batch", "head", "query", "key"};
   if (Tensor& mask = call.score.mask; is_given("mask", mask)) {
     require_dtype("mask", mask, {DType::boolean});
     broadcast_to("mask", mask, scores_of(call, mask), kAxes);
@@ -144,11 +145,11 @@ void require_head_parameters(Call& call) {
       reject("alibi",
              "has " + to_string(alibi.shape[1]) + " slopes, query has " + to_string(call.heads) + " heads");
     }
-    broadcast_to("alibi", alibi, {call.batch, call.heads, 1, 1}, "(batch, head)");
+    broadcast_to("alibi", alibi, {call.batch, call.heads, 1, 1}, {"batch", "head"});
   }
   if (const Tensor& sinks = call.score.sinks; is_given("sinks", sinks)) {
     require_addend_dtype("sinks", sinks, call);
-    require_shape("sinks", sinks, {1, call.heads, 1, 1}, "(1, head, 1, 1)");
+    require_shape("sinks", sinks, {1, call.heads, 1, 1}, {"", "head"});
   }
 }
 
@@ -157,7 +158,7 @@ void require_relative_bias(Call& call) {
   if (!is_given("relative_bias", bias.table)) return;
   require_addend_dtype("relative_bias", bias.table, call);
   const Index buckets = bias.table.shape[3], least = bias.bidirectional ? 4 : 2;
-  require_shape("relative_bias", bias.table, {1, call.heads, 1, buckets}, "(1, head, 1, bucket)");
+  require_shape("relative_bias", bias.table, {1, call.heads, 1, buckets}, {"", "head", "", "bucket"});
   if (buckets < least || (bias.bidirectional && buckets % 2 != 0)) {
     reject("relative_bias", "has " + to_string(buckets) + " buckets, must have at least " + to_string(least) +
                                 (bias.bidirectional ? ", an even number" : ""));
@@ -203,8 +204,8 @@ void require_segments(const Call& call, const Problem& problem) {
   const Index entries = problem.paging.block_table.given() ? call.batch : call.key.shape[0];
   const Index keys = problem.paging.block_table.given() ? call.keys : call.key.shape[2];
   require_ints("query_segments", score.query_segments, {call.query.shape[0], 1, call.query.shape[2], 1},
-               "(batch, token)");
-  require_ints("key_segments", score.key_segments, {entries, 1, keys, 1}, "(batch, token)");
+               {"batch", "", "token"});
+  require_ints("key_segments", score.key_segments, {entries, 1, keys, 1}, {"batch", "", "token"});
 }
 
 }  // namespace

@@ -51,7 +51,7 @@ std::vector<Place> places_of(const char* argument, const Tensor& cumulative, Ind
     for (Index entry = 0; entry < batch; ++entry) places.push_back({entry, 0, tokens});
     return places;
   }
-  require_ints(argument, cumulative, {batch + 1, 1, 1, 1}, "(batch + 1)");
+  require_ints(argument, cumulative, {batch + 1, 1, 1, 1}, {"batch + 1"});
   std::vector<Place> places = packed_places(argument, cumulative, tokens);
   longest = 0;
   for (const Place& place : places) longest = max(longest, place.tokens);
@@ -107,7 +107,7 @@ void read_pages(Call& call, const Tensor& table) {
 }
 
 void require_table(const Call& call, const Tensor& table, const Tensor& key_lengths) {
-  require_ints("block_table", table, {call.batch, 1, 1, table.shape[3]}, "(batch, pages)");
+  require_ints("block_table", table, {call.batch, 1, 1, table.shape[3]}, {"batch", "", "", "pages"});
   if (!key_lengths.given() && call.batch > 0) reject("key_lengths", "is not given, pages need it");
   const Index slots = call.key.shape[2];
   if (slots < 1) reject("key_pages", "has pages of 0 tokens, must have at least 1");
@@ -126,12 +126,12 @@ void resolve_sequences(Call& call, const Problem& problem) {
   for (const auto& [argument, lengths] :
        {std::pair<const char*, const Tensor&>{"query_lengths", score.query_lengths},
         {"key_lengths", score.key_lengths}}) {
-    if (is_given(argument, lengths)) require_ints(argument, lengths, {call.batch, 1, 1, 1}, "(batch)");
+    if (is_given(argument, lengths)) require_ints(argument, lengths, {call.batch, 1, 1, 1}, {"batch"});
   }
   Tensor& offset = score.query_offset;
   if (is_given("query_offset", offset)) {
     require_dtype("query_offset", offset, {DType::i32, DType::i64});
-    broadcast_to("query_offset", offset, {call.batch, 1, 1, 1}, "(batch)");
+    broadcast_to("query_offset", offset, {call.batch, 1, 1, 1}, {"batch"});
   }
   const bool paged = table.given();
   if (paged) require_table(call, table, score.key_lengths);
@@ -172,7 +172,7 @@ void resolve_tree(Call& call) {
   const Index tokens = call.query.shape[2], entries = call.query.shape[0];
   Tensor repeated = parents;
   require_dtype("tree_parents", parents, {DType::i32, DType::i64});
-  broadcast_to("tree_parents", repeated, {entries, 1, tokens, 1}, "(batch, query)");
+  broadcast_to("tree_parents", repeated, {entries, 1, tokens, 1}, {"batch", "", "query"});
   Tree tree{.words = ceil_div(max(1, call.queries), kBits)};
   if (max(1, entries) > kMostWords / tree.words / max(1, tokens)) throw std::bad_alloc();
   tree.stride = tokens * tree.words;

@@ -11,8 +11,6 @@ namespace {
 
 using Settings = AttentionStateSettings;
 
-constexpr auto kTokenAxes = "(batch, head, token, dim)";
-
 void require_whole(const Settings& settings) {
   require_dtype("dtype", {nullptr, settings.dtype}, {DType::f32, DType::f64});
   if (settings.value_dim < 0) {
@@ -210,13 +208,13 @@ void AttentionState::result(const Tensor& out, const Tensor& lse, const Options&
   const Shape rows{query.shape[0], query.shape[1], query.shape[2], 1};
   Shape outputs = rows;
   outputs[3] = held_->settings.value_dim;
-  const auto require = [&](const char* argument, const Tensor& t, const Shape& shape, const char* axes) {
+  const auto require = [&](const char* argument, const Tensor& t, const Shape& shape, const AxisNames& axes) {
     require_tensor(argument, t, query.dtype, shape, axes);
   };
   require("out", out, outputs, kTokenAxes);
   require_apart("out", out);
   if (is_given("lse", lse)) {
-    require("lse", lse, rows, "(batch, head, token, 1)");
+    require("lse", lse, rows, {"batch", "head", "token"});
     require_apart("lse", lse, {{"out", &out}});
   }
   finish_sums(held_->seen.sums, held_->settings.score.sinks, out, lse, options);

@@ -118,10 +118,10 @@ class Update {
     Tensor given = piece_.first_key;
     if (is_given("first_key", given)) {
       require_dtype("first_key", given, {DType::i32, DType::i64});
-      broadcast_to("first_key", given, {batch, 1, 1, 1}, "(batch)");
+      broadcast_to("first_key", given, {batch, 1, 1, 1}, {"batch"});
     }
     Tensor offset = problem_.score.query_offset;
-    if (offset.given()) broadcast_to("query_offset", offset, {batch, 1, 1, 1}, "(batch)");
+    if (offset.given()) broadcast_to("query_offset", offset, {batch, 1, 1, 1}, {"batch"});
     const Index most = kFarthestKey - max(problem_.key.shape[2], 0);
     for (Index entry = 0; entry < batch; ++entry) {
       const Index first = given.given() ? read_int(at(given, entry, 0), given.dtype) : seen.next(entry);

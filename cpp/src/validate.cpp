@@ -8,8 +8,7 @@ namespace {
 
 using std::to_string;
 
-constexpr auto kRowAxes = "(batch, head, token, 1)";
-constexpr auto kTokenAxes = "(batch, head, token, dim)";
+constexpr AxisNames kRowAxes{"batch", "head", "token"};
 
 using Inputs = BoundedArray<Named, 32 + 2 * kMaxBiases>;  // backward's results too, as they are added
 
@@ -71,7 +70,10 @@ class Results {
       throw DTypeError(std::string(argument) + ": dtype is " + name(t.dtype) + ", accepted is " +
                        name(of.dtype) + ", as " + name_of + "'s");
     }
-    require_shape(argument, t, of.shape, (std::string("as ") + name_of + "'s").c_str());
+    if (t.shape != of.shape) {
+      reject(argument,
+             "shape is " + shape_text(t.shape) + ", must be " + name_of + "'s, " + shape_text(of.shape));
+    }
     require_output(argument, t, apart_from_);
     apart_from_.push_back({argument, &t});
   }
@@ -134,12 +136,13 @@ BackwardCall validate(const Problem& problem, const Gradients& gradients) {
   const Shape scores{call.batch, call.heads, call.queries, call.keys};
   for (std::size_t i = 0; i < g.d_biases.size; ++i) {
     if (g.d_biases.items[i].given())
-      broadcast_to("d_bias", g.d_biases.items[i], scores, "(batch, head, query, key)");
+      broadcast_to("d_bias", g.d_biases.items[i], scores, {"batch", "head", "query", "key"});
   }
-  if (g.d_alibi.given()) broadcast_to("d_alibi", g.d_alibi, {call.batch, call.heads, 1, 1}, "(batch, head)");
+  if (g.d_alibi.given())
+    broadcast_to("d_alibi", g.d_alibi, {call.batch, call.heads, 1, 1}, {"batch", "head"});
   if (Tensor& d_table = g.d_relative_bias; d_table.given()) {
     broadcast_to("d_relative_bias", d_table, {call.batch, call.heads, 1, d_table.shape[3]},
-                 "(1, head, 1, bucket)");
+                 {"", "head", "", "bucket"});
   }
   resolve_segments(call);
   return backward;
@@ -151,7 +154,7 @@ Call validate(const Problem& problem, const Weights& weights) {
   if (is_given("rows", weights.rows)) {
     rows = weights.rows.shape[2];
     const Index entries = weights.rows.shape[0] == 1 ? 1 : call.batch;
-    require_ints("rows", weights.rows, {entries, 1, rows, 1}, "(1 or batch, 1, rows, 1)");
+    require_ints("rows", weights.rows, {entries, 1, rows, 1}, {"1 or batch", "", "rows"});
     for (Index i = 0; i < entries * rows; ++i) {
       const Index row = read_int(at(weights.rows, i / rows, 0, i % rows), weights.rows.dtype);
       if (row < 0 || row >= call.queries) {
@@ -165,7 +168,7 @@ Call validate(const Problem& problem, const Weights& weights) {
     reject("top_k",
            "is " + to_string(columns) + ", must be 1 … " + to_string(call.keys) + ", the number of keys");
   }
-  constexpr auto kAxes = "(batch, head, row, key)";
+  static constexpr AxisNames kAxes{"batch", "head", "row", "key"};
   require_tensor("probabilities", weights.probabilities, call.compute(),
                  {call.batch, call.heads, rows, columns}, kAxes);
   Inputs inputs = inputs_of(call, problem);
