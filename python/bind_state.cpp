@@ -74,9 +74,11 @@ class State {
 
   /// Takes over what parts() gave, if all of it is there.
   void set_parts(const py::dict& parts) {
-    state_.read_parts([&](const AttentionState::Part& part) { (void)given(parts, part); });
+    std::vector<py::array> arrays;
+    state_.read_parts([&](const AttentionState::Part& part) { arrays.push_back(given(parts, part)); });
+    auto next = arrays.begin();
     state_.write_parts([&](const AttentionState::Part& part) {
-      const py::array array = given(parts, part);
+      const py::array& array = *next++;
       __builtin_memcpy(part.tensor.data, array.data(), static_cast<std::size_t>(array.nbytes()));
     });
   }

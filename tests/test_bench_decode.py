@@ -170,8 +170,8 @@ def test_the_bandwidth_probe() -> None:
     for held in (1, 1 << 16, 1 << 20, 1000):
         for threads in (1, 3):
             assert 0.1 < _core.read_bandwidth(held, threads) < 1e5
-    for wrong in (0, -1):
-        with pytest.raises(ValueError, match=f"bytes: is {wrong}, must be at least 1"):
+    for wrong in (0, -1, 2**63 - 1):
+        with pytest.raises(ValueError, match=f"bytes: is {wrong}, must be 1 … 2"):
             _core.read_bandwidth(wrong, 1)
 
 

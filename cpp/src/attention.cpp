@@ -1,5 +1,6 @@
 // The spine: validate → plan → run.
 #include "backend.h"
+#include "tensor.h"
 
 namespace attncore {
 
@@ -10,19 +11,18 @@ const Backend& backend(Device device) {
 
 void forward(const Problem& problem, const Options& options) {
   const Call call = validate(problem);
+  if (is_empty(call.out)) return;  // a batch of any size: nothing to plan
   const Backend& device = backend(options.device);
   const Plan plan = device.plan(call, options);
   device.forward(call, plan, options);
 }
 
 void attention_weights(const Problem& problem, const Weights& weights, const Options& options) {
-  const Call call = validate(problem, weights);
-  backend(options.device).weights(call, weights, options);
+  backend(options.device).weights(validate(problem, weights), options);
 }
 
 void backward(const Problem& problem, const Gradients& gradients, const Options& options) {
-  const BackwardCall call = validate(problem, gradients);
-  backend(options.device).backward(call, options);
+  backend(options.device).backward(validate(problem, gradients), options);
 }
 
 }  // namespace attncore

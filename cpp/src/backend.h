@@ -9,7 +9,7 @@ namespace attncore {
 struct Backend {
   Plan (*plan)(const Call&, const Options&);
   void (*forward)(const Call&, const Plan&, const Options&);
-  void (*weights)(const Call&, const Weights&, const Options&);
+  void (*weights)(const WeightsCall&, const Options&);
   void (*backward)(const BackwardCall&, const Options&);
   void (*multiply)(const Product&, const Options&);
   void (*sum_rows)(const Product&, const Options&);  // of a; c has one row

@@ -195,7 +195,7 @@ void KVCache::restore(const CacheState& state) {
     }
     total += length;
   }
-  require_stored(settings(), total, state.tokens);
+  require_packed(settings(), total, state.tokens);
   Index first = 0;
   for (Index entry = 0; entry < batch(); ++entry) {
     const Index length = state.lengths[static_cast<std::size_t>(entry)];

@@ -8,20 +8,11 @@ using std::to_string;
 constexpr Index kMostPages = std::numeric_limits<std::int32_t>::max();
 constexpr AxisNames kAxes{"entries", "kv_heads", "tokens", "dim"};
 
-void require_range(const char* argument, Index value, Index most) {
-  if (value >= 1 && value <= most) return;
-  reject(argument, "is " + to_string(value) + ", must be 1 … " + to_string(most));
-}
-
 void require_rotary(const Rope& rotary, const CacheSettings& s) {
   if (rotary.positions.given()) reject("rotary", "has positions, which come with the tokens");
   const Index dim = s.dim - first_rotated(s);
   if (dim == 0) reject("rotary", "is given, but all dims of keys are values, which are not rotated");
   require_rope(rotary, dim);
-}
-
-void require_not_given(const char* argument, const Tensor& t) {
-  if (t.given()) reject(argument, "is given, it must be left to the cache");
 }
 
 /// A paged cache begins with no entries.
@@ -37,7 +28,7 @@ void require_no_value(const CacheSettings& s, const Tensor& value) {
 
 void require_tokens(const char* argument, const Tensor& t, const Shape& shape) {
   require_given(argument, t);
-  require_dtype(argument, t, {DType::f32, DType::f64, DType::f16, DType::bf16});
+  require_float(argument, t);
   require_shape(argument, t, shape, kAxes);
 }
 
@@ -52,8 +43,7 @@ CacheSettings require_settings(const CacheSettings& settings, const char* extent
   require_range("dim", s.dim, kMostDims);
   if (s.value_dim == 0) s.value_dim = s.dim;
   require_range("value_dim", s.value_dim, s.value_in_key ? s.dim : kMostDims);
-  require_dtype("dtype", {.dtype = s.dtype},
-                {DType::f32, DType::f64, DType::f16, DType::bf16, DType::i8, DType::i4, DType::f8});
+  require_stored("dtype", {.dtype = s.dtype});
   for (const auto& [argument, dim] : {std::pair{"dim", s.dim}, std::pair{"value_dim", s.value_dim}}) {
     if (s.dtype == DType::i4 && dim % 2 != 0)
       reject(argument, "is " + to_string(dim) + ", must be even for int4");
@@ -96,17 +86,11 @@ std::vector<Index> require_new_tokens(const CacheSettings& s, const NewTokens& t
 }
 
 Incoming incoming(const NewTokens& tokens, Index row, Index count) {
-  const auto of_row = [&](Tensor t, Index at_row) {
-    t.data = at(t, at_row, 0);
-    t.shape[0] = 1;
-    t.shape[2] = count;
-    return t;
-  };
+  const Index row_of_positions = tokens.positions.shape[0] == 1 ? 0 : row;
   Incoming result;
-  result.key = of_row(tokens.key, row);
-  if (tokens.value.given()) result.value = of_row(tokens.value, row);
-  if (tokens.positions.given())
-    result.positions = of_row(tokens.positions, tokens.positions.shape[0] == 1 ? 0 : row);
+  result.key = tokens_of(tokens.key, row, 0, count);
+  result.value = tokens_of(tokens.value, row, 0, count);
+  result.positions = tokens_of(tokens.positions, row_of_positions, 0, count);
   return result;
 }
 
@@ -166,17 +150,19 @@ std::vector<Branch> require_branches(const Tensor& branch, const Tensor& new_tok
 
 Problem require_attend(const Problem& given, const CacheSettings& settings,
                        const std::vector<Index>& lengths) {
-  require_not_given("key", given.key);
-  require_not_given("value", given.value);
-  require_not_given("key_scale", given.key_scale);
-  require_not_given("value_scale", given.value_scale);
-  require_not_given("query_tokens", given.packing.query_tokens);
-  require_not_given("key_tokens", given.packing.key_tokens);
-  require_not_given("block_table", given.paging.block_table);
-  require_not_given("key_lengths", given.score.key_lengths);
-  require_not_given("query_offset", given.score.query_offset);
-  require_not_given("query_segments", given.score.query_segments);
-  require_not_given("key_segments", given.score.key_segments);
+  for (const auto& [argument, t] : {Named{"key", &given.key},
+                                    {"value", &given.value},
+                                    {"key_scale", &given.key_scale},
+                                    {"value_scale", &given.value_scale},
+                                    {"query_tokens", &given.packing.query_tokens},
+                                    {"key_tokens", &given.packing.key_tokens},
+                                    {"block_table", &given.paging.block_table},
+                                    {"key_lengths", &given.score.key_lengths},
+                                    {"query_offset", &given.score.query_offset},
+                                    {"query_segments", &given.score.query_segments},
+                                    {"key_segments", &given.score.key_segments}}) {
+    if (t->given()) reject(argument, "is given, it must be left to the cache");
+  }
   const auto entries = static_cast<Index>(lengths.size());
   const Tensor& query = given.query;
   require_entries(query.shape[0], entries);
@@ -226,15 +212,15 @@ Range require_gathered(const CacheSettings& s, Range kept, Index first, const Te
   return {first, first + tokens};
 }
 
-void require_stored(const CacheSettings& s, Index tokens, const StoredTokens& stored) {
+void require_packed(const CacheSettings& s, Index tokens, const StoredTokens& packed) {
   for (const StoredPart& part : stored_parts(s)) {
-    const Tensor& t = stored.*part.tensor;
+    const Tensor& t = packed.*part.tensor;
     require_tensor(part.name, t, part.dtype, {1, s.kv_heads, tokens, part.dim},
                    {"", "kv_heads", "tokens", "dim"});
     if (t.stride != Tensor::contiguous(t.data, part.dtype, t.shape).stride)
       reject(part.name, "has gaps, it must have none");
   }
-  if (s.value_in_key) require_no_value(s, stored.value);
+  if (s.value_in_key) require_no_value(s, packed.value);
 }
 
 }  // namespace attncore

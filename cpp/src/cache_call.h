@@ -72,18 +72,11 @@ std::vector<Branch> require_branches(const Tensor& branch, const Tensor& new_tok
 Problem require_attend(const Problem& given, const CacheSettings& settings,
                        const std::vector<Index>& lengths);
 
-/// `count` ints as (count, 1, 1, 1).
-inline Tensor ints(const std::vector<Index>& numbers) {
-  static constexpr Index kNone = 0;
-  return Tensor::contiguous(numbers.empty() ? &kNone : numbers.data(), DType::i64,
-                            {static_cast<Index>(numbers.size()), 1, 1, 1});
-}
-
 /// Of what is `kept`, the tokens that gather writes from `first` on.
 Range require_gathered(const CacheSettings& settings, Range kept, Index first, const Tensor& key,
                        const Tensor& value);
 
 /// A state's tokens.
-void require_stored(const CacheSettings& settings, Index tokens, const StoredTokens& stored);
+void require_packed(const CacheSettings& settings, Index tokens, const StoredTokens& packed);
 
 }  // namespace attncore

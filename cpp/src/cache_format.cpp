@@ -8,6 +8,7 @@
 
 #include "cpu/kernels/rotate.h"
 #include "number.h"
+#include "require.h"
 
 namespace attncore {
 namespace {
@@ -153,6 +154,12 @@ void convert(const Tensor& from, const Tensor& to) {
   const bool same = from.dtype == to.dtype && to.stride[3] == item_size(to.dtype);
   if (same && from.stride[3] == to.stride[3]) return copy_rows(from, to);
   accumulation(to.dtype) == DType::f64 ? convert_rows<double>(from, to) : convert_rows<float>(from, to);
+}
+
+void reject_row(const char* argument, Index entry, const BadRow& row, Index first, DType dtype) {
+  reject(argument, "has a NaN or an infinity for entry " + std::to_string(entry) + " (head " +
+                       std::to_string(row.head) + ", token " + std::to_string(first + row.token) + "), " +
+                       name(dtype) + " can only store finite numbers of float32's range");
 }
 
 std::optional<BadRow> quantise(const Tensor& from, const Tensor& to, const Tensor& scale) {

@@ -25,6 +25,9 @@ struct BadRow {
   Index head = 0, token = 0;
 };
 
+/// The error that says so; `row` counts from token `first` of those that come.
+[[noreturn]] void reject_row(const char* argument, Index entry, const BadRow& row, Index first, DType dtype);
+
 /// Floats to i8, i4 or f8, and their factors.  Ends at a row with a NaN or an infinity and returns it.
 [[nodiscard]] std::optional<BadRow> quantise(const Tensor& from, const Tensor& to, const Tensor& scale);
 

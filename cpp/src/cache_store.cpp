@@ -14,22 +14,6 @@ using std::to_string;
 constexpr Index kChunk = 64;  // tokens that are rotated at once, between two looks at Options::cancelled
 constexpr double kMostBytes = 0x1p47;
 
-/// Tokens first … first + count − 1.
-Tensor tokens_of(Tensor t, Index first, Index count) noexcept {
-  t.data = at(t, 0, 0, first);
-  t.shape[2] = count;
-  return t;
-}
-
-/// Slots slot … slot + count − 1 of a page.
-Tensor slots_of(Tensor pool, Index page, Index slot, Index count) noexcept {
-  if (!pool.given()) return pool;
-  pool.data = at(pool, page, 0, slot);
-  pool.shape[0] = 1;
-  pool.shape[2] = count;
-  return pool;
-}
-
 /// Keys in the accumulation type, rotated.
 class Rotated {
  public:
@@ -48,9 +32,9 @@ class Rotated {
     const Index count = key.shape[2];
     for (Index i = 0; i < count; ++i) numbers_[static_cast<std::size_t>(i)] = tokens.first + done + i;
     rope_.positions = tokens.positions.given()
-                          ? tokens_of(tokens.positions, done, count)
+                          ? part_of(tokens.positions, 2, done, count)
                           : Tensor::contiguous(numbers_.data(), DType::i64, {1, 1, count, 1});
-    const Tensor to = tokens_of(tensor_, 0, count);
+    const Tensor to = part_of(tensor_, 2, 0, count);
     convert(key, to);
     const Tensor turned = part_of(to, 3, first_dim_, to.shape[3] - first_dim_);
     Options alone = options;  // some 30 µs of work: not worth another thread
@@ -122,11 +106,11 @@ void CacheStore::write(const Incoming& tokens, const Options& options) {
   for (Index done = 0; done < count; done += kChunk) {
     if (options.cancelled && options.cancelled()) throw Cancelled();
     const Index n = min(kChunk, count - done);
-    const Tensor key = tokens_of(tokens.key, done, n);
+    const Tensor key = part_of(tokens.key, 2, done, n);
     place("key", rotated ? (*rotated)(key, tokens, done, options) : key, tokens, done, pools_.key,
           pools_.key_scale);
     if (!settings_.value_in_key)
-      place("value", tokens_of(tokens.value, done, n), tokens, done, pools_.value, pools_.value_scale);
+      place("value", part_of(tokens.value, 2, done, n), tokens, done, pools_.value, pools_.value_scale);
   }
 }
 
@@ -136,13 +120,11 @@ void CacheStore::place(const char* argument, const Tensor& x, const Incoming& to
   for (Index i = 0; i < x.shape[2];) {
     const Index token = tokens.first + done + i, slot = token % slots();
     const Index page = tokens.table[token / slots()], count = min(x.shape[2] - i, slots() - slot);
-    const Tensor from = tokens_of(x, i, count), to = slots_of(pool, page, slot, count);
+    const Tensor from = part_of(x, 2, i, count), to = tokens_of(pool, page, slot, count);
     if (!scales.given()) {
       convert(from, to);
-    } else if (const auto bad = quantise(from, to, slots_of(scales, page, slot, count))) {
-      reject(argument, "has a NaN or an infinity for entry " + to_string(tokens.entry) + " (head " +
-                           to_string(bad->head) + ", token " + to_string(done + i + bad->token) + "), " +
-                           name(pool.dtype) + " can only store finite numbers of float32's range");
+    } else if (const auto bad = quantise(from, to, tokens_of(scales, page, slot, count))) {
+      reject_row(argument, tokens.entry, *bad, done + i, pool.dtype);
     }
     i += count;
   }
@@ -170,13 +152,13 @@ void CacheStore::prepare(Index page, Range range) noexcept {
 void CacheStore::copy(Index from, Index to, Index count) noexcept {
   for (const StoredPart& part : parts_) {
     const Tensor& pool = pools_.*part.tensor;
-    copy_rows(slots_of(pool, from, 0, count), slots_of(pool, to, 0, count));
+    copy_rows(tokens_of(pool, from, 0, count), tokens_of(pool, to, 0, count));
   }
 }
 
 void CacheStore::move(const std::int32_t* table, Index from, Index to) noexcept {
   const auto token = [&](const Tensor& pool, Index i) {
-    return slots_of(pool, table[i / slots()], i % slots(), 1);
+    return tokens_of(pool, table[i / slots()], i % slots(), 1);
   };
   for (const StoredPart& part : parts_) {
     const Tensor& pool = pools_.*part.tensor;
@@ -186,12 +168,12 @@ void CacheStore::move(const std::int32_t* table, Index from, Index to) noexcept 
 
 void CacheStore::save(Index page, Index count, const StoredTokens& packed, Index first) const noexcept {
   for (const StoredPart& part : parts_)
-    copy_rows(slots_of(pools_.*part.tensor, page, 0, count), tokens_of(packed.*part.tensor, first, count));
+    copy_rows(tokens_of(pools_.*part.tensor, page, 0, count), part_of(packed.*part.tensor, 2, first, count));
 }
 
 void CacheStore::load(Index page, Index count, const StoredTokens& packed, Index first) noexcept {
   for (const StoredPart& part : parts_)
-    copy_rows(tokens_of(packed.*part.tensor, first, count), slots_of(pools_.*part.tensor, page, 0, count));
+    copy_rows(part_of(packed.*part.tensor, 2, first, count), tokens_of(pools_.*part.tensor, page, 0, count));
 }
 
 void CacheStore::gather(const std::int32_t* table, Range tokens, const Tensor& key,
@@ -200,9 +182,10 @@ void CacheStore::gather(const std::int32_t* table, Range tokens, const Tensor& k
     const Index slot = token % slots(), page = table[token / slots()];
     const Index count = min(tokens.end - token, slots() - slot);
     const auto one = [&](const Tensor& pool, const Tensor& scales, const Tensor& out) {
-      const Tensor from = slots_of(pool, page, slot, count), to = tokens_of(out, token - tokens.begin, count);
+      const Tensor from = tokens_of(pool, page, slot, count),
+                   to = part_of(out, 2, token - tokens.begin, count);
       if (!scales.given()) return convert(from, to);
-      dequantise(from, slots_of(scales, page, slot, count), to);
+      dequantise(from, tokens_of(scales, page, slot, count), to);
     };
     one(pools_.key, pools_.key_scale, key);
     if (value.given()) one(pools_.value, pools_.value_scale, value);

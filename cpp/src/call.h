@@ -126,8 +126,8 @@ struct Call {
 
   /// The accumulation type: f64 for f64, else f32.
   [[nodiscard]] ATTN_FN DType compute() const noexcept { return accumulation(query.dtype); }
-  /// A batch entry's.  Lengths, offsets, pages and parents are read once, by validate(): the caller's memory may change
-  /// meanwhile.
+  /// A batch entry's.  Lengths, offsets, pages and parents are read once, by resolve(): the caller's memory may
+  /// change meanwhile.
   [[nodiscard]] Sequence sequence(Index entry) const noexcept {
     if (!sequences.empty()) return sequences[static_cast<std::size_t>(entry)];
     return {entry, queries, keys, keys - queries, {entry, 0, queries}, {entry, 0, keys}};
@@ -139,6 +139,13 @@ struct Call {
   Coins dropout;
   Precision precision = Precision::highest;  // below it only where query, key and value are f32
   std::vector<Sequence> sequences;           // empty where all are alike
+};
+
+/// A validated call of attention_weights.
+struct WeightsCall {
+  Call call;
+  Weights weights;          // but for its rows, which are
+  std::vector<Index> rows;  // (1 or batch, rows), read once; empty: all
 };
 
 /// A validated call of backward: out and lse are inputs there.
@@ -177,7 +184,7 @@ ATTN_FN Index read_int(const std::byte* at, DType dtype) noexcept {
 
 /// validate.cpp: every precondition.  Throws; otherwise the call is safe to plan and run.
 Call validate(const Problem& problem);
-Call validate(const Problem& problem, const Weights& weights);
+WeightsCall validate(const Problem& problem, const Weights& weights);
 BackwardCall validate(const Problem& problem, const Gradients& gradients);
 
 }  // namespace attncore

@@ -1,10 +1,10 @@
 // rope, linear and linear_backward: validate, then products and rotations on the device.
 #include <cmath>
-#include <cstdio>
 #include <utility>
 
 #include "backend.h"
 #include "require.h"
+#include "text.h"
 
 namespace attncore {
 namespace {
@@ -17,25 +17,17 @@ constexpr double kLargestFactor = 1e30;  // and one over it: both are float32's
 
 void require_operand(const char* argument, const Tensor& t) {
   require_given(argument, t);
-  require_dtype(argument, t, {DType::f32, DType::f64, DType::f16, DType::bf16});
+  require_float(argument, t);
   if (t.shape[3] > kMostDims || t.shape[1] > kMostDims) {
     reject(argument,
            "shape is " + shape_text(t.shape) + ", heads and dims must be at most " + to_string(kMostDims));
   }
 }
 
-void require_like(const char* argument, const Tensor& t, const char* other, const Tensor& like) {
+/// Of x's dtype.
+void require_like_x(const char* argument, const Tensor& t, const Tensor& x) {
   require_given(argument, t);
-  if (t.dtype == like.dtype) return;
-  throw DTypeError(std::string(argument) + ": dtype is " + name(t.dtype) + ", accepted is " +
-                   name(like.dtype) + ", as " + other + "'s");
-}
-
-/// A number's text, of any size.
-std::string short_text(double number) {
-  char text[32];
-  std::snprintf(text, sizeof text, "%g", number);
-  return text;
+  require_like(argument, t, "x", x);
 }
 
 /// What rotates x, (batch, head, token, dim).
@@ -88,11 +80,11 @@ Product product(const Tensor& a, const Tensor& b, const Tensor& c, Index depth) 
 /// x (…, in_heads, …, in_dim), weight (1, 1, out, in) and y (…, out_heads, …, out_dim) belong together.
 void require_linear(const Tensor& x, const Tensor& weight, const char* y_name, const Tensor& y) {
   require_operand("x", x);
-  require_like("weight", weight, "x", x);
+  require_like_x("weight", weight, x);
   const Index out_features = weight.shape[2];
   require_shape("weight", weight, {1, 1, out_features, columns_of(x)},
                 {"", "", "out_features", "in_features"});
-  require_like(y_name, y, "x", x);
+  require_like_x(y_name, y, x);
   const Index heads = y.shape[1], dim = y.shape[3];
   if (heads > kMostDims || dim > kMostDims || heads * dim != out_features) {
     reject(y_name, "shape is " + shape_text(y.shape) + ", heads · dims must be weight's out_features, " +
@@ -138,7 +130,7 @@ void rope(const Tensor& x, const Rope& options_of_rope, const Tensor& out, bool 
           const Options& options) {
   require_operand("x", x);
   const Rotation rotation = rotation_of(options_of_rope, x, inverse);
-  require_like("out", out, "x", x);
+  require_like_x("out", out, x);
   require_shape("out", out, x.shape, kTokenAxes);
   const bool in_place = out.data == x.data && out.stride == x.stride;
   require_apart("out", out, {{"positions", &rotation.positions}});
@@ -150,7 +142,7 @@ void linear(const Tensor& x, const Tensor& weight, const Tensor& bias, const Ten
             const Options& options) {
   require_linear(x, weight, "out", out);
   if (is_given("bias", bias)) {
-    require_like("bias", bias, "x", x);
+    require_like_x("bias", bias, x);
     require_shape("bias", bias, {1, 1, 1, weight.shape[2]}, {"", "", "", "out_features"});
   }
   const Rotation rotation = rotary != nullptr ? rotation_of(*rotary, out, false) : Rotation{};
@@ -176,7 +168,7 @@ void linear_backward(const Tensor& d_y, const Tensor& x, const Tensor& weight,
   const auto require_gradient = [&](const char* argument, const Tensor& t, const Shape& shape,
                                     const AxisNames& axes) {
     if (!t.given()) return;
-    require_like(argument, t, "x", x);
+    require_like_x(argument, t, x);
     require_shape(argument, t, shape, axes);
     require_apart(argument, t,
                   {{"d_y", &d_y}, {"x", &x}, {"weight", &weight}, {"positions", &rotation.positions}});

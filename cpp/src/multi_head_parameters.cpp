@@ -15,12 +15,6 @@ namespace {
 
 using std::to_string;
 
-void require_width(const char* argument, Index width) {
-  constexpr Index kMost = Index{1} << 24;
-  if (width < 1 || width > kMost)
-    reject(argument, "is " + to_string(width) + ", must be 1 … " + to_string(kMost));
-}
-
 void require_rotary(const MultiHeadAttentionSettings& s) {
   if (!s.rotary) return;
   require_rope(*s.rotary, s.head_dim);
@@ -28,11 +22,9 @@ void require_rotary(const MultiHeadAttentionSettings& s) {
 }
 
 MultiHeadAttentionSettings resolve(MultiHeadAttentionSettings s) {
-  Tensor like;
-  like.dtype = s.dtype;
-  require_dtype("dtype", like, {DType::f32, DType::f64, DType::f16, DType::bf16});
-  require_width("embed_dim", s.embed_dim);
-  require_width("num_heads", s.num_heads);
+  require_float("dtype", {.dtype = s.dtype});
+  require_range("embed_dim", s.embed_dim, kMostDims);
+  require_range("num_heads", s.num_heads, kMostDims);
   if (s.head_dim == 0 && s.embed_dim % s.num_heads != 0) {
     reject("num_heads", "is " + to_string(s.num_heads) + ", must divide embed_dim, " +
                             to_string(s.embed_dim) + ", unless head_dim is given");
@@ -43,15 +35,15 @@ MultiHeadAttentionSettings resolve(MultiHeadAttentionSettings s) {
                                          {s.head_dim, s.embed_dim / s.num_heads}}) {
     if (width == 0) width = otherwise;
   }
-  require_width("num_kv_heads", s.num_kv_heads);
-  require_width("key_dim", s.key_dim);
-  require_width("value_dim", s.value_dim);
-  require_width("head_dim", s.head_dim);
+  require_range("num_kv_heads", s.num_kv_heads, kMostDims);
+  require_range("key_dim", s.key_dim, kMostDims);
+  require_range("value_dim", s.value_dim, kMostDims);
+  require_range("head_dim", s.head_dim, kMostDims);
   if (s.num_heads % s.num_kv_heads != 0) {
     reject("num_kv_heads",
            "is " + to_string(s.num_kv_heads) + ", must divide num_heads, " + to_string(s.num_heads));
   }
-  require_width("num_heads · head_dim", s.num_heads * s.head_dim);
+  require_range("num_heads · head_dim", s.num_heads * s.head_dim, kMostDims);
   require_rotary(s);
   if (s.qk_norm && !(std::isfinite(*s.qk_norm) && *s.qk_norm >= 0)) {
     reject("qk_norm", "is " + to_string(*s.qk_norm) + ", must be finite and at least 0");

@@ -12,7 +12,6 @@ namespace {
 using std::to_string;
 
 constexpr Index kChunk = 64;  // tokens that are written between two looks at Options::cancelled
-constexpr Index kMostTokens = Index{1} << 60;
 
 /// Keys or values: what comes, where it goes.
 struct Stream {
@@ -37,8 +36,7 @@ struct Write {
 void require_pages(const Stream& s) {
   const Tensor& pages = s.pages;
   require_given(s.pages_name, pages);
-  require_dtype(s.pages_name, pages,
-                {DType::f32, DType::f64, DType::f16, DType::bf16, DType::i8, DType::f8, DType::i4});
+  require_stored(s.pages_name, pages);
   if (pages.shape[2] < 1) reject(s.pages_name, "has pages of 0 tokens, must have at least 1");
   const Index gap = pages.dtype == DType::i4 ? 2 : 1;  // one byte has no neighbours
   if (is_quantised(pages.dtype) && pages.shape[3] > gap && pages.stride[3] != 1) {
@@ -53,7 +51,7 @@ void require_pages(const Stream& s) {
 
 void require_stream(const Stream& s, Index entries, const Stream& keys) {
   require_given(s.name, s.tokens);
-  require_dtype(s.name, s.tokens, {DType::f32, DType::f64, DType::f16, DType::bf16});
+  require_float(s.name, s.tokens);
   require_pages(s);
   const Index dim = s.pages.shape[3];
   if (dim < 1) reject(s.pages_name, "shape is " + shape_text(s.pages.shape) + ", dim must be at least 1");
@@ -140,7 +138,7 @@ class Appending {
     require_ints("block_table", table, {batch_, 1, 1, table.shape[3]}, {"batch", "", "", "pages"});
     require_ints("key_lengths", old, {batch_, 1, 1, 1}, {"batch"});
     if (is_given("lengths", added)) require_ints("lengths", added, {batch_, 1, 1, 1}, {"batch"});
-    if (table.shape[3] > kMostTokens / slots()) reject("block_table", "has room for more than 2**60 tokens");
+    if (table.shape[3] > kFarthest / slots()) reject("block_table", "has room for more than 2**60 tokens");
     Index longest = 0;
     const auto places = places_of("cu_lengths", append_.token_starts, batch_, append_.key.shape[2], longest);
     const Index room = table.shape[3] * slots();
@@ -224,21 +222,13 @@ class Appending {
         const Index slot = (piece.first + done) % slots();
         count = min(min(kChunk, piece.count - done), slots() - slot);
         for (const Stream& s : streams_) {
-          visit(s, part(s.tokens, piece.from.batch, piece.from.first + done, count),
-                part(s.pages, *page_of, slot, count), part(s.scale, *page_of, slot, count), piece.entry,
-                done);
+          visit(s, tokens_of(s.tokens, piece.from.batch, piece.from.first + done, count),
+                tokens_of(s.pages, *page_of, slot, count), tokens_of(s.scale, *page_of, slot, count),
+                piece.entry, done);
         }
         if (slot + count == slots() || done + count == piece.count) ++page_of;
       }
     }
-  }
-
-  static Tensor part(Tensor t, Index batch, Index first, Index count) noexcept {
-    if (!t.given()) return t;
-    t.data = at(t, batch, 0, first);
-    t.shape[0] = 1;
-    t.shape[2] = count;
-    return t;
   }
 
   /// What is quantised, once for nothing: an error must come before anything is written.
@@ -252,9 +242,7 @@ class Appending {
       scales.data = trial_.data();
       numbers.data = trial_.data() + scales.stride[0];
       if (const auto bad = quantise(from, numbers, scales)) {
-        reject(s.name, "has a NaN or an infinity for entry " + to_string(entry) + " (head " +
-                           to_string(bad->head) + ", token " + to_string(token + bad->token) + "), " +
-                           name(to.dtype) + " can only store finite numbers of float32's range");
+        reject_row(s.name, entry, *bad, token, to.dtype);
       }
     });
   }

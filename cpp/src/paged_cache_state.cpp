@@ -52,8 +52,7 @@ void require_table(const CacheState& state, std::size_t number, Index page_size,
   const std::string entry = "entry " + to_string(number);
   const std::vector<Index>& table = state.tables[number];
   const Index length = state.lengths[number], given_back = state.given_back[number];
-  constexpr Index kMost = Index{1} << 60;
-  if (length < -1 || length > kMost) reject("state", entry + " has the length " + to_string(length));
+  if (length < -1 || length > kFarthest) reject("state", entry + " has the length " + to_string(length));
   const Index tokens = max(length, 0), pages = tokens / page_size + (tokens % page_size != 0 ? 1 : 0);
   if (std::cmp_not_equal(table.size(), pages)) {
     reject("state", entry + " has " + to_string(table.size()) + " pages, must have " + to_string(pages));
@@ -105,7 +104,7 @@ void PagedKVCache::Impl::require_state(const CacheState& state) const {
     }
     total += length;
   }
-  require_stored(store.settings(), total, state.tokens);
+  require_packed(store.settings(), total, state.tokens);
   std::vector<Index> last_user(state.page_lengths.size(), -1);
   const bool window = store.settings().window != kUnbounded;
   for (std::size_t i = 0; i < entries; ++i) require_table(state, i, pool.page_size(), window, last_user);

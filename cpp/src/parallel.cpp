@@ -13,15 +13,14 @@ namespace attncore {
 namespace {
 
 void run_on_new_threads(int threads, const std::function<void(int)>& run) {
-  std::vector<std::thread> team;
+  std::vector<std::jthread> team;  // whose end waits for theirs
   team.reserve(static_cast<std::size_t>(threads));
   try {
-    for (int thread = 1; thread < threads; ++thread) team.emplace_back(run, thread);
+    for (int thread = 1; thread < threads; ++thread) team.emplace_back(std::cref(run), thread);
   } catch (...) {
     // No more threads are to be had: those that began, and the caller, do all the work.
   }
   run(0);
-  for (std::thread& member : team) member.join();
 }
 
 #ifdef ATTNCORE_OPENMP

@@ -107,14 +107,15 @@ double estimated_bandwidth(int threads) {
 
 double fma_peak(const std::string& isa, DType dtype, int num_threads) {
   const IsaTable& table = table_named(isa);
-  require_dtype("dtype", {.dtype = dtype}, {DType::f32, DType::f64, DType::f16, DType::bf16});
+  require_float("dtype", {.dtype = dtype});
   const Kernels& kernels = dtype == DType::bf16 ? *table.bf16 : table.kernels(accumulation(dtype));
   const int threads = threads_of({.num_threads = num_threads});
   return measured_peak(kernels, threads) / 1e9;
 }
 
 double read_bandwidth(Index bytes, int num_threads) {
-  if (bytes < 1) throw std::invalid_argument("bytes: is " + std::to_string(bytes) + ", must be at least 1");
+  constexpr Index kMostBytes = Index{1} << 50U;
+  if (bytes < 1 || bytes > kMostBytes) reject("bytes", "is " + std::to_string(bytes) + ", must be 1 … 2**50");
   static std::mutex mutex;
   static ReadMemory memory;
   const std::lock_guard lock(mutex);

@@ -20,6 +20,26 @@ void require_dtype(const char* argument, const Tensor& t, std::initializer_list<
                    joined(names, " or "));
 }
 
+void require_float(const char* argument, const Tensor& t) {
+  require_dtype(argument, t, {DType::f32, DType::f64, DType::f16, DType::bf16});
+}
+
+void require_stored(const char* argument, const Tensor& t) {
+  require_dtype(argument, t,
+                {DType::f32, DType::f64, DType::f16, DType::bf16, DType::i8, DType::i4, DType::f8});
+}
+
+void require_like(const char* argument, const Tensor& t, const char* other, const Tensor& like) {
+  if (t.dtype == like.dtype) return;
+  throw DTypeError(std::string(argument) + ": dtype is " + name(t.dtype) + ", accepted is " +
+                   name(like.dtype) + ", as " + other + "'s");
+}
+
+void require_range(const char* argument, Index value, Index most) {
+  if (value >= 1 && value <= most) return;
+  reject(argument, "is " + std::to_string(value) + ", must be 1 … " + std::to_string(most));
+}
+
 namespace {
 
 /// "mask: shape is (1, 3, 5, 5), must broadcast to (2, 4, 5, 5) (batch, head, query, key)", without the axes that
@@ -46,10 +66,9 @@ void require_shape(const char* argument, const Tensor& t, const Shape& shape, co
 }
 
 void require_data(const char* argument, const Tensor& t) {
-  constexpr Index kMost = Index{1} << 60;  // sums of some stay in range
   for (const Index extent : t.shape) {
     if (extent < 0) reject(argument, "shape is " + shape_text(t.shape) + ", extents must not be negative");
-    if (extent > kMost)
+    if (extent > kFarthest)
       reject(argument, "shape is " + shape_text(t.shape) + ", extents must be at most 2**60");
   }
   if (!is_empty(t) && !t.given()) reject(argument, "is not given, but has the shape " + shape_text(t.shape));

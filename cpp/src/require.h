@@ -21,6 +21,18 @@ inline constexpr Index kMostDims = Index{1} << 24;  // and heads
 /// Throws DTypeError, naming what is accepted.
 void require_dtype(const char* argument, const Tensor& t, std::initializer_list<DType> accepted);
 
+/// Of a float dtype.
+void require_float(const char* argument, const Tensor& t);
+
+/// Of a dtype in which keys and values are stored.
+void require_stored(const char* argument, const Tensor& t);
+
+/// Of `other`'s dtype.
+void require_like(const char* argument, const Tensor& t, const char* other, const Tensor& like);
+
+/// 1 … most.
+void require_range(const char* argument, Index value, Index most);
+
 /// What the axes of an argument are called; those that are no axes of it have no name and one item.
 using AxisNames = std::array<std::string_view, 4>;
 

@@ -2,12 +2,12 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
 #include <limits>
 
 #include "distance_bias.h"
 #include "require.h"
 #include "sequences.h"
+#include "text.h"
 
 namespace attncore {
 namespace {
@@ -46,7 +46,7 @@ void require_scale(const char* argument, const Tensor& scale, const Tensor& of) 
 
 void require_query(Call& call, const Problem& problem) {
   require_given("query", call.query);
-  require_dtype("query", call.query, {DType::f32, DType::f64, DType::f16, DType::bf16});
+  require_float("query", call.query);
   const Tensor& packed = problem.packing.query_tokens;
   call.batch = is_given("cu_query_lengths", packed) ? packed.shape[0] - 1 : call.query.shape[0];
   if (packed.given() && packed.shape[0] < 1) reject("cu_query_lengths", "is empty, must begin with 0");
@@ -88,12 +88,6 @@ void require_operands(Call& call, const Problem& problem, Use use) {
   require_scale("value_scale", call.value_scale, call.value);
 }
 
-std::string number(double x) {
-  char text[32];
-  std::snprintf(text, sizeof text, "%g", x);
-  return text;
-}
-
 void require_scalars(Call& call) {
   const Score& score = call.score;
   const bool f64 = call.compute() == DType::f64;
@@ -102,10 +96,10 @@ void require_scalars(Call& call) {
   const std::string in = std::string(" in ") + name(call.compute());
   call.scale = score.scale.value_or(1 / std::sqrt(static_cast<double>(call.dim)));
   if (!(std::abs(call.scale) <= largest))
-    reject("scale", "is " + number(call.scale) + ", must be finite" + in);
+    reject("scale", "is " + short_text(call.scale) + ", must be finite" + in);
   call.softcap = score.softcap.value_or(0);
   if (score.softcap && !(std::isfinite(call.softcap) && call.softcap >= smallest)) {
-    reject("softcap", "is " + number(call.softcap) + ", must be finite and greater than 0" + in);
+    reject("softcap", "is " + short_text(call.softcap) + ", must be finite and greater than 0" + in);
   }
   if (call.softcap > largest) call.softcap = 0;  // no score is near it
   for (const Index bound : {score.left, score.right}) {
@@ -211,15 +205,13 @@ void require_segments(const Call& call, const Problem& problem) {
 }  // namespace
 
 void require_query_dtype(const char* argument, const Tensor& t, const Call& call) {
-  if (t.dtype == call.query.dtype) return;
-  throw DTypeError(std::string(argument) + ": dtype is " + name(t.dtype) + ", accepted is " +
-                   name(call.query.dtype) + ", as query's");
+  require_like(argument, t, "query", call.query);
 }
 
 Coins coins_of(const Dropout& dropout) {
   constexpr double kCoins = 65536;
   if (!(dropout.probability >= 0 && dropout.probability < 1)) {
-    reject("dropout_p", "is " + number(dropout.probability) + ", must be at least 0 and less than 1");
+    reject("dropout_p", "is " + short_text(dropout.probability) + ", must be at least 0 and less than 1");
   }
   const double dropped = std::min(std::round(dropout.probability * kCoins), kCoins - 1);
   return {dropout.seed, static_cast<std::uint32_t>(dropped)};

@@ -5,8 +5,6 @@
 
 namespace attncore {
 
-inline constexpr Index kFarthest = Index{1} << 60;  // as far as positions reach: sums of two stay in range
-
 /// Where each entry's tokens stand, by cumulative lengths (batch + 1) if given; `longest` becomes the longest entry's number of them.
 std::vector<Place> places_of(const char* argument, const Tensor& cumulative, Index batch, Index tokens,
                              Index& longest);

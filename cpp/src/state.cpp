@@ -37,7 +37,7 @@ void require_whole(const Settings& settings) {
 Call resolve_settings(const Tensor& query, const Settings& settings) {
   static constexpr std::byte kNothing{};
   require_given("query", query);
-  require_dtype("query", query, {DType::f32, DType::f64, DType::f16, DType::bf16});
+  require_float("query", query);
   require_whole(settings);
   Problem problem{.query = query, .score = settings.score};
   problem.query.dtype = settings.dtype;  // what it will be

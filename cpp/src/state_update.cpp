@@ -30,10 +30,6 @@ Tensor option_part(Tensor t, Range entries, std::size_t key_axis, Range keys) no
   return t;
 }
 
-Tensor ints(const std::vector<Index>& numbers) noexcept {
-  return Tensor::contiguous(numbers.data(), DType::i64, {static_cast<Index>(numbers.size()), 1, 1, 1});
-}
-
 /// Gives back the pages that a tensor's heads lie on, as far as they belong to a mapping.
 void give_back(const Tensor& t, const Mapping& mapping) noexcept {
   const auto page = static_cast<std::uintptr_t>(sysconf(_SC_PAGESIZE));

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <new>
 #include <numeric>
 
 namespace attncore {
@@ -153,12 +154,26 @@ void Tensors::add(Tensor& tensor, DType dtype, const Shape& shape) {
   constexpr Index kAlignment = 64;
   tensor = Tensor::contiguous(nullptr, dtype, shape);
   tensors_.emplace_back(&tensor, bytes_);
-  bytes_ = round_up(bytes_ + shape[0] * tensor.stride[0], kAlignment);
+  Index bytes = 0;
+  if (__builtin_mul_overflow(shape[0], tensor.stride[0], &bytes) || bytes > kFarthest - bytes_) {
+    throw std::bad_alloc();
+  }
+  bytes_ = round_up(bytes_ + bytes, kAlignment);
 }
 
 void Tensors::reserve(Workspace& memory) {
   std::byte* const data = memory.reserve(static_cast<std::size_t>(max(bytes_, 1)));
   for (const auto& [tensor, offset] : tensors_) tensor->data = data + offset;
+}
+
+Tensor ints(const std::vector<Index>& numbers) noexcept {
+  static constexpr Index kNone = 0;  // an empty list is no list that was left out
+  return Tensor::contiguous(numbers.empty() ? &kNone : numbers.data(), DType::i64,
+                            {static_cast<Index>(numbers.size()), 1, 1, 1});
+}
+
+Tensor tokens_of(const Tensor& t, Index entry, Index first, Index count) noexcept {
+  return t.given() ? part_of(part_of(t, 0, entry, 1), 2, first, count) : t;
 }
 
 Tensor part_of(const Tensor& t, std::size_t axis, Index first, Index count) noexcept {

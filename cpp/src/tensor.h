@@ -12,6 +12,9 @@ namespace attncore {
 using Shape = std::array<Index, 4>;
 
 [[nodiscard]] bool is_empty(const Tensor& t) noexcept;
+/// As far as positions reach and as many items or bytes as there may be: sums of two stay in range.
+inline constexpr Index kFarthest = Index{1} << 60;
+
 /// An optional one that the caller left as it was.  An empty one may lack data too, as an empty vector does.
 [[nodiscard]] inline bool is_left_out(const Tensor& t) noexcept { return !t.given() && t.shape == Shape{}; }
 
@@ -24,7 +27,8 @@ using Shape = std::array<Index, 4>;
 /// Whether two items of `t` may lie on each other: false is certain.
 [[nodiscard]] bool may_overlap_itself(const Tensor& t) noexcept;
 
-/// Tensors that lie in one piece of memory: all are added, then memory is reserved and they are set.
+/// Tensors that lie in one piece of memory: all are added, then memory is reserved and they are set.  More bytes than
+/// there can be are a std::bad_alloc.
 class Tensors {
  public:
   void add(Tensor& tensor, DType dtype, const Shape& shape);
@@ -34,6 +38,12 @@ class Tensors {
   std::vector<std::pair<Tensor*, Index>> tensors_;
   Index bytes_ = 0;
 };
+
+/// A list of numbers, (count, 1, 1, 1); they stay where they are.
+[[nodiscard]] Tensor ints(const std::vector<Index>& numbers) noexcept;
+
+/// Tokens first … first + count − 1 of an entry or a page, (1, head, count, dim); nothing of what is not given.
+[[nodiscard]] Tensor tokens_of(const Tensor& t, Index entry, Index first, Index count) noexcept;
 
 /// Items first … first + count − 1 along an axis.
 [[nodiscard]] Tensor part_of(const Tensor& t, std::size_t axis, Index first, Index count) noexcept;

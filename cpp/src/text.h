@@ -1,5 +1,7 @@
+// Pieces of messages.
 #pragma once
 
+#include <cstdio>
 #include <string>
 #include <vector>
 
@@ -12,6 +14,13 @@ inline std::string joined(const std::vector<std::string>& words, const char* sep
     if (!text.empty()) text += separator;
     text += word;
   }
+  return text;
+}
+
+/// A number of any size.
+inline std::string short_text(double number) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%g", number);
   return text;
 }
 

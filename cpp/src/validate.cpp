@@ -66,10 +66,7 @@ class Results {
   void add(const char* argument, const Tensor& t, const char* name_of, const Tensor& of) {
     if (!t.given()) return;
     if (!of.given()) reject(argument, std::string("is asked for, but ") + name_of + " is not given");
-    if (t.dtype != of.dtype) {
-      throw DTypeError(std::string(argument) + ": dtype is " + name(t.dtype) + ", accepted is " +
-                       name(of.dtype) + ", as " + name_of + "'s");
-    }
+    require_like(argument, t, name_of, of);
     if (t.shape != of.shape) {
       reject(argument,
              "shape is " + shape_text(t.shape) + ", must be " + name_of + "'s, " + shape_text(of.shape));
@@ -148,15 +145,18 @@ BackwardCall validate(const Problem& problem, const Gradients& gradients) {
   return backward;
 }
 
-Call validate(const Problem& problem, const Weights& weights) {
-  Call call = resolve(problem, Use::weights);
+WeightsCall validate(const Problem& problem, const Weights& weights) {
+  WeightsCall checked{resolve(problem, Use::weights), weights, {}};
+  Call& call = checked.call;
   Index rows = call.queries;
   if (is_given("rows", weights.rows)) {
     rows = weights.rows.shape[2];
     const Index entries = weights.rows.shape[0] == 1 ? 1 : call.batch;
     require_ints("rows", weights.rows, {entries, 1, rows, 1}, {"1 or batch", "", "rows"});
+    checked.rows.resize(static_cast<std::size_t>(entries * rows));
     for (Index i = 0; i < entries * rows; ++i) {
       const Index row = read_int(at(weights.rows, i / rows, 0, i % rows), weights.rows.dtype);
+      checked.rows[static_cast<std::size_t>(i)] = row;
       if (row < 0 || row >= call.queries) {
         reject("rows",
                "has the index " + to_string(row) + ", query has " + to_string(call.queries) + " rows");
@@ -181,7 +181,7 @@ Call validate(const Problem& problem, const Weights& weights) {
     require_output("indices", weights.indices, inputs);
   }
   resolve_segments(call);
-  return call;
+  return checked;
 }
 
 }  // namespace attncore

@@ -16,7 +16,8 @@ Plan plan(const Call& call, const Options& options) {
   return make_plan(call, current_table().forward_kernels(call), Machine{threads_of(options)});
 }
 
-void weights(const Call& call, const Weights& weights, const Options& options) {
+void weights(const WeightsCall& weights_call, const Options& options) {
+  const auto& [call, weights, numbers] = weights_call;
   const Kernels& kernels = current_table().kernels(call.compute());
   const Index chosen = weights.probabilities.shape[2];
   const Index rows = chosen * call.group;
@@ -35,11 +36,13 @@ void weights(const Call& call, const Weights& weights, const Options& options) {
   Crew crew(threads, options);
   crew.run(tasks, [&](Index number, int thread) {
     const Index head = number / tiles;
-    const Index first = number % tiles * tile;
-    const WeightsTask task{.sequence = call.sequence(head / call.kv_heads),
+    const Index first = number % tiles * tile, batch = head / call.kv_heads;
+    const Index first_number = weights.rows.shape[0] > 1 ? batch * chosen : 0;
+    const WeightsTask task{.sequence = call.sequence(batch),
                            .kv_head = head % call.kv_heads,
                            .rows = {first, min(first + tile, rows)},
                            .weights = &weights,
+                           .numbers = numbers.empty() ? nullptr : numbers.data() + first_number,
                            .poll = crew.poll_for(thread)};
     kernels.weights(call, task, scratch + thread * bytes);
   });

@@ -14,35 +14,13 @@ struct Portable {
   static constexpr int kBytes = 16;
 };
 
-template <DType>
-struct Storage;
-template <>
-struct Storage<DType::f32> {
-  using Item = float;
-};
-template <>
-struct Storage<DType::f64> {
-  using Item = double;
-};
-template <>
-struct Storage<DType::f16> {
-  using Item = std::uint16_t;
-};
-template <>
-struct Storage<DType::bf16> {
-  using Item = std::uint16_t;
-};
-template <>
-struct Storage<DType::i8> {
-  using Item = std::uint8_t;
-};
-template <>
-struct Storage<DType::f8> {
-  using Item = std::uint8_t;
-};
-template <>
-struct Storage<DType::i4> {
-  using Item = std::uint8_t;  // a pair
+/// An item as it is stored; of i4, a pair.
+template <DType kStorage>
+struct Storage {
+  static constexpr bool kOf16Bits = kStorage == DType::f16 || kStorage == DType::bf16;
+  using Bits = std::conditional_t<kOf16Bits, std::uint16_t, std::uint8_t>;
+  using Item = std::conditional_t<kStorage == DType::f32, float,
+                                  std::conditional_t<kStorage == DType::f64, double, Bits>>;
 };
 
 /// Where item `i` of a row stands, in bytes; of i4, even ones.

@@ -82,6 +82,7 @@ class BackwardKernel {
 
   void load_keys(Range keys) noexcept {
     tile_.load_keys(keys);
+    tile_.load_values(keys);
     if (!task_.owns_rows) return;
     key_panel_ = scratch_.key_panel;
     key_panel_.depth = depth_of<T, Item>(keys.size());

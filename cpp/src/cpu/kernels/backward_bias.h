@@ -63,8 +63,11 @@ class BackwardBiasKernel {
         const auto seen = tile.look(rows, keys);
         if (seen.keys.empty()) continue;
         if (task_.poll()) return false;
-        if (!loaded) tile.load_keys(keys);
-        loaded = true;
+        if (!loaded) {
+          tile.load_keys(keys);
+          tile.load_values(keys);
+          loaded = true;
+        }
         tile.load_rows(rows);
         tile.differentiate(seen, [&](const Row& r, const T* d_scores) {
           add(r, r.head - kv_head * call_.group, d_scores, seen.keys.size());

@@ -10,88 +10,9 @@
 // Items are T, or bfloat16 two by two along the depth of each product: then P · Z and dS are rounded to it for theirs.
 #pragma once
 
-#include "forward.h"
+#include "backward_scratch.h"
 
 namespace attncore {
-
-/// Query rows of a tile: a sum over rows is a sum of such tiles' sums, so that it depends on dims alone.
-inline constexpr Index kMostBackwardRows = 96;
-ATTN_INLINE Index backward_rows(const Call& call, Index row_block) noexcept {
-  constexpr Index kItems = kMostBackwardRows * 256;  // of query and d_out together
-  return max(1, min(kMostBackwardRows, kItems / (call.dim + call.value_dim)) / row_block) * row_block;
-}
-
-template <class T>
-struct RowStats {
-  T *origin, *factor, *delta;  // (rows of one sequence and KV head)
-
-  static ATTN_INLINE RowStats in(std::byte* memory, const Call& call, const Sequence& sequence,
-                                 Index kv_head) noexcept {
-    const Place& place = sequence.query_place;
-    const Index tokens = call.query.shape[2], rows = place.tokens * call.group;
-    const Index before = (place.batch * call.kv_heads + kv_head) * tokens + place.first;
-    T* const first = reinterpret_cast<T*>(memory) + before * 3 * call.group;
-    return {first, first + rows, first + 2 * rows};
-  }
-};
-
-/// A pass's memory, carved up.
-template <class Isa, class T, class Item>
-struct BackwardScratch {
-  Matrix<Item> queries, d_out;           // (rows, dim), (rows, value_dim): where they can't be read in place
-  Matrix<T> weights, d_scores;           // (rows, key tile)
-  Matrix<Item> weights_by_rows;          // over weights: pairs are of two rows
-  Matrix<Item> d_scores_by_rows;         // over d_scores
-  Matrix<Item> d_scores_by_keys;         // the same, or pairs of two keys
-  Panel<Item> query_panel, d_out_panel;  // the same rows, packed
-  Panel<Item> keys_transposed, values_transposed, key_panel;
-  Matrix<T> d_key, d_value;  // (key tile, dim), (key tile, value_dim): sums over the rows
-  T* slopes;                 // (key tile), of one row
-  Index bytes;
-
-  /// Without memory, only counts the bytes.
-  static ATTN_INLINE BackwardScratch in(std::byte* memory, const Call& call) noexcept {
-    constexpr Index kKeys = Isa::template kKeyTile<T>;
-    static_assert(sizeof(Item) == sizeof(T));
-    const Index rows = backward_rows(call, Isa::kRows);
-    Carver from(memory);
-    const auto matrix = [&](Index count, Index items) {
-      const Index stride = round_up(items, kWidth<Isa, T>);
-      return Matrix<T>{from.take<T>(count * stride), stride};
-    };
-    const auto items = [](Matrix<T> m, Index apart = 1) {
-      return Matrix<Item>{reinterpret_cast<Item*>(m.data), apart * m.stride};
-    };
-    const auto operand = [&](Index count, Index depth) {
-      return items(matrix(count, depth_of<T, Item>(depth)));
-    };
-    const auto panel = [&](Index columns, Index length) {
-      const Index depth = depth_of<T, Item>(length);
-      return Panel<Item>{from.take<Item>(panel_items<Isa, Item>(columns, depth)), columns, depth};
-    };
-    // A register more than the tile: rows at distances of a power of two would share a few cache sets.
-    const Index score_stride = kKeys + kWidth<Isa, T>;
-    const Matrix<T> weights = matrix(rows, score_stride), d_scores = matrix(rows, score_stride);
-    BackwardScratch s{.queries = operand(rows, call.dim),
-                      .d_out = operand(rows, call.value_dim),
-                      .weights = weights,
-                      .d_scores = d_scores,
-                      .weights_by_rows = items(weights, kNumbers<T, Item>),
-                      .d_scores_by_rows = items(d_scores, kNumbers<T, Item>),
-                      .d_scores_by_keys = kInPairs<T, Item> ? operand(rows, score_stride) : items(d_scores),
-                      .query_panel = panel(call.dim, rows),
-                      .d_out_panel = panel(call.value_dim, rows),
-                      .keys_transposed = panel(kKeys, call.dim),
-                      .values_transposed = panel(kKeys, call.value_dim),
-                      .key_panel = panel(call.dim, kKeys),
-                      .d_key = matrix(kKeys, call.dim),
-                      .d_value = matrix(kKeys, call.value_dim),
-                      .slopes = from.take<T>(kKeys),
-                      .bytes = 0};
-    s.bytes = round_up(from.used(), 64);
-    return s;
-  }
-};
 
 /// One tile at a time: the keys and rows that are loaded.
 template <class Isa, class T, class Item>
@@ -103,7 +24,8 @@ class BackwardTile {
         d_out_(backward.gradients.d_out),
         task_{.sequence = sequence, .kv_head = kv_head},
         scratch_(BackwardScratch<Isa, T, Item>::in(scratch, backward.call)),
-        stats_(RowStats<T>::in(stats, backward.call, sequence, kv_head)) {}
+        stats_(RowStats<T>::in(stats, backward.call, sequence, kv_head)),
+        in_place_(is_read_in_place(backward.call, sequence)) {}
 
   /// Which keys of the tile `keys` the rows see, if any, and what the steps do there.
   struct Seen {
@@ -123,12 +45,9 @@ class BackwardTile {
     return {tile, work.steps, band_of(call_, block, rows, tile)};
   }
 
-  void load_keys(Range keys) noexcept {
-    const KeySource k = key_source(call_, call_.key, task_.sequence, task_.kv_head);
-    const KeySource v = key_source(call_, call_.value, task_.sequence, task_.kv_head);
-    scratch_.keys_transposed.columns = scratch_.values_transposed.columns = keys.size();
-    pack_items_transposed<Isa, T>(scratch_.keys_transposed, k, keys.begin, call_.dim);
-    pack_items_transposed<Isa, T>(scratch_.values_transposed, v, keys.begin, call_.value_dim);
+  void load_keys(Range keys) noexcept { load_tokens(scratch_.keys_transposed, call_.key, keys, call_.dim); }
+  void load_values(Range keys) noexcept {
+    load_tokens(scratch_.values_transposed, call_.value, keys, call_.value_dim);
   }
 
   /// Query and d_out of the rows.
@@ -147,8 +66,8 @@ class BackwardTile {
     const TaskRows row_at{call_, task_};
     const Index rows = task_.rows.size();
     fetch_first_rows(call_, row_at, rows, seen.steps, keys);
-    gemm<Isa, T>(scratch_.weights, queries_, as_const(scratch_.keys_transposed), rows, keys.size(),
-                 depth_of<T, Item>(call_.dim), Scaled<T>{static_cast<T>(call_.scale)}, SeenScores{seen.band});
+    multiply(scratch_.weights, queries_, call_.key, scratch_.keys_transposed, call_.dim, seen,
+             Scaled<T>{static_cast<T>(call_.scale)});
     for (Index row = 0; row < rows; ++row) {
       T* const scores = scratch_.weights.row(row);
       fetch_next_row(call_, row_at, row, rows, seen.steps, keys);
@@ -172,8 +91,8 @@ class BackwardTile {
   /// slopes.  Hidden pairs are −0 in both.
   template <class Visit>
   void differentiate(const Seen& seen, Visit visit) const noexcept {
-    gemm<Isa, T>(scratch_.d_scores, d_outs_, as_const(scratch_.values_transposed), task_.rows.size(),
-                 seen.keys.size(), depth_of<T, Item>(call_.value_dim), Stored<T>{}, SeenScores{seen.band});
+    multiply(scratch_.d_scores, d_outs_, call_.value, scratch_.values_transposed, call_.value_dim, seen,
+             Scaled<T>{1});
     TileCoins<Isa, T> coins;
     score(seen, [&](Index row, const Row& r, T* scores, Range columns, bool sloped) {
       T* const d_scores = scratch_.d_scores.row(row);
@@ -200,6 +119,42 @@ class BackwardTile {
 
  private:
   using V = Vec<Isa, T>;
+
+  /// Whether keys and values lie where forward reads them, for too few rows to pack them: scores have its bits then, whose
+  /// roundings lse has.  (Pairs are rounded more than by the order of sums.)
+  static bool is_read_in_place(const Call& call, const Sequence& sequence) noexcept {
+    if constexpr (kInPairs<T, Item>) return false;
+    return backward_rows(call, Isa::kRows) >= kMostDirectRows<Isa, Item> &&
+           reads_in_place<Isa, T, Item>(call, sequence);
+  }
+
+  void load_tokens(Panel<Item>& panel, const Tensor& t, Range keys, Index dims) noexcept {
+    if (in_place_) return;
+    panel.columns = keys.size();
+    pack_items_transposed<Isa, T>(panel, key_source(call_, t, task_.sequence, task_.kv_head), keys.begin,
+                                  dims);
+  }
+
+  /// C = finish(the loaded rows · tokensᵀ), of tokens that lie in `t`, or transposed in `panel`.
+  template <class Finish>
+  void multiply(Matrix<T> c, Matrix<const Item> rows, const Tensor& t, Panel<Item> panel, Index dims,
+                const Seen& seen, Finish finish) const noexcept {
+    const Index count = task_.rows.size(), columns = seen.keys.size();
+    if (!in_place_) {
+      return gemm<Isa, T>(c, rows, as_const(panel), count, columns, depth_of<T, Item>(dims), finish,
+                          SeenScores{seen.band});
+    }
+    if constexpr (!kInPairs<T, Item>) {
+      const KeySource source = key_source(call_, t, task_.sequence, task_.kv_head);
+      const Tokens<Isa, T> tokens(source, seen.keys, task_.sequence.keys, dims,
+                                  reinterpret_cast<std::byte*>(panel.data));
+      RowList<const Item> list;
+      for (Index row = 0; row < count; ++row) list.add(rows.row(row));
+      const FewRows<Isa, T, Item> few{groups_rows<Isa, T>(call_, task_.sequence)};
+      few.pack(scratch_.few_rows, list, dims);
+      few.dot(c.data, list, tokens, source.storage, columns, dims, scratch_.few_rows, finish);
+    }
+  }
 
   static ATTN_INLINE Matrix<const Item> load_items_of(const Tensor& t, Index dims, const TaskRows& row_at,
                                                       Matrix<Item> room, Index rows) noexcept {
@@ -266,6 +221,7 @@ class BackwardTile {
   Task task_;  // its rows: those that are loaded
   BackwardScratch<Isa, T, Item> scratch_;
   RowStats<T> stats_;
+  bool in_place_;
   Matrix<const Item> queries_{}, d_outs_{};
 };
 

@@ -36,6 +36,40 @@ struct Ended {
   }
 };
 
+/// Products of few rows with tokens where they lie, by whatever unit there is.
+template <class Isa, class T, class Item>
+struct FewRows {
+  static constexpr bool kTiles = kDirectTiles<Isa, Item>;  // a matrix unit multiplies grouped rows
+  bool grouped;
+
+  /// Rows as the products of grouped ones take them; else nothing.
+  void pack(Item* packed, const RowList<const Item>& rows, Index dims) const noexcept {
+    if (!grouped) return;
+    if constexpr (kTiles) {
+      pack_columns<Isa>(packed, rows, dims);
+    } else if constexpr (kGroupsRows<Isa, T>) {
+      group_rows<Isa>(packed, rows, depth_of<T, Item>(dims));
+    }
+  }
+
+  /// C (rows, count) = finish(rows · tokensᵀ).  `packed`: what pack left, or room.
+  template <class Finish>
+  void dot(T* c, const RowList<const Item>& rows, const Tokens<Isa, T>& tokens, DType storage, Index count,
+           Index dims, Item* packed, Finish finish) const noexcept {
+    if (!grouped) {
+      return dot_few_rows<Isa, T, Item, kStride>(c, rows, tokens, storage, count, dims, packed, finish);
+    }
+    if constexpr (kTiles) {
+      dot_tile_rows<Isa, kStride>(c, packed, rows.size, tokens, storage, count, dims, finish);
+    } else if constexpr (kGroupsRows<Isa, T>) {
+      dot_grouped_rows<Isa, T, Item, kStride>(c, packed, rows.size, tokens, storage, count, dims, finish);
+    }
+  }
+
+ private:
+  static constexpr Index kStride = Scratch<Isa, T, Item>::score_stride();
+};
+
 template <class Isa, class T, class Item>
 struct DirectProducts {
   static constexpr bool kTiles = kDirectTiles<Isa, Item>;  // a matrix unit multiplies grouped rows
@@ -53,32 +87,17 @@ struct DirectProducts {
         in_place(reads_in_place<Isa, T, Item>(of, task.sequence)),
         grouped(groups_rows<Isa, T>(of, task.sequence)) {}
 
-  /// Queries as the products of grouped rows take them; else nothing.
+  /// Queries as dot takes them.
   void pack(Item* packed, const RowList<const Item>& queries) const noexcept {
-    if (!grouped) return;
-    if constexpr (kTiles) {
-      pack_columns<Isa>(packed, queries, call.dim);
-    } else if constexpr (kGroupsRows<Isa, T>) {
-      group_rows<Isa>(packed, queries, depth_of<T, Item>(call.dim));
-    }
+    few_rows().pack(packed, queries, call.dim);
   }
 
   /// Scores (rows, some keys), scaled.  `packed`: what pack left, or room; `room`: for these keys.
   void dot(T* scores, const RowList<const Item>& queries, Range some, const Beside& beside, Item* packed,
            std::byte* room) const noexcept {
     const Tokens<Isa, T> tokens(keys, some, reach, call.dim, room, beside);
-    const Scaled<T> scaled{static_cast<T>(call.scale)};
-    const Index count = some.size(), dim = call.dim;
-    if (!grouped) {
-      return dot_few_rows<Isa, T, Item, kStride>(scores, queries, tokens, keys.storage, count, dim, packed,
-                                                 scaled);
-    }
-    if constexpr (kTiles) {
-      dot_tile_rows<Isa, kStride>(scores, packed, queries.size, tokens, keys.storage, count, dim, scaled);
-    } else if constexpr (kGroupsRows<Isa, T>) {
-      dot_grouped_rows<Isa, T, Item, kStride>(scores, packed, queries.size, tokens, keys.storage, count, dim,
-                                              scaled);
-    }
+    few_rows().dot(scores, queries, tokens, keys.storage, some.size(), call.dim, packed,
+                   Scaled<T>{static_cast<T>(call.scale)});
   }
 
   /// C = keep · C + before + the products of some keys' values with their weights, which are `at` keys into P.
@@ -97,6 +116,8 @@ struct DirectProducts {
   }
 
  private:
+  [[nodiscard]] ATTN_INLINE FewRows<Isa, T, Item> few_rows() const noexcept { return {grouped}; }
+
   static constexpr Index kStride = Scratch<Isa, T, Item>::score_stride();
 };
 

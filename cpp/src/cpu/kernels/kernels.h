@@ -74,18 +74,17 @@ struct Poll {
 };
 
 /// A piece of attention_weights' work: rows of one KV head's queries, in the order of Task, but of the chosen
-/// queries: row r is query chosen[r / group].
+/// queries: row r is query numbers[r / group].
 struct WeightsTask {
   Sequence sequence;
   Index kv_head = 0;
   Range rows;
   const Weights* weights = nullptr;
+  const Index* numbers = nullptr;  // of the chosen queries; none: all are
   Poll poll;
 
   [[nodiscard]] ATTN_INLINE Index query(Index chosen) const noexcept {
-    const Tensor& list = weights->rows;
-    return list.given() ? read_int(at(list, list.shape[0] > 1 ? sequence.batch : 0, 0, chosen), list.dtype)
-                        : chosen;
+    return numbers != nullptr ? numbers[chosen] : chosen;
   }
 };
 
