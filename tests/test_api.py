@@ -120,6 +120,15 @@ def test_merge_of_tokens_first(isa: str, rng: Any) -> None:
     near(attncore.merge(*zip(*packed, strict=True), layout="bshd")[0], whole[0])
 
 
+def test_merge_of_a_part_that_saw_nothing() -> None:
+    """It adds nothing, whatever its output holds."""
+    outs, lses = [np.full((3, 2), np.nan), np.ones((3, 2))], [np.full(3, -np.inf), np.zeros(3)]
+    for order in (1, -1):
+        out, lse = attncore.merge(outs[::order], lses[::order])
+        assert_same_bits(out, outs[1])
+        assert_same_bits(lse, lses[1])
+
+
 def test_merge_of_one_and_of_strided(isa: str, rng: Any) -> None:
     out, lse = np.float32(rng.random((4, 6, 8))), np.float32(rng.random((4, 6)))
     merged = attncore.merge([out], [lse])

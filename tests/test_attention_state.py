@@ -155,6 +155,17 @@ def test_ragged_pieces(isa: str, rng: np.random.Generator) -> None:
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-13)
 
 
+@pytest.mark.parametrize("counts", [(9, 4), (4, 9), (9, 0)])
+def test_a_merged_state_goes_on_after_both(counts: tuple[int, int]) -> None:
+    x = np.ones((9, 4), np.float32)
+    state, other = (attncore.AttentionState(x) for _ in range(2))
+    for one, count in zip((state, other), counts, strict=True):
+        one.update(x[:count], x[:count])
+    state.merge(other)
+    assert state.next_key.tolist() == [9]
+    assert other.next_key.tolist() == [counts[1]]
+
+
 def test_pieces_in_any_order_by_their_positions(isa: str, rng: np.random.Generator) -> None:
     q, k, v = inputs(rng, Q, K, batch=B, heads=H, kv_heads=HK, dtype=np.float64)
     options: dict[str, Any] = {"window": (20, 4), "query_offset": [40, 25], "alibi": [0.3] * H}

@@ -135,6 +135,19 @@ def test_any_partition_and_any_merge_tree(isa: str, problem: Inputs, data: Any) 
     hold_against_the_reference((q, k, v), states[0].result(), **options)
 
 
+def test_what_rounding_took_is_merged() -> None:
+    """2000 weights of less than half a unit in the last place of the first one."""
+    state, whole = (attncore.AttentionState(np.ones((1, 1)), scale=1.0) for _ in range(2))
+    state.update(np.zeros((1, 1)), np.ones((1, 1)))
+    for _ in range(2000):
+        state.update(np.full((1, 1), -37.0), np.full((1, 1), 2.0))
+    whole.merge(state)
+    rest = 2000 * np.exp(-37.0)
+    for out, lse in (state.result(), whole.result()):
+        np.testing.assert_allclose(lse.item(), np.log1p(rest), rtol=0, atol=4e-16)
+        np.testing.assert_allclose(out.item(), 1 + rest, rtol=0, atol=4e-16)
+
+
 def test_the_order_of_merging_changes_only_rounding(rng: np.random.Generator) -> None:
     q, k, v = inputs(rng, 9, 600, dtype=np.float64)
     k[:, :, 200:] *= 30  # other maxima

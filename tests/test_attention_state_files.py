@@ -33,6 +33,24 @@ OPTIONS: dict[str, Any] = {
 }
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32"])  # converted, or as it is
+def test_what_is_saved_is_the_state_s_own(dtype: str) -> None:
+    """Options are copied when the state is made: the caller's arrays may change before it is saved."""
+    query = np.ones((2, 4, 3, 8), dtype)
+    own: dict[str, Any] = {
+        "query_offset": np.array([40, 50]),
+        "query_segments": np.ones((2, 3), np.int64),
+        "query_lengths": np.array([3, 2]),
+        "alibi": np.ones(4, np.float32),
+        "sinks": np.ones(4, np.float32),
+    }
+    table = np.ones((4, 16), np.float32)
+    state = attncore.AttentionState(query, relative_bias=attncore.RelativeBias(table), **own)
+    for array in (*own.values(), table):
+        array[...] = 0
+    pickle.loads(pickle.dumps(state)).merge(state)  # refused if an option differs
+
+
 def through_a_file(state: attncore.AttentionState, folder: Path) -> attncore.AttentionState:
     pytest.importorskip("safetensors")
     path = folder / "state.safetensors"
@@ -151,6 +169,19 @@ def test_three_slopes_in_a_tuple(tmp_path: Path) -> None:
     out = attncore.AttentionState.load(tmp_path / "state").result()[0]
     assert_same_bits(out, state.result()[0])
     np.testing.assert_allclose(out, attncore.attention(x, x, x, **options), rtol=0, atol=1e-6)
+
+
+def test_half_slopes_and_sinks_of_a_double_state() -> None:
+    half = np.ones(2, np.float16)
+    table = attncore.RelativeBias(np.ones((2, 32), np.float16))
+    attncore.AttentionState(
+        np.ones((2, 5, 8), np.float16),
+        dtype=np.float64,
+        query_offset=0,
+        sinks=half,
+        alibi=half,
+        relative_bias=table,
+    )
 
 
 def test_slopes_and_sinks_in_query_s_dtype() -> None:

@@ -48,6 +48,18 @@ def by_kv_head(heads: Array, arrays: Any) -> Array:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("poison", POISONS)
+def test_the_slope_of_a_hidden_score(isa: str, dtype: Any, poison: float, rng: Any) -> None:
+    """A softcap's derivative at a hidden key's score may be NaN."""
+    made = inputs(rng, 9, 40, dtype=dtype)
+    d_out, _ = d_outputs(rng, made[0], made[2])
+    options: dict[str, Any] = {"softcap": 3.0, "mask": np.arange(40) != 7}
+    expected = gradients(d_out, made, **options)
+    made[1][:, :, 7] = made[2][:, :, 7] = poison
+    assert_same_gradients(gradients(d_out, made, **options), expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("poison", POISONS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_padding(isa: str, dtype: Any, shape: str, poison: float, rng: Any) -> None:
     """Past the lengths everything may be garbage: operands, out, lse, and their gradients."""

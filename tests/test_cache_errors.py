@@ -175,6 +175,11 @@ MAKE: dict[str, Row] = {
     "dim of a bool": ({"dim": True}, TypeError, r"dim: must be an int, is bool"),
     "negative value_dim": ({"value_dim": -1}, ValueError, r"value_dim: is -1"),
     "an integer dtype": ({"dtype": np.int32}, TypeError, r"dtype: is int32, accepted is float32, "),
+    "another byte order": (
+        {"dtype": np.dtype(">f4")},
+        TypeError,
+        r"dtype: is >f4, accepted is float32",
+    ),
     "a name": ({"dtype": "float8"}, TypeError, r"dtype: is float8, accepted is .*float8_e4m3fn"),
     "no dtype": ({"dtype": None}, TypeError, r"dtype: is .*accepted is float32"),
     "odd int4": ({"dim": 7, "dtype": "int4"}, ValueError, r"dim: is 7, must be even for int4"),

@@ -84,6 +84,34 @@ def test_sharers_of_different_lengths_in_one_call(shorter: int, rng: np.random.G
     assert_consistent(cache)
 
 
+@pytest.mark.parametrize("idle", [0, 1])
+def test_a_sharer_that_gets_nothing_keeps_its_tokens(idle: int, rng: np.random.Generator) -> None:
+    cache = paged()
+    cache.add()
+    prompt = give(cache, rng, e0=7)[0]
+    cache.fork(0)
+    before = cache.block_table(idle).tolist()
+    added = give(cache, rng, e0=idle, e1=1 - idle)[1 - idle]
+    assert_holds(cache, idle, prompt)
+    assert_holds(cache, 1 - idle, np.concatenate([prompt, added], 1))
+    assert cache.block_table(idle).tolist() == before
+    assert_consistent(cache)
+
+
+def test_the_longest_of_all_sharers_keeps_the_page(rng: np.random.Generator) -> None:
+    """A copy for each of the others is all that is needed."""
+    cache = paged(3)
+    cache.add()
+    prompt = give(cache, rng, e0=3)[0]
+    cache.fork(0)
+    cache.truncate(2, entries=cache.fork(0))
+    added = give(cache, rng, e0=1, e1=1, e2=1)
+    assert cache.free_pages == 0
+    for entry, length in ((0, 3), (1, 3), (2, 2)):
+        assert_holds(cache, entry, np.concatenate([prompt[:, :length], added[entry]], 1))
+    assert_consistent(cache)
+
+
 def test_a_call_that_fails_leaves_sharers_alone(rng: np.random.Generator) -> None:
     """The shorter sharer's tokens are written before the last entry's are found bad."""
     cache = paged(dtype="int8")

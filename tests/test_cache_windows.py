@@ -68,6 +68,18 @@ def test_what_a_window_has_given_back(rng: np.random.Generator) -> None:
     assert_consistent(cache)
 
 
+def test_who_gets_nothing_gives_nothing_back(rng: np.random.Generator) -> None:
+    """The queries of its last append may still come."""
+    cache = paged(page_size=1, window=2)
+    cache.add()
+    cache.add()
+    give(cache, rng, e0=6, e1=6)
+    give(cache, rng, e0=0, e1=2)
+    assert (cache.block_table(0) >= 0).all()
+    cache.attend(normal(rng, 2, 4, 6, DIM), query_lengths=[6, 2])
+    assert_consistent(cache)
+
+
 def test_the_cache_s_window_is_the_widest(isa: str, rng: np.random.Generator) -> None:
     for cache in (paged(window=5), attncore.KVCache(1, 2, DIM, capacity=40, window=5)):
         if isinstance(cache, attncore.PagedKVCache):

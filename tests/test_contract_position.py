@@ -66,6 +66,13 @@ def test_window(isa: str, left: int | None, right: int | None, causal: bool, off
     np.testing.assert_array_equal(got, expected)
 
 
+@pytest.mark.parametrize("offset", [None, 5, 2**60, -(2**60)])
+@pytest.mark.parametrize("window", [(2**63 - 2, None), (None, 2**63 - 2), (2**63 - 2, 2**63 - 2)])
+def test_a_window_of_huge_bounds_hides_nothing(isa: str, window: Any, offset: Any) -> None:
+    """Also where a position and a bound are more than an int64 together."""
+    assert seen(4, 5, window=window, query_offset=offset).all()
+
+
 def test_window_of_no_bounds_is_no_window(isa: str, rng: Any) -> None:
     made = inputs(rng, 9, 30)
     plain = attncore.attention(*made)

@@ -33,6 +33,11 @@ def test_softcap(isa: str, dtype: Any, softcap: float, rng: Any) -> None:
         check(*made, softcap=softcap, scale=scale)
 
 
+def test_as_many_biases_as_there_may_be(isa: str, rng: Any) -> None:
+    made = inputs(rng, 9, 40)
+    check(*made, bias=tuple(np.float32(rng.standard_normal((8, 9, 40)))))
+
+
 def test_softcap_bounds_huge_scores(isa: str, rng: Any) -> None:
     q, k, v = inputs(rng, 9, 40)
     for size in (1e4, 1e12, 1e18):

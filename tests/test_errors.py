@@ -122,6 +122,12 @@ ATTENTION: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "window of floats": ({"window": (1.5, 0)}, TypeError, "window.*int.*float"),
     "offset of a float": ({"query_offset": 1.5}, TypeError, "query_offset.*float.*int"),
     "offset of floats": ({"query_offset": zeros(B)}, TypeError, "query_offset.*float32.*int"),
+    "far offset": ({"query_offset": 2**60 + 1}, ValueError, "query_offset.*1152921504606846977"),
+    "offset far before": (
+        {"query_offset": [0, -(2**62)]},
+        ValueError,
+        "query_offset.*-4611686018427387904",
+    ),
     "too many offsets": ({"query_offset": ints(3)}, ValueError, "query_offset.*3.*2"),
     # lengths
     "negative key length": ({"key_lengths": [3, -1]}, ValueError, "key_lengths.*-1.*0.*7"),

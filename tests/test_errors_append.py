@@ -96,6 +96,11 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         ValueError,
         "block_table.*entry 0.*page 1.*entry 1 has tokens",
     ),
+    "where another's last token is": (
+        {"block_table": [[0, 1, 2], [3, 1, 99]], "key_lengths": [6, 7], "lengths": [1, 0]},
+        ValueError,
+        "block_table.*entry 0.*page 1.*entry 1 has tokens",
+    ),
     "where it has tokens itself": (
         {"block_table": [[2, 1, 2], [3, 4, 99]]},
         ValueError,
@@ -266,6 +271,25 @@ def test_bad_input(case: str) -> None:
     assert re.match(r"\w+: ", str(caught.value))
     for array in written:
         assert not array.astype(np.float32).any(), "something was written"
+
+
+@pytest.mark.parametrize("name", ["block_table", "key_lengths", "lengths", "cu_lengths"])
+def test_pages_must_not_overlap_ints(name: str) -> None:
+    call: dict[str, Any] = {**GOOD, **pools(), "lengths": [S, S]}
+    if name == "cu_lengths":
+        call |= {"key": ones(2 * S, HK, D), "value": ones(2 * S, HK, DV), name: [0, S, 2 * S]}
+    own = np.array(call[name], np.int32)
+    inside = call["key_pages"].view(np.int32).reshape(-1)[7 : 7 + own.size].reshape(own.shape)
+    inside[...] = own
+    with pytest.raises(ValueError, match=f"key_pages: overlaps {name}"):
+        attncore.append_paged(**{**call, name: inside})
+    assert (inside == own).all()
+
+
+def test_an_entry_may_write_behind_another_s_tokens() -> None:
+    call = {**GOOD, **pools(), "block_table": [[0, 1, 2], [3, 1, 99]]}
+    attncore.append_paged(**{**call, "key_lengths": [6, 6], "lengths": [1, 0]})
+    assert call["key_pages"].any(axis=(2, 3)).nonzero() == (1, 2)
 
 
 def test_there_are_enough_rows() -> None:

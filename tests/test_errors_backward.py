@@ -150,6 +150,11 @@ BACKWARD: dict[str, tuple[dict[str, Any], Any, str]] = {
         ValueError,
         "d_query.*overlaps d_out",
     ),
+    "into that overlaps d_lse": (
+        {"d_lse": LINE[: LSE.size].reshape(LSE.shape), "into": into(query=LINE.reshape(Q.shape))},
+        ValueError,
+        "d_query.*overlaps d_lse",
+    ),
     "into that overlaps a bias": (
         {"bias": LINE[: S * K].reshape(S, K), "into": into(query=LINE.reshape(Q.shape))},
         ValueError,

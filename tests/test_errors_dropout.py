@@ -112,6 +112,7 @@ MASKS: dict[str, tuple[dict[str, Any], Any, str]] = {
     "negative p": ({"p": -0.5}, ValueError, r"\bp\b.*-0.5"),
     "p of NaN": ({"p": NAN}, ValueError, r"\bp\b.*nan"),
     "p of text": ({"p": "x"}, TypeError, r"\bp\b.*str"),
+    "p of a bool": ({"p": False}, TypeError, r"\bp\b.*bool"),
     "negative seed": ({"seed": -1}, ValueError, "seed.*-1"),
     "seed too large": ({"seed": 2**64}, ValueError, "seed.*18446744073709551616"),
     "seed of a float": ({"seed": 0.5}, TypeError, "seed.*float"),

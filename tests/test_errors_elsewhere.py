@@ -31,6 +31,34 @@ def test_out_must_not_overlap_an_input(name: str) -> None:
     attncore.attention(**{**GOOD, name: given, "out": beside})
 
 
+INT_OPTIONS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
+    "query_segments": ({"key_segments": ints(B, K)}, (B, S)),
+    "key_segments": ({"query_segments": ints(B, S)}, (B, K)),
+    "query_offset": ({}, (B,)),
+    "query_lengths": ({}, (B,)),
+    "key_lengths": ({}, (B,)),
+    "tree_parents": ({}, (B, S)),
+}
+
+
+@pytest.mark.parametrize("name", INT_OPTIONS)
+def test_out_must_not_overlap_ints(name: str) -> None:
+    others, shape = INT_OPTIONS[name]
+    memory = np.zeros((B, H, S, DV), np.float32)
+    given = memory.view(np.int32).reshape(-1)[3 : 3 + int(np.prod(shape))].reshape(shape)
+    given[...] = -1 if name == "tree_parents" else 1
+    with pytest.raises(ValueError, match=f"out: overlaps {name}"):
+        untyped.attention(**GOOD, **others, **{name: given}, out=memory)
+    untyped.attention(**GOOD, **others, **{name: given.copy()}, out=memory)
+
+
+def test_out_must_not_overlap_a_table() -> None:
+    memory = np.zeros((B, H, S, DV), np.float32)
+    table = memory.reshape(-1)[7 : 7 + 32 * H].reshape(H, 32)
+    with pytest.raises(ValueError, match="out: overlaps relative_bias"):
+        attncore.attention(**GOOD, relative_bias=attncore.RelativeBias(table), out=memory)
+
+
 def test_out_must_be_writable_and_apart_from_itself() -> None:
     out = zeros(B, H, S, DV)
     out.flags.writeable = False
@@ -111,6 +139,11 @@ CALLS: dict[str, tuple[Any, type[Exception], str]] = {
         r"lses: shape is \(3, 4\), must be \(4, 3\)",
     ),
     "merge of ints": (lambda: untyped.merge([ints(3, 2)], [zeros(3)]), TypeError, "outs.*int64"),
+    "merge of masked arrays": (
+        lambda: untyped.merge([np.ma.masked_array(zeros(3, 2))], [zeros(3)]),
+        TypeError,
+        "outs.*MaskedArray",
+    ),
     "merge of dtypes": (
         lambda: untyped.merge([zeros(3, 2), zeros(3, 2, dtype=float)], [zeros(3)] * 2),
         TypeError,

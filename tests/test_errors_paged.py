@@ -234,6 +234,24 @@ def test_bad_input(case: str) -> None:
     refuse(*BAD[case])
 
 
+@pytest.mark.parametrize("name", ["key_scale", "value_scale", "block_table", "key_lengths"])
+def test_out_must_not_overlap_what_pages_come_with(name: str) -> None:
+    memory = zeros(B, H, S, DV)
+    given = {
+        **GOOD,
+        "key_pages": KEY_PAGES.astype(np.int8),
+        "value_pages": VALUE_PAGES.astype(np.int8),
+        "key_scale": zeros(PAGES, SIZE, HK),
+        "value_scale": zeros(PAGES, SIZE, HK),
+    }
+    own = np.asarray(given[name], None if name.endswith("scale") else np.int32)
+    inside = memory.view(own.dtype).reshape(-1)[5 : 5 + own.size].reshape(own.shape)
+    inside[...] = own
+    with pytest.raises(ValueError, match=f"out: overlaps {name}"):
+        attncore.attention_paged(**{**given, name: inside, "out": memory})
+    assert (inside == own).all()
+
+
 OPTIONS = {"query", "key", "value", "key_lengths", "mask", "bias", "out", "key_segments"}
 
 

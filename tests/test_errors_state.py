@@ -185,6 +185,36 @@ def test_merging_states_of_something_else(name: str) -> None:
             state.merge(other)
 
 
+TABLE = zeros(H, 32)
+NEARLY: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "left": ("window", {"window": (3, 2)}, {"window": (4, 2)}),
+    "right": ("window", {"window": (3, 2)}, {"window": (3, 1)}),
+    "bidirectional": (
+        "relative_bias",
+        {"relative_bias": attncore.RelativeBias(TABLE, True)},
+        {"relative_bias": attncore.RelativeBias(TABLE, False)},
+    ),
+    "max_distance": (
+        "relative_bias",
+        {"relative_bias": attncore.RelativeBias(TABLE, True, 128)},
+        {"relative_bias": attncore.RelativeBias(TABLE, True, 129)},
+    ),
+    "table": (
+        "relative_bias",
+        {"relative_bias": attncore.RelativeBias(TABLE)},
+        {"relative_bias": attncore.RelativeBias(TABLE + 1)},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NEARLY)
+def test_merging_states_of_nearly_the_same(case: str) -> None:
+    name, *options = NEARLY[case]
+    state, other = (State(QUERY, query_offset=3, **given) for given in options)
+    with pytest.raises(ValueError, match=f"other: has another {name}, must be a state of"):
+        state.merge(other)
+
+
 def test_merging_what_is_no_other_state() -> None:
     state = State(QUERY)
     with pytest.raises(ValueError, match="other: is the state itself"):

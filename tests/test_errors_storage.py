@@ -76,6 +76,14 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         ValueError,
         "value_pages.*stride of 2.*int4.*without gaps",
     ),
+    "int4 of two bytes with a gap": (
+        {
+            "query": zeros(B, H, S, 4),
+            "key_pages": zeros(PAGES, SIZE, HK, 4, dtype=np.uint8)[..., ::2],
+        },
+        ValueError,
+        "key_pages.*stride of 2.*int4.*without gaps",
+    ),
     # scales
     "scales of another shape": (
         {"key_scale": SCALE[:, :3]},

@@ -231,6 +231,35 @@ def test_gradients_of_options(name: str, isa: str, rng: np.random.Generator) -> 
     differences(layer, inputs, [one], [layer.option_gradients.bias], d_y, rng, bias=one)
 
 
+def test_the_average_of_many_weights(rng: np.random.Generator) -> None:
+    """So many that their mean is taken a block of rows at a time; what is appended is among them."""
+    layer = attncore.MultiHeadAttention(8, 4, add_bias_kv=True, seed=0)
+    x = rng.standard_normal((2, 500, 8)).astype(np.float32)  # four million weights
+    (_, mean), (_, heads) = (layer(x, causal=True, need_weights=n) for n in ("average", "heads"))
+    np.testing.assert_allclose(mean, heads.mean(axis=1), rtol=0, atol=1e-7)
+
+
+def test_gradients_of_gains_sum_over_many_tokens(rng: np.random.Generator) -> None:
+    """Also where several tasks add to them."""
+    layer = attncore.MultiHeadAttention(8, 4, qk_norm=True, dtype=np.float64, seed=0)
+    x, d_y = rng.standard_normal((2, 10, 64, 8))
+    layer(x)
+    layer.backward(d_y)
+    together = {name: gradient.copy() for name, gradient in layer.gradients.items()}
+    for entry in range(10):
+        layer(x[entry])
+        layer.backward(d_y[entry], accumulate=entry > 0)
+    for name, gradient in layer.gradients.items():
+        np.testing.assert_allclose(gradient, together[name], rtol=1e-11, atol=1e-11, err_msg=name)
+
+
+def test_what_is_appended_is_dropped_by_itself(rng: np.random.Generator) -> None:
+    """Neither with the first key nor instead of it: one head, one key and an appended one."""
+    layer = attncore.MultiHeadAttention(4, 1, add_bias_kv=True, seed=0)
+    x = rng.standard_normal((1, 4)).astype(np.float32)
+    assert len({layer(x, dropout_p=0.5, seed=seed).tobytes() for seed in range(60)}) == 2**2
+
+
 def test_dropout_of_what_is_appended(rng: np.random.Generator) -> None:
     """Weights of the keys and of what is appended are dropped: the mean over seeds has them all."""
     layer, (x,) = make("appended"), inputs_of("appended", rng, 1)

@@ -44,6 +44,7 @@ STATES: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     ),
     "ints": ({"in_proj_bias": zeros(48, dtype=int)}, TypeError, "in_proj_bias.*int64.*float"),
     "text": ({"in_proj_bias": "x"}, TypeError, "in_proj_bias.*float"),
+    "masked": ({"in_proj_bias": np.ma.masked_array(zeros(48))}, TypeError, "in_proj_bias.*masked"),
 }
 
 
@@ -180,9 +181,10 @@ def test_files_keep_their_mode_and_may_have_long_names(tmp_path: Path) -> None:
     pytest.importorskip("safetensors")
     path, layer = tmp_path / ("x" * 255), full()
     layer.save(path)
-    path.chmod(0o600)
-    layer.save(path)
-    assert path.stat().st_mode & 0o777 == 0o600
+    for mode in (0o600, 0o640, 0o444):
+        path.chmod(mode)
+        layer.save(path)
+        assert path.stat().st_mode & 0o777 == mode
 
 
 def test_files_without_safetensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,6 +201,7 @@ def test_copies(how: str, rng: np.random.Generator) -> None:
     other = copy.deepcopy(layer) if how == "deepcopy" else pickle.loads(pickle.dumps(layer))
     assert repr(other) == repr(layer)
     assert other.training is False
+    assert other.option_gradients == attncore.Gradients()
     arrays = [rng.standard_normal((5, 2, w), dtype=np.float32).astype(dtype) for w in (16, 6, 9)]
     assert_same_bits(other(*arrays), layer(*arrays))
     layer.parameters()["bias_k"][...] = 0

@@ -264,3 +264,14 @@ def test_bad_parents(name: str) -> None:
         attncore.attention_backward(
             out, Q, KEY, VALUE, out, np.zeros((2, 2, 5), np.float32), **options
         )
+
+
+@pytest.mark.parametrize("queries", [2, 5, 40])
+@pytest.mark.parametrize("before", [7, 63, 127, 255, 511])
+def test_a_tile_ends_with_the_first_new_token(
+    isa: str, before: int, queries: int, rng: np.random.Generator
+) -> None:
+    made = inputs(rng, queries, before + queries)
+    mask = np.concatenate([np.ones((queries, before), bool), np.eye(queries, dtype=bool)], 1)
+    found = attncore.attention(*made, tree_parents=np.full(queries, -1))
+    np.testing.assert_allclose(found, attncore.attention(*made, mask=mask), rtol=0, atol=1e-6)

@@ -61,6 +61,9 @@ def test_weights_of_fewer_axes(isa: str, rng: Any) -> None:
     assert_same_bits(attncore.attention_weights(q[0, 0], k[0, 0], rows=[1, 4]), whole[0, 0])
     swapped = [a.transpose(0, 2, 1, 3) for a in (q, k)]
     assert_same_bits(attncore.attention_weights(*swapped, rows=[1, 4], layout="bshd"), whole)
+    tokens = [a[0].swapaxes(0, 1) for a in (q, k)]
+    last = attncore.attention_weights(*tokens, rows=[-4, -1], layout="bshd")
+    assert_same_bits(last, whole[0])
     indices, top = attncore.attention_weights(q[0, 0], k[0, 0], top_k=2)
     assert indices.shape == top.shape == (5, 2)
 

@@ -66,6 +66,9 @@ void calls_at_once() {
           CHECK(throws<InUse>([&] { append(cache, none.tensor, {0}); }, "cache: another thread is "));
           CHECK(throws<InUse>([&] { cache.truncate(ints({0})); }, "cache: another thread is "));
           CHECK(throws<InUse>([&] { (void)cache.lengths(); }, "cache: another thread is ") == writing);
+          CHECK(throws<InUse>([&] { (void)cache.length(0); }, "cache: another thread is ") == writing);
+          CHECK(throws<InUse>([&] { (void)cache.memory(); }, "cache: another thread is ") == writing);
+          CHECK(throws<InUse>([&] { (void)cache.state(); }, "cache: another thread is ") == writing);
           CHECK(throws<InUse>([&] { Query(1).of(cache); }, "cache: another thread is ") == writing);
           return false;
         }};
@@ -86,6 +89,42 @@ void calls_at_once() {
   CHECK(throws<CacheFull>([&] { append(cache, tokens.tensor, {0}, {1}); }, "has 4000 of 4000 tokens"));
 }
 
+/// Every call of a paged cache, from inside an append.
+void paged_calls_at_once() {
+  Random random;
+  PagedKVCache cache(30, 4, settings());
+  const Index entry = cache.add();
+  const Tokens tokens(1, 20, random);
+  append(cache, tokens.tensor, {entry});
+  const CacheState before = cache.state();
+  const std::vector<std::function<void()>> calls{[&] { (void)cache.add(); },
+                                                 [&] { (void)cache.fork(entry); },
+                                                 [&] { cache.free(entry); },
+                                                 [&] { cache.truncate(ints({3}), ints({entry})); },
+                                                 [&] { append(cache, tokens.tensor, {entry}); },
+                                                 [&] { cache.restore(before); },
+                                                 [&] { (void)cache.state(); },
+                                                 [&] { (void)cache.memory(); },
+                                                 [&] { (void)cache.free_pages(); },
+                                                 [&] { (void)cache.entries(); },
+                                                 [&] { (void)cache.lengths(); },
+                                                 [&] { (void)cache.length(entry); },
+                                                 [&] { (void)cache.block_table(entry); },
+                                                 [&] { (void)cache.reference_counts(); },
+                                                 [&] { (void)cache.kept_from(entry); },
+                                                 [&] { (void)gathered(cache, entry); },
+                                                 [&] { Query(1).of(cache); }};
+  int refused = 0;
+  const auto look = [&] {
+    if (refused > 0) return false;
+    for (const auto& call : calls) refused += int(throws<InUse>(call, "cache: another thread is changing"));
+    return false;
+  };
+  append(cache, tokens.tensor, {entry}, {}, {.num_threads = 1, .cancelled = look});
+  CHECK(refused == static_cast<int>(calls.size()));
+  CHECK(cache.entries() == std::vector<Index>{entry} && cache.length(entry) == 40);
+}
+
 /// Reserved is not used: address space far beyond this machine's memory.
 void address_space() {
   Random random;
@@ -103,6 +142,7 @@ void address_space() {
 int main() {
   states();
   calls_at_once();
+  paged_calls_at_once();
   address_space();
   return finish();
 }

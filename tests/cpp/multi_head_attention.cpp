@@ -198,6 +198,35 @@ void weights() {
   CHECK(std::fabs(sum / 4 - mean[0]) < 1e-15);
 }
 
+/// A backward pass that adds to the gradients, cancelled anywhere: it has added nothing.
+void cancelled() {
+  Full full;
+  const Tensor d_y = tokens(full.d_y, Full::kBatch, Full::kQueries);
+  full.layer.forward(full.inputs, tokens(full.y, Full::kBatch, Full::kQueries), &full.activations);
+  const auto all = [&] {
+    Numbers numbers;
+    for (const auto& p : full.layer.parameters()) {
+      numbers.insert(numbers.end(), data(p.gradient), data(p.gradient) + items(p.gradient));
+    }
+    return numbers;
+  };
+  int polls = 0;
+  full.layer.backward(full.activations, {.d_y = d_y}, true,
+                      {.num_threads = 1, .cancelled = [&] { return ++polls < 0; }});
+  const Numbers before = all();
+  CHECK(polls > 1);
+  for (int place = 0; place < polls; ++place) {
+    int left = place;
+    try {
+      full.layer.backward(full.activations, {.d_y = d_y}, true,
+                          {.num_threads = 1, .cancelled = [&] { return left-- == 0; }});
+      CHECK(false);
+    } catch (const Cancelled&) {
+    }
+    CHECK(all() == before);
+  }
+}
+
 template <class Run>
 std::string refusal(Run run) {
   try {
@@ -254,6 +283,7 @@ int main() {
     gradients();
     weights();
   }
+  cancelled();
   refused();
   return finish();
 }

@@ -179,6 +179,7 @@ void tensors_that_are_none() {
   CHECK(says("mask: is not given, but", [&] { state.update({.key = x, .value = x, .mask = lost}); }));
   CHECK(says("query: is not given", with([](Problem& p) { p.query = {}; })));
   CHECK(says("out: is not given", with([](Problem& p) { p.out = {}; })));
+  CHECK(says("lse: overlaps out", with([](Problem& p) { p.lse = p.out; })));
   CHECK(says("query: shape is", with([](Problem& p) { p.query.shape[2] = kUnbounded; })));
   CHECK(says("num_threads: is -5, must be at least 0", [&] { forward(good, {.num_threads = -5}); }));
   std::byte coins[4];

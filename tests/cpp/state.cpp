@@ -204,6 +204,33 @@ void wrong() {
   CHECK(refused<Invalid>([&] { AttentionState made(c.query, {.value_dim = -1}); }, "value_dim: is -1"));
 }
 
+/// A piece of several stretches, cancelled anywhere: nothing of it has been taken into account.
+void cancelled() {
+  Case c;
+  c.settings = {.dtype = DType::f64, .value_dim = kValueDim};  // float32 is converted: 4 MiB at a time
+  AttentionState state(c.query, c.settings);
+  Piece piece = c.piece(0, 50);
+  piece.key_scale = {};
+  state.update(piece);
+  const auto before = result<double>(state);
+  for (Tensor* const t : {&piece.key, &piece.value}) {  // the same token 40000 times
+    t->shape[2] = 40000;
+    t->stride[2] = 0;
+  }
+  constexpr int kPlaces = 9;
+  int polls = 0;
+  AttentionState counted(c.query, c.settings);
+  counted.update(piece, {.num_threads = 1, .cancelled = [&] { return ++polls < 0; }});
+  for (int place = 0; place < kPlaces; ++place) {
+    int left = polls * place / kPlaces;
+    CHECK(refused<Cancelled>(
+        [&] { state.update(piece, {.num_threads = 1, .cancelled = [&] { return left-- == 0; }}); },
+        "the call"));
+    CHECK(result<double>(state) == before);
+  }
+  CHECK(polls > kPlaces);
+}
+
 /// A call from within a call (as from another thread) is refused; calls that read go together.
 void one_at_a_time() {
   Case c;
@@ -258,6 +285,7 @@ int main() try {
     files();
   }
   wrong();
+  cancelled();
   one_at_a_time();
   return finish();
 } catch (const std::exception& error) {
