@@ -103,6 +103,25 @@ inline Axes axes_of(bool bshd, py::ssize_t rank) {
   return bshd ? Axes{0, 2, 1, 3} : Axes{0, 1, 2, 3};
 }
 
+/// The error of an operand's shape, by the axes of its array.
+[[noreturn]] inline void reject_shape(const ShapeError& error, bool bshd, py::ssize_t rank) {
+  const Axes axes = axes_of(bshd, rank);
+  std::array<std::string, 4> is, must_be, names;
+  for (std::size_t axis = 0; axis < 4; ++axis) {
+    if (axes[axis] < 0) continue;
+    const auto place = static_cast<std::size_t>(axes[axis]);
+    is[place] = std::to_string(error.shape[axis]);
+    must_be[place] = std::to_string(error.required[axis]);
+    names[place] = std::array{"batch", "head", "token", "dim"}[axis];
+  }
+  const auto tuple = [rank](const std::array<std::string, 4>& items) {
+    std::string text = "(" + items[0];
+    for (std::size_t i = 1; i < static_cast<std::size_t>(rank); ++i) text += ", " + items[i];
+    return text + ")";
+  };
+  reject_value(error.argument, "shape is " + tuple(is) + ", must be " + tuple(must_be) + " " + tuple(names));
+}
+
 /// An ndarray.  A masked array's mask would be ignored without a word: it is refused.
 inline py::array require_array(const char* argument, py::handle object) {
   if (!py::isinstance<py::array>(object)) {

@@ -199,7 +199,7 @@ py::array rope_call(py::handle x_object, const py::object& positions, const py::
   const Tensor xs = tensor("x", x, axes_of(bshd, x.ndim()), kFloats);
   const Tensor ys = tensor("out", y, axes_of(bshd, y.ndim()), kFloats);
   Options options{.num_threads = thread_count(threads)};
-  run_without_gil(options, [&] { rope(xs, rope_options, ys, back, options); });
+  run_without_gil(options, bshd, x.ndim(), [&] { rope(xs, rope_options, ys, back, options); });
   return y;
 }
 

@@ -7,6 +7,12 @@
 
 namespace attncore::python {
 
+/// A call of the library on the arguments.
+template <class Run>
+void run_call(Arguments& arguments, Run run) {
+  run_without_gil(arguments.options, arguments.bshd(), arguments.rank(), run);
+}
+
 /// out, or (out, lse), which `run` writes.
 template <class Run>
 py::object results(Arguments& arguments, const py::object& out_or_none, const py::object& return_lse,
@@ -16,12 +22,12 @@ py::object results(Arguments& arguments, const py::object& out_or_none, const py
   py::array out = out_or_none.is_none() ? arguments.allocate_out() : require_array("out", out_or_none);
   problem.out = arguments.out_tensor(out);
   if (!with_lse) {
-    run_without_gil(arguments.options, run);
+    run_call(arguments, run);
     return out;
   }
   py::array lse = arguments.allocate_rows();
   problem.lse = arguments.rows_tensor("lse", lse);
-  run_without_gil(arguments.options, run);
+  run_call(arguments, run);
   return py::make_tuple(out, lse);
 }
 
@@ -58,7 +64,7 @@ inline py::object call_weights(Arguments& arguments, const std::array<Index, 3>&
     indices = py::array(py::dtype::of<std::int64_t>(), shape);
     w.indices = tensor("indices", indices, axes, kInts);
   }
-  run_without_gil(arguments.options, [&] { attention_weights(arguments.problem, w, arguments.options); });
+  run_call(arguments, [&] { attention_weights(arguments.problem, w, arguments.options); });
   if (top_k) return py::make_tuple(indices, probabilities);
   return probabilities;
 }
@@ -68,7 +74,7 @@ inline py::dict call_explain(Arguments& arguments) {
   const py::array out = arguments.allocate_out();
   arguments.problem.out = arguments.out_tensor(out);
   Explanation e;
-  run_without_gil(arguments.options, [&] { e = explain(arguments.problem, arguments.options); });
+  run_call(arguments, [&] { e = explain(arguments.problem, arguments.options); });
   using py::operator""_a;
   return py::dict("text"_a = e.text, "isa"_a = e.isa, "kernel"_a = e.kernel, "threads"_a = e.threads,
                   "query_tile"_a = e.query_tile, "key_tile"_a = e.key_tile, "tasks"_a = e.tasks,
@@ -109,7 +115,7 @@ inline void call_backward(Arguments& arguments, const py::object& out, const py:
   tokens("d_key", 1, g.d_key);
   tokens("d_value", 2, g.d_value);
   read_option_gradients(g, results[3], results[4], results[5], results[6]);
-  run_without_gil(arguments.options, [&] { backward(problem, g, arguments.options); });
+  run_call(arguments, [&] { backward(problem, g, arguments.options); });
 }
 
 }  // namespace attncore::python

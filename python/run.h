@@ -9,6 +9,8 @@
 #include <chrono>
 #include <ctime>
 
+#include "arrays.h"
+
 namespace attncore::python {
 
 namespace py = pybind11;
@@ -52,6 +54,16 @@ void run_without_gil(Options& options, Run run) {
   }
   const py::gil_scoped_release no_gil;
   run();
+}
+
+/// The same; the error of an operand's shape is in the axes of arrays.
+template <class Run>
+void run_without_gil(Options& options, bool bshd, py::ssize_t rank, Run run) {
+  try {
+    run_without_gil(options, run);
+  } catch (const ShapeError& error) {
+    reject_shape(error, bshd, rank);
+  }
 }
 
 }  // namespace attncore::python

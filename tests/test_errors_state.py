@@ -58,7 +58,11 @@ MAKING: dict[str, tuple[dict[str, Any], Any, str]] = {
     "softcap 0": ({"softcap": 0.0}, ValueError, "softcap: is 0, must be"),
     "scale of text": ({"scale": "large"}, TypeError, "scale.*number.*str"),
     "scale that is not finite": ({"scale": np.inf}, ValueError, "scale: is inf, must be finite"),
-    "sinks of another width": ({"sinks": [1.0]}, ValueError, r"sinks: shape is \(1,\), must be \(4,\) \(head\)"),
+    "sinks of another width": (
+        {"sinks": [1.0]},
+        ValueError,
+        r"sinks: shape is \(1,\), must be \(4,\) \(head\)",
+    ),
     "window of one": ({"window": (3,)}, ValueError, "window.*pair.*1"),
     "negative window": ({"window": (-3, 0), "query_offset": 0}, ValueError, "window.*-3"),
     "segments of another length": (

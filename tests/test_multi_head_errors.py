@@ -121,7 +121,12 @@ CALLS: dict[str, tuple[dict[str, Any], dict[str, Any], type[Exception], str]] = 
     ),
     "positions without rotary": (PLAIN, {"positions": [0]}, ValueError, "positions.*rotary"),
     "positions of floats": (ROTARY, {"positions": zeros(5)}, TypeError, "positions.*float32.*int"),
-    "too few positions": (ROTARY, {"positions": [0, 1]}, ValueError, r"positions.*\(1, 2\).*\(1, 5\)"),
+    "too few positions": (
+        ROTARY,
+        {"positions": [0, 1]},
+        ValueError,
+        r"positions.*\(1, 2\).*\(1, 5\)",
+    ),
     "key positions alone": (
         ROTARY,
         {"key_positions": [0] * 5},

@@ -56,7 +56,10 @@ namespace {
   const auto tuple = [](const std::vector<std::string>& items) {
     return "(" + joined(items, ", ") + (items.size() == 1 ? ",)" : ")");
   };
-  reject(argument, "shape is " + tuple(extents) + must + tuple(wanted) + " (" + joined(names, ", ") + ")");
+  const std::string what =
+      "shape is " + tuple(extents) + must + tuple(wanted) + " (" + joined(names, ", ") + ")";
+  if (axes == kTokenAxes) throw ShapeError(std::string(argument) + ": " + what, argument, is, shape);
+  reject(argument, what);
 }
 
 }  // namespace

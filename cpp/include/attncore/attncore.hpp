@@ -198,6 +198,15 @@ struct DTypeError : std::invalid_argument {
   using std::invalid_argument::invalid_argument;
 };
 
+/// A std::invalid_argument for the shape of an operand, (batch, head, token, dim), that does not fit the others.
+struct ShapeError : std::invalid_argument {
+  ShapeError(const std::string& what, const char* of, const std::array<Index, 4>& is,
+             const std::array<Index, 4>& must_be)
+      : std::invalid_argument(what), argument(of), shape(is), required(must_be) {}
+  const char* argument;  ///< its name, which lives as long as the library
+  std::array<Index, 4> shape, required;
+};
+
 /// What a device or a build cannot do.
 struct NotImplemented : std::logic_error {
   using std::logic_error::logic_error;
