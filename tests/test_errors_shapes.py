@@ -10,7 +10,6 @@ import pytest
 import attncore
 from reference import Array
 
-
 # By layout and rank: what out is and must be, as the caller's arrays are.
 SHAPES = {
     "bhsd": ("bhsd", 4, r"\(2, 4, 5, 8\), must be \(2, 4, 6, 8\) \(batch, head, token, dim\)"),

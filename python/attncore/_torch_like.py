@@ -28,7 +28,8 @@ def scaled_dot_product_attention(
     enable_gqa, and there may be any number of leading axes.
 
     Args:
-        query: (..., heads, queries, dim), float32, float64, float16 or bfloat16 (of ml_dtypes).
+        query: (..., heads, queries, dim), float32, float64, float16 or bfloat16 (of ml_dtypes);
+            the leading axes of query, key and value broadcast.
         key: (..., kv_heads, keys, dim), of a dtype as `attention` takes it.
         value: (..., kv_heads, keys, value_dim), likewise.
         attn_mask: bool (True lets attend), or floats that are added to the scores; broadcasts to
@@ -72,12 +73,10 @@ def scaled_dot_product_attention(
         raise ValueError(
             f"key: has {key.shape[-3]} heads, query {query.shape[-3]}; that needs enable_gqa=True"
         )
-    rank = query.ndim
+    query, key, value = _same_lead(query, key, value)
+    rank, lead = query.ndim, query.shape[:-3]
     mask, bias = _mask_and_bias(attn_mask, query, key)
     if rank > 4:
-        lead = query.shape[:-3]
-        if key.shape[:-3] != lead or value.shape[:-3] != lead:
-            raise ValueError(f"key: shape is {key.shape}, its leading axes must be query's, {lead}")
         query, key, value = (x.reshape(math.prod(lead), *x.shape[-3:]) for x in (query, key, value))
         mask, bias = (_flatten_lead(x, lead) for x in (mask, bias))
     out = attention(
@@ -92,6 +91,23 @@ def scaled_dot_product_attention(
         precision=precision,
     )
     return out if rank <= 4 else out.reshape(*lead, *out.shape[-3:])
+
+
+def _same_lead(query: Array, *others: Array) -> list[Array]:
+    """Axes before the heads, broadcast; fewer axes than query's are left to `attention`."""
+    arrays = [query, *others]
+    if any(x.ndim != query.ndim for x in arrays) or query.ndim < 4:
+        return arrays
+    leads = [x.shape[:-3] for x in arrays]
+    if leads.count(leads[0]) == len(leads):
+        return arrays
+    try:
+        lead = np.broadcast_shapes(*leads)
+    except ValueError:
+        raise ValueError(
+            f"query, key, value: their leading axes {', '.join(map(str, leads))} do not broadcast"
+        ) from None
+    return [np.broadcast_to(x, (*lead, *x.shape[-3:])) for x in arrays]
 
 
 def _mask_and_bias(
