@@ -29,7 +29,7 @@ void states() {
   PagedKVCache three(30, 4, settings());
   for (int i = 0; i < 3; ++i) three.add();
   append(three, tokens.tensor, {0, 1, 2}, {1, 2, 3});
-  CHECK(throws<std::invalid_argument>([&] { same.restore(three.state()); }, "state: is a paged cache's"));
+  CHECK(refused([&] { same.restore(three.state()); }, "state: is a paged cache's"));
   for (int round = 0; round < 3000; ++round) {
     CacheState state = paged.state();
     for (std::int64_t changes = 1 + random.below(2); changes > 0; --changes) {
@@ -63,10 +63,10 @@ void calls_at_once() {
     return Options{
         .num_threads = 1, .cancelled = [&cache, &none, &inside, writing] {
           if (inside++ > 0) return false;
-          CHECK(throws<InUse>([&] { append(cache, none.tensor, {0}); }, "cache: another thread is "));
-          CHECK(throws<InUse>([&] { cache.truncate(ints({0})); }, "cache: another thread is "));
-          CHECK(throws<InUse>([&] { (void)cache.lengths(); }, "cache: another thread is ") == writing);
-          CHECK(throws<InUse>([&] { Query(1).of(cache); }, "cache: another thread is ") == writing);
+          CHECK(refused<InUse>([&] { append(cache, none.tensor, {0}); }, "cache: another thread is "));
+          CHECK(refused<InUse>([&] { cache.truncate(ints({0})); }, "cache: another thread is "));
+          CHECK(refused<InUse>([&] { (void)cache.lengths(); }, "cache: another thread is ") == writing);
+          CHECK(refused<InUse>([&] { Query(1).of(cache); }, "cache: another thread is ") == writing);
           return false;
         }};
   };
@@ -83,7 +83,8 @@ void calls_at_once() {
   for (std::thread& thread : threads) thread.join();
   append(cache, tokens.tensor, {0}, {1000});
   CHECK(cache.length(0) == 4000);
-  CHECK(throws<CacheFull>([&] { append(cache, tokens.tensor, {0}, {1}); }, "has 4000 of 4000 tokens"));
+  CHECK(refused<CacheFull>([&] { append(cache, tokens.tensor, {0}, {1}); },
+                           "append: entry 0 has 4000 of 4000 tokens"));
 }
 
 /// Reserved is not used: address space far beyond this machine's memory.
@@ -95,7 +96,7 @@ void address_space() {
   CHECK(cache.memory().reserved == 2 * 4 * kHeads * kDim * 4 * (Index{1} << 27));
   CHECK(cache.memory().used == 2 * 4 * kHeads * kDim * 4 * 5);
   CHECK(gathered(cache, 3)[4] == tokens.row(3, 4));
-  CHECK(throws<CacheFull>([] { KVCache(4, Index{1} << 44, settings()); }, "capacity: "));
+  CHECK(refused<CacheFull>([] { KVCache(4, Index{1} << 44, settings()); }, "capacity: "));
 }
 
 }  // namespace

@@ -186,10 +186,6 @@ struct Case {
   }
 };
 
-bool same_bits(const Floats& a, const Floats& b) {
-  return std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
-}
-
 /// `A`: how A's parts are multiplied; what that leaves out.
 template <class A, int n, DType kStorage>
 void products(double left_out) {
