@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 import attncore
-from cache_kit import KINDS, make_cache, normal
-from kit import assert_same_bits
+from cache_kit import KINDS, make_cache
+from kit import assert_same_bits, normal
 from reference import Array
 from threads_kit import at_once
 

@@ -8,15 +8,10 @@ import numpy as np
 import pytest
 
 import attncore
-from kit import assert_same_bits
-from reference import Array
+from kit import assert_same_bits, zeros
 
 B, H, HK, S, K, D, DV = 2, 4, 2, 5, 7, 8, 6
 State: Any = attncore.AttentionState  # what the type checker would not let through
-
-
-def zeros(*shape: int, dtype: Any = np.float32) -> Array:
-    return np.zeros(shape, dtype)
 
 
 QUERY = zeros(B, H, S, D)
@@ -58,7 +53,11 @@ MAKING: dict[str, tuple[dict[str, Any], Any, str]] = {
     "softcap 0": ({"softcap": 0.0}, ValueError, "softcap: is 0, must be"),
     "scale of text": ({"scale": "large"}, TypeError, "scale.*number.*str"),
     "scale that is not finite": ({"scale": np.inf}, ValueError, "scale: is inf, must be finite"),
-    "sinks of another width": ({"sinks": [1.0]}, ValueError, r"sinks: shape is \(1,\), must be \(4,\) \(head\)"),
+    "sinks of another width": (
+        {"sinks": [1.0]},
+        ValueError,
+        r"sinks: shape is \(1,\), must be \(4,\) \(head\)",
+    ),
     "window of one": ({"window": (3,)}, ValueError, "window.*pair.*1"),
     "negative window": ({"window": (-3, 0), "query_offset": 0}, ValueError, "window.*-3"),
     "segments of another length": (

@@ -8,12 +8,7 @@ import numpy as np
 import pytest
 
 import attncore
-from reference import Array
-
-
-def zeros(*shape: int, dtype: Any = np.float32) -> Array:
-    return np.zeros(shape, dtype)
-
+from kit import zeros
 
 # name: (arguments beside embed_dim=16, num_heads=4), exception, message
 SETTINGS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
@@ -121,7 +116,12 @@ CALLS: dict[str, tuple[dict[str, Any], dict[str, Any], type[Exception], str]] = 
     ),
     "positions without rotary": (PLAIN, {"positions": [0]}, ValueError, "positions.*rotary"),
     "positions of floats": (ROTARY, {"positions": zeros(5)}, TypeError, "positions.*float32.*int"),
-    "too few positions": (ROTARY, {"positions": [0, 1]}, ValueError, r"positions.*\(1, 2\).*\(1, 5\)"),
+    "too few positions": (
+        ROTARY,
+        {"positions": [0, 1]},
+        ValueError,
+        r"positions.*\(1, 2\).*\(1, 5\)",
+    ),
     "key positions alone": (
         ROTARY,
         {"key_positions": [0] * 5},
