@@ -2,9 +2,6 @@
 #pragma once
 
 #include <attncore/cache.hpp>
-#include <cstring>
-#include <functional>
-#include <string>
 #include <vector>
 
 #include "check.h"

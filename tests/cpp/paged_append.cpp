@@ -3,7 +3,6 @@
 #include <attncore/cache.hpp>
 #include <map>
 #include <set>
-#include <string>
 
 #include "check.h"
 #include "kit.h"
