@@ -163,8 +163,7 @@ def run(job: Job) -> list[Record]:
     times = time_in_rounds(line, job.rounds, job.budget)
     rows = []
     for isa in job.isas:  # neighbours disturb the probe too: the better of two
-        after = fma_peak(isa, dtype, job.threads)
-        peak = max(before[isa] or 0.0, after or 0.0) or None
+        peak = max(before[isa], fma_peak(isa, dtype, job.threads))
         for precision in job.precisions:
             row = record(job, isa, precision, times, absent, peak)
             if not job.case.training:
@@ -188,7 +187,7 @@ def record(
     precision: Precision,
     times: dict[str, list[float]],
     absent: dict[str, str],
-    peak: float | None,
+    peak: float,
 ) -> Record:
     """One line's numbers.  A ratio is the median over rounds of a peer's time by ours."""
     mine = times[our_name(isa, precision)]
@@ -216,7 +215,7 @@ def record(
         "gflops": rate,
         "gbytes": job.case.bytes(dtype_named(job.dtype).itemsize) / summary.median / 1e9,
         "peak_gflops": peak,
-        "peak_share": rate / peak if peak else None,
+        "peak_share": rate / peak,
         "peers": theirs,
         "absent": absent,
     }
@@ -230,7 +229,7 @@ HEADER = (
 
 def show(row: Record) -> str:
     """A record as one line."""
-    share = "n/a" if row["peak_share"] is None else f"{100 * row['peak_share']:.0f}%"
+    share = f"{100 * row['peak_share']:.0f}%"
     text = (
         f"{row['case']:<23} {row['isa']:<9} {row['dtype']:<9} {row['precision']:<9}"
         f" {row['threads']:>3}"

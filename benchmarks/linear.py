@@ -10,7 +10,6 @@ turns in rounds; "torch 1.10x" says that torch needs 1.10 times our time.
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from typing import Any
 
@@ -29,6 +28,7 @@ from attncore._cli.measure import (
 )
 from attncore._cli.packages import load, present, say
 from cases import LINEAR_CASES
+from training import as_array, torch_tensor
 
 
 def verified(contender: Contender, x: Array, weight: Array) -> None:
@@ -46,14 +46,9 @@ def torch_linear(x: Array, weight: Array, threads: int) -> Contender:
     library = load("torch")
     library.set_num_threads(threads)
 
-    def tensor(array: Array) -> Any:
-        if array.dtype.name == "bfloat16":
-            return library.from_numpy(array.view(np.int16)).view(library.bfloat16)
-        return library.from_numpy(array)
-
-    inputs = tensor(x), tensor(weight)
+    inputs = torch_tensor(x), torch_tensor(weight)
     function = library.nn.functional.linear
-    return Contender("torch", lambda: function(*inputs), lambda out: out.float().numpy())
+    return Contender("torch", lambda: function(*inputs), as_array)
 
 
 def run(case: str, dtype: np.dtype[Any], threads: int, rounds: int) -> str:
@@ -70,9 +65,7 @@ def run(case: str, dtype: np.dtype[Any], threads: int, rounds: int) -> str:
     for contender in contenders:
         verified(contender, x, weight)
     peaks: list[float] = []
-    probe = Contender(
-        "peak", lambda: peaks.append(fma_peak(attncore.isa(), dtype, threads) or math.nan)
-    )
+    probe = Contender("peak", lambda: peaks.append(fma_peak(attncore.isa(), dtype, threads)))
     times = time_in_rounds([*contenders, probe], rounds)
     ours = Summary.of(times["attncore"])
     gigaflops = 2e-9 * rows * inner * outer / ours.median

@@ -12,7 +12,7 @@ Record = dict[str, Any]
 
 def line(row: Record, peers: Sequence[str]) -> list[str]:
     """The cells of a record; a peer that could not run has "–"."""
-    share = "–" if row["peak_share"] is None else f"{100 * row['peak_share']:.0f} %"
+    share = f"{100 * row['peak_share']:.0f} %"
     ratios = (f"{row['peers'][x]['ratio']:.2f} ×" if x in row["peers"] else "–" for x in peers)
     time = f"{human(row['median'])}, {row['gflops']:.0f} GFLOP/s"
     return [row["case"], row["isa"], row["dtype"], str(row["threads"]), time, share, *ratios]

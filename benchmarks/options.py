@@ -53,15 +53,15 @@ class Line:
         return max(plain * work, size / read_bandwidth(size, threads) / 1e9)
 
 
-def checkered(tokens: int, block: int = 512) -> Any:
-    """A mask of blocks, every other one hidden."""
-    at = np.arange(tokens) // block
+def checkered(tokens: int) -> Any:
+    """A mask of blocks of 512 keys and queries, every other one hidden."""
+    at = np.arange(tokens) // 512
     return (at[:, None] + at) % 2 == 0
 
 
-def segments(tokens: int, length: int = 512) -> tuple[tuple[str, Any], ...]:
-    """Packed documents of one length."""
-    of_token = np.arange(tokens)[None] // length
+def segments(tokens: int) -> tuple[tuple[str, Any], ...]:
+    """Packed documents of 512 tokens each."""
+    of_token = np.arange(tokens)[None] // 512
     return ("query_segments", of_token), ("key_segments", of_token)
 
 

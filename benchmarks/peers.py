@@ -18,7 +18,7 @@ from attncore._cli.measure import Contender
 from attncore._cli.memory import available_bytes
 from attncore._cli.packages import load, present
 from protobuf import Port, one_node
-from training import torch_tensor
+from training import as_array, torch_tensor
 
 Unsupported = training.Unsupported
 
@@ -37,9 +37,9 @@ def additive(mask: Array) -> Array:
     return numbers
 
 
-def room_for_scores(case: Case, copies: int = 2) -> None:
-    """Raise Unsupported where a peer that keeps all scores would fill the memory."""
-    needed = copies * case.batch * case.heads * case.queries * case.keys * 4
+def room_for_scores(case: Case) -> None:
+    """Raise Unsupported where a peer that keeps all scores, and weights beside them, would fill the memory."""
+    needed = 2 * case.batch * case.heads * case.queries * case.keys * 4
     room = available_bytes()
     if room is not None and needed > 0.6 * room:
         raise Unsupported(f"keeps all scores: {needed / 1e9:.0f} GB")
@@ -49,9 +49,6 @@ def torch(case: Case, inputs: Inputs, threads: int) -> Contender:
     """torch.nn.functional.scaled_dot_product_attention."""
     library = load("torch")
     library.set_num_threads(threads)
-
-    def array(out: Any) -> Array:
-        return np.asarray(out.float().numpy() if out.dtype == library.bfloat16 else out.numpy())
 
     options: dict[str, Any] = {}
     if case.kv_heads != case.heads:
@@ -68,7 +65,7 @@ def torch(case: Case, inputs: Inputs, threads: int) -> Contender:
     query, key, value = (torch_tensor(x) for x in (inputs.query, inputs.key, inputs.value))
     sdpa = library.nn.functional.scaled_dot_product_attention
 
-    return Contender("torch", lambda: sdpa(query, key, value, **options), array)
+    return Contender("torch", lambda: sdpa(query, key, value, **options), as_array)
 
 
 def _session(model: bytes, feeds: Mapping[str, Array], threads: int) -> Callable[[], Array]:

@@ -16,7 +16,7 @@ from attncore._cli.measure import TOLERANCE, Contender, WrongOutput
 from attncore._cli.packages import load, present
 from steps import QUANTISED, Step
 from stores import Store
-from training import Unsupported, torch_tensor
+from training import Unsupported, as_array, torch_tensor
 
 
 def query_of(step: Step) -> Array:
@@ -95,14 +95,6 @@ def torch(
 
 
 MAKERS = {"attncore": ours, "KVCache": kv_cache, "torch": torch}
-
-
-def as_array(out: Any) -> Array:
-    """A result as an array, a tensor's bfloat16 as float32."""
-    if isinstance(out, np.ndarray):
-        return out
-    array: Array = (out.float() if str(out.dtype) == "torch.bfloat16" else out).numpy()
-    return array
 
 
 def numbers(step: Step, stored: Array, scale: Array | None) -> Array:

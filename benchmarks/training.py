@@ -28,6 +28,14 @@ def torch_tensor(array: Array) -> Any:
     return library.from_numpy(array)
 
 
+def as_array(out: Any) -> Array:
+    """A result as an array; a tensor's bfloat16, which torch does not give to NumPy, as float32."""
+    if isinstance(out, np.ndarray):
+        return out
+    array: Array = (out.float() if str(out.dtype) == "torch.bfloat16" else out).numpy()
+    return array
+
+
 def d_out_of(inputs: Inputs) -> Array:
     """A standard normal gradient by out."""
     rng = np.random.default_rng(1)
@@ -70,8 +78,8 @@ def torch(case: Case, inputs: Inputs, threads: int) -> Contender:
     if case.dropout:  # its coins are its own: what it computes is checked without them
         plain = Case(case.name, *shape_of(case), causal=case.causal, training=True)
         without = Inputs(*(inputs.query, inputs.key, inputs.value), options={})
-        check(plain, without, numpy(call(0.0)), "torch")
-    return Contender("torch", call, numpy)  # type: ignore[arg-type]
+        check(plain, without, as_arrays(call(0.0)), "torch")
+    return Contender("torch", call, as_arrays)  # type: ignore[arg-type]
 
 
 def shape_of(case: Case) -> tuple[int, int, int, int, int, int]:
@@ -79,10 +87,9 @@ def shape_of(case: Case) -> tuple[int, int, int, int, int, int]:
     return case.batch, case.heads, case.kv_heads, case.queries, case.keys, case.dim
 
 
-def numpy(tensors: tuple[Any, ...]) -> Results:
-    """torch's results as arrays."""
-    return tuple(t.float().numpy() if str(t.dtype) == "torch.bfloat16" else t.numpy()
-                 for t in tensors)  # fmt: skip
+def as_arrays(tensors: tuple[Any, ...]) -> Results:
+    """torch's results."""
+    return tuple(as_array(tensor) for tensor in tensors)
 
 
 def reference_head(case: Case, inputs: Inputs, batch: int, kv_head: int) -> Results:

@@ -45,10 +45,6 @@ def stored(x: Array, storage: str) -> Array:
     return (numbers.astype(np.float32) * scale.astype(np.float32)).astype(np.float32)
 
 
-def normal(rng: np.random.Generator, *shape: int, dtype: Any = np.float32) -> Array:
-    return rng.standard_normal(shape).astype(np.float32).astype(dtype)
-
-
 def query_dtype(storage: str) -> np.dtype[Any]:
     """One that goes with the storage: the same where there is arithmetic for it."""
     return np.dtype(np.float32) if storage in QUANTISED else dtype_of(storage)

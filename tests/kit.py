@@ -1,10 +1,14 @@
-"""What test files share: dtypes, random inputs, comparison with the reference, child processes."""
+"""What test files share: dtypes, random inputs, comparison with the reference, interrupted saves,
+child processes."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -45,6 +49,15 @@ def dtype_of(name: str) -> np.dtype[Any]:
     return np.dtype(name)
 
 
+def zeros(*shape: int, dtype: Any = np.float32) -> Array:
+    return np.zeros(shape, dtype)
+
+
+def normal(rng: np.random.Generator, *shape: int, dtype: Any = np.float32) -> Array:
+    """Standard normal numbers that float32 can hold."""
+    return rng.standard_normal(shape).astype(np.float32).astype(dtype)
+
+
 def inputs(
     rng: np.random.Generator,
     queries: int,
@@ -64,7 +77,7 @@ def inputs(
         (batch, kv_heads, keys, dim),
         (batch, kv_heads, keys, dim if value_dim is None else value_dim),
     )
-    q, k, v = (rng.standard_normal(shape).astype(np.float32).astype(dtype) for shape in shapes)
+    q, k, v = (normal(rng, *shape, dtype=dtype) for shape in shapes)
     return q, k, v
 
 
@@ -110,6 +123,21 @@ def assert_same_bits(ours: Array, theirs: Array, what: str = "out") -> None:
         at = np.unravel_index(int(np.argmax(differ)), ours.shape)
         first = f"first at {tuple(map(int, at))}: {ours[at]!r}, not {theirs[at]!r}"
         pytest.fail(f"{what}: {differ.sum()} of {differ.size} elements differ, {first}")
+
+
+def check_interrupted_save(
+    save: Callable[[], object], path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C when all bytes are written, but do not have the old file's name yet: that file stays."""
+    before = path.read_bytes()
+
+    def interrupt(_file: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        save()
+    assert path.read_bytes() == before
 
 
 def run_child(code: str, *, timeout: float = 120) -> str:

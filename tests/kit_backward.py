@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 import attncore
-from kit import assert_same_bits, compare_results
+from kit import assert_same_bits, compare_results, normal
 from reference import (
     Array,
     Result,
@@ -60,7 +60,7 @@ def d_outputs(
     """Standard normal d_out and d_lse of a call."""
     batch, heads, rows, _ = to_bhsd(query, layout).shape
     dim = to_bhsd(value, layout).shape[3]
-    d_out = rng.standard_normal((batch, heads, rows, dim)).astype(np.float32).astype(query.dtype)
+    d_out = normal(rng, batch, heads, rows, dim, dtype=query.dtype)
     d_lse = rng.standard_normal((batch, heads, rows)).astype(accumulation(query.dtype))
     return from_bhsd(d_out, query.ndim, layout), d_lse[(0,) * (4 - query.ndim)]
 

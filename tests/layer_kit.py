@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 import attncore
+from kit import normal
 from reference import Array
 
 B, S, K, E, H = 2, 6, 9, 20, 4
@@ -45,4 +46,4 @@ def inputs_of(
 ) -> list[Array]:
     widths = (E, LAYERS[name].get("key_dim", E), LAYERS[name].get("value_dim", E))
     shapes = [(B, S if i == 0 else K, widths[i]) for i in range(count)]
-    return [rng.standard_normal(shape).astype(np.float32).astype(dtype) for shape in shapes]
+    return [normal(rng, *shape, dtype=dtype) for shape in shapes]

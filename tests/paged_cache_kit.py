@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 
 import attncore
-from cache_kit import normal
-from kit import assert_same_bits
+from kit import assert_same_bits, normal
 from reference import Array
 
 DIM = 8

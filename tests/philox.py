@@ -19,13 +19,14 @@ Words = npt.NDArray[np.uint64]  # of 32 bits: products of two fit
 MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
 WEYL = 0x9E3779B9, 0xBB67AE85
 LOW = np.uint64(0xFFFFFFFF)
+ROUNDS = 10
 
 
-def philox4x32(counter: Any, key: tuple[int, int], rounds: int = 10) -> tuple[Words, ...]:
+def philox4x32(counter: Any, key: tuple[int, int]) -> tuple[Words, ...]:
     """The four words of a block; counter is four words, or four arrays of them that broadcast."""
     a, b, c, d = np.broadcast_arrays(*(np.asarray(word, np.uint64) for word in counter))
     first, second = key
-    for _ in range(rounds):
+    for _ in range(ROUNDS):
         left, right = np.uint64(MULTIPLIERS[0]) * a, np.uint64(MULTIPLIERS[1]) * c
         a, b, c, d = (
             (right >> np.uint64(32)) ^ b ^ np.uint64(first),

@@ -209,8 +209,8 @@ def softmax(
     scored: Scored,
     sinks: Array | None,
     operand: np.dtype[Any],
-    dropout_p: float = 0.0,
-    seed: int = 0,
+    dropout_p: float,
+    seed: int,
 ) -> Softmaxed:
     visible, kind = scored.visible, scored.scores.dtype
     scores = np.where(visible, scored.scores, -np.inf)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import pickle
 import re
 import sys
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 
 import attncore
-from kit import assert_same_bits, inputs, run_child
+from kit import assert_same_bits, check_interrupted_save, inputs, run_child
 from state_kit import make_state, sizes_to_cuts, updates
 
 K = 60
@@ -212,15 +211,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: Any) -> 
     pytest.importorskip("safetensors")
     state, path = attncore.AttentionState(np.ones((3, 4), np.float32)), tmp_path / "state"
     state.save(path)
-    before = path.read_bytes()
-
-    def interrupt(_file: int) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(os, "fsync", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        state.save(path)
-    assert path.read_bytes() == before
+    check_interrupted_save(lambda: state.save(path), path, monkeypatch)
     assert [file.name for file in tmp_path.iterdir()] == ["state"]
 
 

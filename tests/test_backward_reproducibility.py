@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 
 import attncore
-from kit import DTYPES, assert_same_bits, inputs
+from kit import DTYPES, assert_same_bits, inputs, normal
 from kit_backward import OPERANDS, Named, assert_same_gradients, d_outputs, gradients
+from test_contract_reproducibility import OPTIONS
 
 # With one thread every KV head has one owner; with five, "prefill", "one head" and "decode" take two passes.
 SHAPES: dict[str, dict[str, Any]] = {
@@ -19,26 +21,23 @@ SHAPES: dict[str, dict[str, Any]] = {
     "many heads": {"queries": 40, "keys": 70, "heads": 24, "kv_heads": 8, "dim": 16},
     "tiny": {"queries": 16, "keys": 16, "heads": 8, "dim": 64},
 }
-OPTIONS: dict[str, dict[str, Any]] = {
-    "no option": {},
-    "causal": {"causal": True},
-    "window": {"window": (200, 20), "softcap": 2.0},
-}
 
 
 def options_of_all_kinds(rng: np.random.Generator, batch: int, shape: dict[str, Any]) -> Any:
     """Whatever has a gradient, each with another broadcasting."""
     heads, rows, keys = shape["heads"], shape["queries"], shape["keys"]
-
-    def normal(*size: int) -> Any:
-        return rng.standard_normal(size, dtype=np.float32)
-
+    numbers = partial(normal, rng)
     return {
         "causal": True,
-        "bias": (normal(heads, rows, keys), normal(batch, 1, 1, keys), normal(1), normal(rows, 1)),
-        "alibi": normal(heads) / 50,
-        "sinks": normal(heads),
-        "relative_bias": attncore.RelativeBias(normal(heads, 32)),
+        "bias": (
+            numbers(heads, rows, keys),
+            numbers(batch, 1, 1, keys),
+            numbers(1),
+            numbers(rows, 1),
+        ),
+        "alibi": numbers(heads) / 50,
+        "sinks": numbers(heads),
+        "relative_bias": attncore.RelativeBias(numbers(heads, 32)),
         "dropout_p": 0.2,
         "seed": 77,
     }

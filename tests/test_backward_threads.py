@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-import time
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,8 @@ import pytest
 import attncore
 from kit import DTYPES, inputs, run_child
 from kit_backward import Named, assert_same_gradients, d_outputs, gradients
-from test_contract_threads import CTRL_C, FORK
+from test_contract_threads import AFTER
+from threads_kit import FORKS, THREADED_CALL, at_once, check_ctrl_c, turns_during
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -29,17 +29,11 @@ def test_eight_python_threads(isa: str, dtype: Any) -> None:
 
     expected = [run(i, 1) for i in range(len(sizes))]
     got: list[list[Named]] = [[] for _ in sizes]
-    start = threading.Barrier(len(sizes))
 
     def work(i: int) -> None:
-        start.wait()
         got[i].extend(run(i, (None, 1, 2, 3)[turn % 4]) for turn in range(6))
 
-    workers = [threading.Thread(target=work, args=(i,)) for i in range(len(sizes))]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
+    at_once(len(sizes), work)
     for i, results in enumerate(got):
         assert len(results) == 6
         for ours in results:
@@ -50,20 +44,8 @@ def test_the_gil_is_released(isa: str) -> None:
     rng = np.random.default_rng(3)
     made = inputs(rng, 1500, 3000, heads=4, dim=64)
     out, lse = attncore.attention(*made, return_lse=True)
-    done = threading.Event()
-
-    def work() -> None:
-        attncore.attention_backward(out, *made, out, lse, num_threads=1)
-        done.set()
-
-    worker = threading.Thread(target=work)
-    turns = 0
-    worker.start()
-    while not done.is_set():
-        time.sleep(0.001)
-        turns += 1
-    worker.join()
-    assert turns > 5
+    call = partial(attncore.attention_backward, out, *made, out, lse, num_threads=1)
+    assert turns_during(call) > 5
 
 
 BACKWARD_TOO = """
@@ -78,24 +60,12 @@ def same():
             attncore.attention_backward(out, q, k, v, out, lse, num_threads=threads)[:3], first
         )
     )
-
-def fork(run):
-    child = os.fork()
-    if child == 0:
-        signal.alarm(60)  # a hang ends the child
-        os._exit(run())
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-def in_child():
-    return 0 if same() and fork(lambda: 0 if same() else 4) == 0 else 3
-
-print(fork(in_child), fork(in_child), same())
 """
 
 
 def test_fork_after_a_threaded_call() -> None:
     """A child, its own child, and the parent afterwards all go on, with the same bits."""
-    assert run_child(FORK + BACKWARD_TOO).split() == ["0", "0", "True"]
+    assert run_child(THREADED_CALL + BACKWARD_TOO + FORKS).split() == ["0", "0", "True"]
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -109,26 +79,12 @@ def test_fork_after_a_threaded_call() -> None:
     ],
 )
 def test_ctrl_c(threads: int, heads: int, queries: int, calls: int, options: str) -> None:
-    """0.2 s is promised; 1 s is asserted, since other work may run on the machine."""
-    before, after = CTRL_C.split("sent = 0.0")
     setup = f"""
-import os, signal, sys, threading, time
-import numpy as np
-import attncore
-
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 queries = {queries}
 q, k, v = (np.full((1, {heads}, queries, 64), x, np.float32) for x in (0.1, 0.2, 0.3))
 lse = np.full((1, {heads}, queries), 11.0, np.float32)
 small = [a[:, :1, :100] for a in (q, k, v)]
 expected = attncore.attention(*small)
-sent = 0.0"""
-    assert "expected = attncore.attention(*small)" in before
+"""
     call = f"attncore.attention_backward(v, q, k, v, v, lse, num_threads={threads}, {options})"
-    after = after.format(calls=calls, threads=threads, options="")
-    forward = f"attncore.attention(q, k, v, num_threads={threads}, )"
-    assert forward in after
-    first, last = run_child(setup + after.replace(forward, call)).split("\n")[:2]
-    assert first != "not interrupted"
-    assert float(first) < 1.0
-    assert last == "unharmed"
+    check_ctrl_c(setup, call, AFTER, repeats=calls)

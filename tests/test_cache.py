@@ -8,17 +8,8 @@ import numpy as np
 import pytest
 
 import attncore
-from cache_kit import (
-    KINDS,
-    QUANTISED,
-    STORAGE,
-    assert_attends,
-    make_cache,
-    normal,
-    query_dtype,
-    stored,
-)
-from kit import DTYPE_NAMES, assert_same_bits, dtype_of
+from cache_kit import KINDS, QUANTISED, STORAGE, assert_attends, make_cache, query_dtype, stored
+from kit import DTYPE_NAMES, assert_same_bits, dtype_of, normal
 from reference import Array
 
 DIMS = [(1, 1), (7, 5), (64, 64), (96, 32), (130, 17)]

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import attncore
-from cache_kit import KINDS, STORAGE, make_cache, normal, query_dtype
-from kit import assert_same_bits
+from cache_kit import KINDS, STORAGE, make_cache, query_dtype
+from kit import assert_same_bits, normal
 
 PARENTS = [-1, 0, 0, 1, 2, 2]
 DEPTH = np.array([0, 1, 1, 2, 2, 2])

@@ -9,14 +9,9 @@ import pytest
 
 import attncore
 from cache_kit import KINDS, make_cache
-from kit import assert_same_bits
-from reference import Array
+from kit import assert_same_bits, zeros
 
 N, HK, D, DV, T = 2, 2, 8, 6, 5  # entries, heads, dims, tokens; both entries have 7 tokens
-
-
-def zeros(*shape: int, dtype: Any = np.float32) -> Array:
-    return np.zeros(shape, dtype)
 
 
 Row = tuple[dict[str, Any], type[Exception], str]

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 import attncore
-from cache_kit import KINDS, QUANTISED, STORAGE, make_cache, normal, query_dtype
-from kit import assert_same_bits
+from cache_kit import KINDS, QUANTISED, STORAGE, make_cache, query_dtype
+from kit import assert_same_bits, normal
 from reference import Array
 
 safetensors_numpy: Any = pytest.importorskip("safetensors.numpy")

@@ -17,11 +17,10 @@ from cache_kit import (
     AnyCache,
     assert_attends,
     make_cache,
-    normal,
     query_dtype,
     stored,
 )
-from kit import assert_same_bits
+from kit import assert_same_bits, normal
 from reference import Array
 
 MLA = (576, 512)  # DeepSeek-AI 2024: 64 dims carry the position, they are no values

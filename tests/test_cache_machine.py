@@ -20,8 +20,8 @@ from hypothesis.stateful import (
 )
 
 import attncore
-from cache_kit import QUANTISED, STORAGE, AnyCache, assert_attends, normal, query_dtype, stored
-from kit import assert_same_bits
+from cache_kit import QUANTISED, STORAGE, AnyCache, assert_attends, query_dtype, stored
+from kit import assert_same_bits, normal
 from reference import Array
 
 HK, D, DV, CAPACITY = 2, 6, 4, 40

@@ -17,12 +17,11 @@ from cache_kit import (
     STORAGE,
     assert_attends,
     make_cache,
-    normal,
     query_dtype,
     scales,
     stored,
 )
-from kit import DTYPE_NAMES, assert_same_bits, dtype_of
+from kit import DTYPE_NAMES, assert_same_bits, dtype_of, normal
 from reference import Array
 
 FLOATS32 = st.floats(width=32, allow_nan=False, allow_infinity=False)

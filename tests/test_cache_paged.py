@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 import attncore
-from cache_kit import normal
-from kit import assert_same_bits
+from kit import assert_same_bits, normal
 from paged_cache_kit import DIM, assert_consistent, assert_holds, give, paged
 
 

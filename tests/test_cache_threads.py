@@ -13,16 +13,10 @@ import numpy as np
 import pytest
 
 import attncore
-from cache_kit import KINDS, make_cache, normal
-from kit import assert_same_bits
+from cache_kit import KINDS, make_cache
+from kit import assert_same_bits, normal
 from reference import Array
-
-
-def at_once(*calls: Callable[[], None]) -> None:
-    """Runs all in threads of their own; what any of them raises is raised."""
-    with ThreadPoolExecutor(len(calls)) as pool:
-        for done in [pool.submit(call) for call in calls]:
-            done.result()
+from threads_kit import at_once
 
 
 def is_refused(call: Callable[[], Any]) -> bool:
@@ -49,7 +43,7 @@ def test_readers_together(kind: str, rng: np.random.Generator) -> None:
             assert cache.lengths.tolist() == [900] * 4
             assert cache.gather(i % 4)[0].shape == (2, 900, 32)
 
-    at_once(*(lambda first=first: read(first) for first in range(4)))
+    at_once(4, read)
 
 
 def refuse_while(long: Callable[[], Any], calls: list[Callable[[], Any]]) -> None:
@@ -134,7 +128,7 @@ def test_no_torn_state(kind: str, rng: np.random.Generator) -> None:
         while appended < 120:
             is_refused(lambda: seen.append(cache.attend(query)))
 
-    at_once(write, write, read, read)
+    at_once(4, lambda i: write() if i < 2 else read())
     for out in seen:
         assert any((out == right).all() for right in expected)
     assert_same_bits(cache.gather(0)[0], np.ascontiguousarray(tokens[0]))

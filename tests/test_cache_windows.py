@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import attncore
-from cache_kit import assert_attends, normal
+from cache_kit import assert_attends
+from kit import normal
 from paged_cache_kit import DIM, assert_consistent, assert_holds, give, paged
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import threading
-import time
 from typing import Any
 
 import numpy as np
 import pytest
 
 import attncore
-from kit import DTYPES, Inputs, assert_same_bits, inputs, run_child
+from kit import DTYPES, assert_same_bits, inputs, run_child
 from reference import Array
+from threads_kit import FORKS, THREADED_CALL, at_once, check_ctrl_c, turns_during
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -22,19 +22,13 @@ def test_eight_python_threads(isa: str, dtype: Any) -> None:
     problems = [inputs(rng, rows, keys, heads=4, dtype=dtype) for rows, keys in sizes]
     expected = [attncore.attention(*problem, causal=True) for problem in problems]
     got: list[list[Array]] = [[] for _ in problems]
-    start = threading.Barrier(len(problems))
 
-    def work(i: int, problem: Inputs) -> None:
-        start.wait()
+    def work(i: int) -> None:
         for turn in range(12):
             threads = (None, 1, 2, 3)[turn % 4]
-            got[i].append(attncore.attention(*problem, causal=True, num_threads=threads))
+            got[i].append(attncore.attention(*problems[i], causal=True, num_threads=threads))
 
-    workers = [threading.Thread(target=work, args=job) for job in enumerate(problems)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
+    at_once(len(problems), work)
     for i, results in enumerate(got):
         assert len(results) == 12
         for out in results:
@@ -44,64 +38,17 @@ def test_eight_python_threads(isa: str, dtype: Any) -> None:
 def test_the_gil_is_released(isa: str) -> None:
     rng = np.random.default_rng(3)
     made = inputs(rng, 2000, 4000, heads=4, dim=64)
-    done = threading.Event()
-
-    def work() -> None:
-        attncore.attention(*made, num_threads=1)
-        done.set()
-
-    worker = threading.Thread(target=work)
-    turns = 0
-    worker.start()
-    while not done.is_set():
-        time.sleep(0.001)
-        turns += 1
-    worker.join()
-    assert turns > 5
-
-
-FORK = """
-import os, signal, sys, warnings
-import numpy as np
-import attncore
-
-warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of threads and fork
-rng = np.random.default_rng(1)
-q, k, v = (rng.standard_normal((2, 8, 256, 64), dtype=np.float32) for _ in range(3))
-expected = attncore.attention(q, k, v, num_threads=2)
-
-def same():
-    return all(
-        (attncore.attention(q, k, v, num_threads=threads) == expected).all()
-        for threads in (2, 1, None, 3)
-    )
-"""
+    assert turns_during(lambda: attncore.attention(*made, num_threads=1)) > 5
 
 
 def test_fork_after_a_threaded_call() -> None:
     """A child, its own child, and the parent afterwards all go on, with the same bits."""
-    out = run_child(
-        FORK
-        + """
-def fork(run):
-    child = os.fork()
-    if child == 0:
-        signal.alarm(60)  # a hang ends the child
-        os._exit(run())
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-def in_child():
-    return 0 if same() and fork(lambda: 0 if same() else 4) == 0 else 3
-
-print(fork(in_child), fork(in_child), same())
-"""
-    )
-    assert out.split() == ["0", "0", "True"]
+    assert run_child(THREADED_CALL + FORKS).split() == ["0", "0", "True"]
 
 
 def test_multiprocessing_with_fork() -> None:
     out = run_child(
-        FORK
+        THREADED_CALL
         + """
 import multiprocessing
 
@@ -117,37 +64,9 @@ with multiprocessing.get_context("fork").Pool(3) as pool:
     assert out.split() == ["0.0", "True"]
 
 
-CTRL_C = """
-import os, signal, sys, threading, time
-import numpy as np
-import attncore
-
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-rng = np.random.default_rng(1)
-q, k, v = (rng.standard_normal((1, 16, {queries}, 64), dtype=np.float32)[:, :, :] for _ in range(3))
-q = q[:, :, :{rows}]
-small = [a[:, :1, :100] for a in (q, k, v)]
-expected = attncore.attention(*small)
-sent = 0.0
-
-def press():
-    global sent
-    time.sleep(0.3)
-    sent = time.monotonic()
-    os.kill(os.getpid(), signal.SIGINT)
-
-presser = threading.Thread(target=press)
-presser.start()
-try:
-    for _ in range({calls}):
-        attncore.attention(q, k, v, num_threads={threads}, {options})
-    print("not interrupted")
-except KeyboardInterrupt:
-    print(time.monotonic() - sent)
-presser.join()
+AFTER = """
 assert (attncore.attention(*small) == expected).all()
 assert (attncore.attention(*small, num_threads=2) == expected).all()
-print("unharmed")
 """
 
 
@@ -161,12 +80,15 @@ print("unharmed")
     ],
 )
 def test_ctrl_c(threads: int, queries: int, rows: int, calls: int, options: str) -> None:
-    """0.2 s is promised; 1 s is asserted, since other work may run on the machine."""
-    code = CTRL_C.format(queries=queries, rows=rows, calls=calls, options=options, threads=threads)
-    first, last = run_child(code).split("\n")[:2]
-    assert first != "not interrupted"
-    assert float(first) < 1.0
-    assert last == "unharmed"
+    setup = f"""
+rng = np.random.default_rng(1)
+q, k, v = (rng.standard_normal((1, 16, {queries}, 64), dtype=np.float32) for _ in range(3))
+q = q[:, :, :{rows}]
+small = [a[:, :1, :100] for a in (q, k, v)]
+expected = attncore.attention(*small)
+"""
+    call = f"attncore.attention(q, k, v, num_threads={threads}, {options})"
+    check_ctrl_c(setup, call, AFTER, repeats=calls)
 
 
 FORK_OF_A_THREAD = """

@@ -9,13 +9,10 @@ import numpy as np
 import pytest
 
 import attncore
+from kit import zeros
 from reference import Array
 
 B, H, HK, S, K, D, DV = 2, 4, 2, 5, 7, 8, 6
-
-
-def zeros(*shape: int, dtype: Any = np.float32) -> Array:
-    return np.zeros(shape, dtype)
 
 
 def ints(*shape: int, dtype: Any = np.int64) -> Array:

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import attncore
-from kit import BFLOAT16
+from kit import BFLOAT16, zeros
 from reference import Array
-from test_errors import DV, GOOD, HK, KEY, VALUE, B, D, H, K, Q, S, zeros
+from test_errors import DV, GOOD, HK, KEY, VALUE, B, D, H, K, Q, S
 from test_errors_dropout import SHARED, relative
 
 untyped: Any = attncore  # what the type checker would not let through

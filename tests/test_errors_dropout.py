@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import attncore
-from test_errors import DV, GOOD, HK, NAN, B, H, S, zeros
+from kit import zeros
+from test_errors import DV, GOOD, HK, NAN, B, H, S
 
 untyped: Any = attncore  # what the type checker would not let through
 

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 import attncore
+from kit import zeros
 
 untyped: Any = attncore  # what the type checker would not let through
 from reference import Array
-from test_errors import DV, GOOD, HK, KEY, VALUE, B, D, H, K, Q, S, ints, zeros
+from test_errors import DV, GOOD, HK, KEY, VALUE, B, D, H, K, Q, S, ints
 
 
 @pytest.mark.parametrize("name", ["query", "key", "value", "mask", "bias", "sinks", "alibi"])

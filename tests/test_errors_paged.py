@@ -9,13 +9,10 @@ import numpy as np
 import pytest
 
 import attncore
+from kit import zeros
 from test_errors import ATTENTION
 
 B, H, HK, S, D, DV, PAGES, SIZE, WIDTH = 2, 4, 2, 3, 8, 6, 5, 4, 3
-
-
-def zeros(*shape: int, dtype: Any = np.float32) -> Any:
-    return np.zeros(shape, dtype)
 
 
 KEY_PAGES, VALUE_PAGES = zeros(PAGES, SIZE, HK, D), zeros(PAGES, SIZE, HK, DV)

@@ -8,15 +8,10 @@ import numpy as np
 import pytest
 
 import attncore
-from kit import assert_same_bits
-from reference import Array
+from kit import assert_same_bits, zeros
 
 B, H, HK, S, K, D, DV = 2, 4, 2, 5, 7, 8, 6
 State: Any = attncore.AttentionState  # what the type checker would not let through
-
-
-def zeros(*shape: int, dtype: Any = np.float32) -> Array:
-    return np.zeros(shape, dtype)
 
 
 QUERY = zeros(B, H, S, D)

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kit import zeros
 from test_errors import FLOATS
-from test_errors_paged import DV, HK, PAGES, SIZE, B, D, H, S, refuse, zeros
+from test_errors_paged import DV, HK, PAGES, SIZE, B, D, H, S, refuse
 
 ml_dtypes = pytest.importorskip("ml_dtypes")
 

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from test_errors import ints, zeros
+from kit import zeros
+from test_errors import ints
 from test_errors_dropout import SHARED
 from varlen_kit import untyped
 

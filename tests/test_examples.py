@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import os
 import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 import attncore
+from kit import check_interrupted_save
 
 FOLDER = Path(__file__).resolve().parents[1] / "examples"
 sys.path.insert(0, str(FOLDER))
@@ -234,15 +235,8 @@ def test_an_interrupted_write_leaves_the_last_checkpoint(
     given = arguments("translate", tmp_path, library, 5)
     assert run("translate", given) == 0
     path = tmp_path / "translate.safetensors"
-    before = path.read_bytes()
-
-    def interrupt(_file: int) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(os, "fsync", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        run("translate", [*given, "--resume", "--steps", "10"])
-    assert path.read_bytes() == before
+    again = partial(run, "translate", [*given, "--resume", "--steps", "10"])
+    check_interrupted_save(again, path, monkeypatch)
 
 
 @needs_packages

@@ -10,29 +10,25 @@ from types import FrameType
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 import attncore
+from kit import normal
+from reference import Array
 
-Array = npt.NDArray[Any]
 SMALL = np.ones((1, 1, 3, 8), np.float32)
 
 
-def normal(*shape: int) -> Array:
-    return np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
-
-
-def test_signal_handler_calls_attention_during_a_call() -> None:
+def test_signal_handler_calls_attention_during_a_call(rng: np.random.Generator) -> None:
     """The inner call must not use the outer call's workspace."""
-    inner = normal(1, 4, 700, 32)
+    inner = normal(rng, 1, 4, 700, 32)
     want_inner = attncore.attention(inner, inner, inner)
     seen: list[bool] = []
 
     def handler(number: int, frame: FrameType | None) -> None:
         seen.append(np.array_equal(attncore.attention(inner, inner, inner), want_inner))
 
-    query = normal(1, 4, 3000, 64)
+    query = normal(rng, 1, 4, 3000, 64)
     want = attncore.attention(query, query, query)
     before = signal.signal(signal.SIGALRM, handler)
     try:
@@ -172,9 +168,9 @@ def test_huge_dim_without_memory() -> None:
         attncore.attention(x, x, SMALL)
 
 
-def test_all_of_many_keys_as_top_k(isa: str) -> None:
+def test_all_of_many_keys_as_top_k(isa: str, rng: np.random.Generator) -> None:
     """As many as there are: a sort, in no more than n log n steps."""
-    query, key = normal(1, 1, 2, 8), normal(1, 1, 20000, 8)
+    query, key = normal(rng, 1, 1, 2, 8), normal(rng, 1, 1, 20000, 8)
     indices, probabilities = attncore.attention_weights(query, key, top_k=20000)
     full = attncore.attention_weights(query, key)
     order = np.argsort(-full, axis=-1, kind="stable")

@@ -9,7 +9,7 @@ import pytest
 
 import attncore
 from attncore import LinearGradients
-from kit import BFLOAT16, DTYPES, assert_same_bits
+from kit import BFLOAT16, DTYPES, assert_same_bits, normal
 from reference import Array, accumulation
 from rule import assert_close_by_rule
 
@@ -29,13 +29,7 @@ SHAPES = [
 ]
 
 
-def numbers(rng: np.random.Generator, *shape: int, dtype: Any) -> Array:
-    return rng.standard_normal(shape).astype(np.float32).astype(dtype)
-
-
-def product_by_rule(
-    ours: Array, a: Array, b: Array, added: Array | None = None, what: str = ""
-) -> None:
+def product_by_rule(ours: Array, a: Array, b: Array, added: Array | None, what: str) -> None:
     """`ours` is a (rows, depth) times b (depth, columns), plus a row."""
     exact_type = np.longdouble if ours.dtype == np.float64 else np.float64
 
@@ -54,8 +48,8 @@ def test_linear(
     isa: str, dtype: Any, shape: tuple[int, int, int], rng: np.random.Generator
 ) -> None:
     rows, inner, outer = shape
-    x, weight = numbers(rng, rows, inner, dtype=dtype), numbers(rng, outer, inner, dtype=dtype)
-    bias = numbers(rng, outer, dtype=dtype)
+    x, weight = normal(rng, rows, inner, dtype=dtype), normal(rng, outer, inner, dtype=dtype)
+    bias = normal(rng, outer, dtype=dtype)
     y = attncore.linear(x, weight, bias)
     assert y.dtype == dtype
     product_by_rule(y, x, weight.T, bias, "y")
@@ -68,8 +62,8 @@ def test_backward(
     isa: str, dtype: Any, shape: tuple[int, int, int], rng: np.random.Generator
 ) -> None:
     rows, inner, outer = shape
-    x, weight = numbers(rng, rows, inner, dtype=dtype), numbers(rng, outer, inner, dtype=dtype)
-    d_y = numbers(rng, rows, outer, dtype=dtype)
+    x, weight = normal(rng, rows, inner, dtype=dtype), normal(rng, outer, inner, dtype=dtype)
+    d_y = normal(rng, rows, outer, dtype=dtype)
     got = attncore.linear_backward(d_y, x, weight)
     assert got.x is not None
     assert got.weight is not None
@@ -83,8 +77,8 @@ def test_backward(
 def test_many_rows_and_deep_sums(rng: np.random.Generator) -> None:
     """More rows than a span, of which the sums are kept over two spans of depth."""
     x, weight = (
-        numbers(rng, 2500, 4200, dtype=np.float32),
-        numbers(rng, 530, 4200, dtype=np.float32),
+        normal(rng, 2500, 4200),
+        normal(rng, 530, 4200),
     )
     product_by_rule(attncore.linear(x, weight), x, weight.T, None, "y")
 
@@ -119,8 +113,8 @@ def test_like_torch(dtype: Any, rng: np.random.Generator) -> None:
             return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
         return torch.from_numpy(array)
 
-    x, weight = numbers(rng, 2, 33, 70, dtype=dtype), numbers(rng, 90, 70, dtype=dtype)
-    bias, d_y = numbers(rng, 90, dtype=dtype), numbers(rng, 2, 33, 90, dtype=dtype)
+    x, weight = normal(rng, 2, 33, 70, dtype=dtype), normal(rng, 90, 70, dtype=dtype)
+    bias, d_y = normal(rng, 90, dtype=dtype), normal(rng, 2, 33, 90, dtype=dtype)
     leaves = [tensor(a).clone().requires_grad_() for a in (x, weight, bias)]
     y = torch.nn.functional.linear(*leaves)
     y.backward(tensor(d_y))
@@ -141,9 +135,9 @@ def test_like_torch(dtype: Any, rng: np.random.Generator) -> None:
 @pytest.mark.parametrize("rows", [1, 7, 40, 200])
 def test_weights_that_lie_turned(isa: str, dtype: Any, rows: int, rng: np.random.Generator) -> None:
     """(in_features, out_features) in memory: the same bits."""
-    x, weight = numbers(rng, rows, 300, dtype=dtype), numbers(rng, 77, 300, dtype=dtype)
+    x, weight = normal(rng, rows, 300, dtype=dtype), normal(rng, 77, 300, dtype=dtype)
     lies_turned = np.ascontiguousarray(weight.T).T
-    for bias in (None, numbers(rng, 77, dtype=dtype)):
+    for bias in (None, normal(rng, 77, dtype=dtype)):
         y = attncore.linear(x, lies_turned, bias, num_threads=2)
         assert_same_bits(y, attncore.linear(x, weight, bias))
 
@@ -152,18 +146,18 @@ def views(rng: np.random.Generator, dtype: Any) -> dict[str, Array]:
     """(…, 24) arrays whose rows lie in many ways."""
     bytes_ = np.zeros(5 * 24 * dtype.itemsize + 1, np.uint8)
     unaligned = bytes_[1:].view(dtype).reshape(5, 24)
-    unaligned[:] = numbers(rng, 5, 24, dtype=dtype)
+    unaligned[:] = normal(rng, 5, 24, dtype=dtype)
     return {
-        "one row": numbers(rng, 24, dtype=dtype),
-        "five axes": numbers(rng, 2, 1, 3, 2, 24, dtype=dtype),
-        "transposed": numbers(rng, 24, 5, dtype=dtype).T,
-        "negative": numbers(rng, 3, 5, 24, dtype=dtype)[::-1, ::-1, ::-1],
-        "every second": numbers(rng, 6, 10, 48, dtype=dtype)[::2, ::2, ::2],
-        "repeated": np.broadcast_to(numbers(rng, 24, dtype=dtype), (3, 4, 24)),
-        "swapped": numbers(rng, 4, 3, 24, dtype=dtype).swapaxes(0, 1),
-        "no two strides": numbers(rng, 4, 3, 2, 24, dtype=dtype).transpose(2, 1, 0, 3),
+        "one row": normal(rng, 24, dtype=dtype),
+        "five axes": normal(rng, 2, 1, 3, 2, 24, dtype=dtype),
+        "transposed": normal(rng, 24, 5, dtype=dtype).T,
+        "negative": normal(rng, 3, 5, 24, dtype=dtype)[::-1, ::-1, ::-1],
+        "every second": normal(rng, 6, 10, 48, dtype=dtype)[::2, ::2, ::2],
+        "repeated": np.broadcast_to(normal(rng, 24, dtype=dtype), (3, 4, 24)),
+        "swapped": normal(rng, 4, 3, 24, dtype=dtype).swapaxes(0, 1),
+        "no two strides": normal(rng, 4, 3, 2, 24, dtype=dtype).transpose(2, 1, 0, 3),
         "unaligned": unaligned,
-        "no rows": numbers(rng, 3, 0, 24, dtype=dtype),
+        "no rows": normal(rng, 3, 0, 24, dtype=dtype),
     }
 
 
@@ -172,8 +166,8 @@ def views(rng: np.random.Generator, dtype: Any) -> dict[str, Array]:
 def test_strides(isa: str, dtype: Any, name: str, rng: np.random.Generator) -> None:
     x = views(rng, dtype)[name]
     x.flags.writeable = False
-    weight = numbers(rng, 24, 40, dtype=dtype).T[::-1]
-    bias, d_y = numbers(rng, 80, dtype=dtype)[::-2], numbers(rng, *x.shape[:-1], 40, dtype=dtype)
+    weight = normal(rng, 24, 40, dtype=dtype).T[::-1]
+    bias, d_y = normal(rng, 80, dtype=dtype)[::-2], normal(rng, *x.shape[:-1], 40, dtype=dtype)
     plain = [np.ascontiguousarray(a) for a in (x, weight, bias, d_y)]
     expected = attncore.linear(*plain[:3])
     assert_same_bits(attncore.linear(x, weight, bias), expected)
@@ -239,8 +233,8 @@ def test_wanted_and_into(rng: np.random.Generator) -> None:
 def test_bits_do_not_depend_on_threads_or_other_rows(
     isa: str, dtype: Any, rng: np.random.Generator
 ) -> None:
-    x, weight = numbers(rng, 150, 600, dtype=dtype), numbers(rng, 200, 600, dtype=dtype)
-    bias, d_y = numbers(rng, 200, dtype=dtype), numbers(rng, 150, 200, dtype=dtype)
+    x, weight = normal(rng, 150, 600, dtype=dtype), normal(rng, 200, 600, dtype=dtype)
+    bias, d_y = normal(rng, 200, dtype=dtype), normal(rng, 150, 200, dtype=dtype)
     y = attncore.linear(x, weight, bias, num_threads=1)
     d_x = attncore.linear_backward(d_y, x, weight, num_threads=1).x
     assert d_x is not None
@@ -265,7 +259,7 @@ def test_bits_do_not_depend_on_threads_or_other_rows(
 def test_nan_and_inf_stay_in_their_row(
     isa: str, poison: float, rows: int, dtype: Any, rng: np.random.Generator
 ) -> None:
-    x, weight = numbers(rng, rows, 20, dtype=dtype), numbers(rng, 10, 20, dtype=dtype)
+    x, weight = normal(rng, rows, 20, dtype=dtype), normal(rng, 10, 20, dtype=dtype)
     clean = attncore.linear(x, weight)
     x[3, 7] = poison
     y = attncore.linear(x, weight)

@@ -14,6 +14,7 @@ import attncore
 from kit import assert_same_bits
 from layer_kit import LAYERS, B, E, S, inputs_of, make
 from reference import Array
+from threads_kit import at_once
 
 
 def copied(layer: attncore.MultiHeadAttention) -> dict[str, Array]:
@@ -137,11 +138,7 @@ def test_threads_with_activations_of_their_own(rng: np.random.Generator) -> None
             if not np.array_equal(d_x, expected[i]):
                 failures.append(i)
 
-    threads = [threading.Thread(target=train, args=(i,)) for i in range(len(xs))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once(len(xs), train)
     assert not failures
 
 
@@ -166,11 +163,7 @@ def test_two_threads_in_backward(rng: np.random.Generator) -> None:
                     raise
                 refused[i] += 1
 
-    threads = [threading.Thread(target=go_back, args=(i,)) for i in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once(2, go_back)
     assert any(refused)
     layer.backward(x, activations=kept[1])
     for name, gradient in layer.gradients.items():

@@ -8,12 +8,7 @@ import numpy as np
 import pytest
 
 import attncore
-from reference import Array
-
-
-def zeros(*shape: int, dtype: Any = np.float32) -> Array:
-    return np.zeros(shape, dtype)
-
+from kit import zeros
 
 # name: (arguments beside embed_dim=16, num_heads=4), exception, message
 SETTINGS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {

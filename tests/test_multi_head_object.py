@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ import attncore
 from kit import DTYPES, assert_same_bits, run_child
 from layer_kit import LAYERS, SELF, B, E, H, K, S, inputs_of, make
 from reference import Array
+from threads_kit import at_once
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -192,11 +192,7 @@ def test_many_callers(rng: np.random.Generator) -> None:
         for _ in range(5):
             found[i] = layer(xs[i])
 
-    threads = [threading.Thread(target=call, args=(i,)) for i in range(len(xs))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once(len(xs), call)
     for ours, want in zip(found, expected, strict=True):
         assert ours is not None
         assert_same_bits(ours, want)

@@ -13,13 +13,7 @@ import numpy as np
 import pytest
 
 import attncore
-from kit import BFLOAT16, DTYPES, assert_same_bits
-from reference import Array
-
-
-def zeros(*shape: int, dtype: Any = np.float32) -> Array:
-    return np.zeros(shape, dtype)
-
+from kit import BFLOAT16, DTYPES, assert_same_bits, zeros
 
 STATES: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "missing": (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ import attncore
 from kit import BFLOAT16, DTYPE_NAMES, assert_same_bits, dtype_of
 from kit_quantised import FLOAT8, LARGEST, QUANTISED, packed, unpacked
 from reference import Array
+from threads_kit import at_once
 
 LAYOUTS = ["bshd", "bhsd"]
 # Of unpacked arrays, whose number mypy does not know.
@@ -291,10 +291,6 @@ def test_callers_at_once(rng: Any) -> None:
             new = slice(at, at + 1)
             append_paged(key[entry, :, new], value[entry, :, new], *pools, table, at)
 
-    callers = [threading.Thread(target=run, args=(entry,)) for entry in range(4)]
-    for caller in callers:
-        caller.start()
-    for caller in callers:
-        caller.join()
+    at_once(4, run)
     stored = pools.reshape(2, 4, 32, 2, 32).swapaxes(2, 3)
     assert_same_bits(stored, np.stack([key, value]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +14,7 @@ from kit_paged import Paged, into_pages
 from reference import Array
 from test_paged import SHAPES, make
 from test_tree import random_tree
+from threads_kit import at_once
 
 
 def packed(query: Array, lengths: Any) -> Array:
@@ -158,15 +158,11 @@ def test_callers_at_once(isa: str, rng: Any) -> None:
     expected, _ = paged.attend(query)
     results: list[Array] = []
 
-    def run() -> None:
+    def run(_: int) -> None:
         for _ in range(20):
             results.append(paged.attend(query)[0])
 
-    callers = [threading.Thread(target=run) for _ in range(4)]
-    for caller in callers:
-        caller.start()
-    for caller in callers:
-        caller.join()
+    at_once(4, run)
     assert len(results) == 80
     for result in results:
         assert_same_bits(result, expected)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import attncore
-from kit import DTYPES, assert_same_bits
+from kit import DTYPES, assert_same_bits, normal
 from reference import Array, accumulation
 from rule import assert_close_by_rule
 from test_properties import some
@@ -68,10 +68,6 @@ def check(x: Array, positions: Array | None, **options: Any) -> Array:
     return got
 
 
-def numbers(rng: np.random.Generator, *shape: int, dtype: Any = np.float32) -> Array:
-    return rng.standard_normal(shape).astype(np.float32).astype(dtype)
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize(
@@ -80,7 +76,7 @@ def numbers(rng: np.random.Generator, *shape: int, dtype: Any = np.float32) -> A
 def test_rope(
     isa: str, dtype: Any, interleaved: bool, dim: int, dims: int | None, rng: np.random.Generator
 ) -> None:
-    x = numbers(rng, 2, 3, 21, dim, dtype=dtype)
+    x = normal(rng, 2, 3, 21, dim, dtype=dtype)
     got = check(x, None, dims=dims, interleaved=interleaved)
     check(x, None, dims=dims, interleaved=interleaved, inverse=True, base=500.0)
     rest = slice(dims or dim, None)
@@ -91,7 +87,7 @@ def test_rope(
 @pytest.mark.parametrize("start", [0, -5, 1000, 2**31 - 4, 2**40, -(2**40), 2**52])
 @pytest.mark.parametrize("tokens", [1, 40])
 def test_positions(isa: str, dtype: Any, start: int, tokens: int, rng: np.random.Generator) -> None:
-    x = numbers(rng, 2, 2, tokens, 16, dtype=dtype)
+    x = normal(rng, 2, 2, tokens, 16, dtype=dtype)
     check(x, start + np.arange(tokens))
     by_entry = start + rng.integers(-9, 9, (2, tokens))
     whole = check(x, by_entry, interleaved=True)
@@ -101,7 +97,7 @@ def test_positions(isa: str, dtype: Any, start: int, tokens: int, rng: np.random
 
 @pytest.mark.parametrize("kind", [np.int8, np.int32, np.uint32, np.int64, ">i8"])
 def test_position_dtypes(kind: Any, rng: np.random.Generator) -> None:
-    x = numbers(rng, 2, 5, 8)
+    x = normal(rng, 2, 5, 8)
     expected = attncore.rope(x, [3, 1, 4, 1, 5])
     assert_same_bits(attncore.rope(x, np.array([3, 1, 4, 1, 5], kind)), expected)
     assert_same_bits(attncore.rope(x, np.array([[3, 1, 4, 1, 5]], kind)), expected)
@@ -110,21 +106,21 @@ def test_position_dtypes(kind: Any, rng: np.random.Generator) -> None:
 def test_like_transformers_of_torch(rng: np.random.Generator) -> None:
     """The form in which Llama's code has it: x · cos + rotate_half(x) · sin."""
     torch = pytest.importorskip("torch")
-    x = numbers(rng, 2, 4, 50, 64)
+    x = normal(rng, 2, 4, 50, 64)
     frequency = 1.0 / 10000.0 ** (torch.arange(0, 64, 2, dtype=torch.float64) / 64)
     angles = torch.outer(torch.arange(50, dtype=torch.float64), frequency)
     cosine, sine = (f(torch.cat((angles, angles), -1)).float() for f in (torch.cos, torch.sin))
     t = torch.from_numpy(x).requires_grad_()
     expected = t * cosine + torch.cat((-t[..., 32:], t[..., :32]), -1) * sine
     np.testing.assert_allclose(attncore.rope(x), expected.detach().numpy(), rtol=0, atol=1e-6)
-    d_out = numbers(rng, 2, 4, 50, 64)
+    d_out = normal(rng, 2, 4, 50, 64)
     expected.backward(torch.from_numpy(d_out))
     np.testing.assert_allclose(attncore.rope(d_out, inverse=True), t.grad, rtol=0, atol=1e-6)
 
 
 def test_long_and_short_calls_agree(isa: str, rng: np.random.Generator) -> None:
     """A token's bits do not depend on its neighbours, nor on threads."""
-    x = numbers(rng, 3, 2, 300, 48, dtype=np.float64)
+    x = normal(rng, 3, 2, 300, 48, dtype=np.float64)
     whole = attncore.rope(x, num_threads=1)
     assert_same_bits(attncore.rope(x, num_threads=3), whole)
     for token in (0, 15, 16, 17, 299):
@@ -133,7 +129,7 @@ def test_long_and_short_calls_agree(isa: str, rng: np.random.Generator) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_layouts_ranks_and_strides(isa: str, dtype: Any, rng: np.random.Generator) -> None:
-    x = numbers(rng, 2, 3, 9, 12, dtype=dtype)
+    x = normal(rng, 2, 3, 9, 12, dtype=dtype)
     expected = attncore.rope(x, dims=10)
     swapped = attncore.rope(x.swapaxes(1, 2), dims=10, layout="bshd")
     assert_same_bits(swapped.swapaxes(1, 2), expected)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import attncore
-from cache_kit import KINDS, STORAGE, make_cache, normal, query_dtype
-from kit import DTYPES, assert_same_bits
+from cache_kit import KINDS, STORAGE, make_cache, query_dtype
+from kit import DTYPES, assert_same_bits, normal
 from reference import accumulation
 from rule import assert_close_by_rule
 from test_rope import exact_angles, rotate

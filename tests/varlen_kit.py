@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 import attncore
-from kit import inputs
+from kit import inputs, normal
 from reference import Array, accumulation
 
 untyped: Any = attncore  # of unpacked arrays, whose number mypy does not know
@@ -143,8 +144,7 @@ def options_of_all_kinds(rng: np.random.Generator, problem: Packed) -> dict[str,
     batch, (rows, keys) = problem.batch, problem.longest
     heads = problem.query.shape[1]
 
-    def normal(*shape: int) -> Array:
-        return rng.standard_normal(shape).astype(np.float32)
+    numbers = partial(normal, rng)
 
     def sorted_ints(count: int) -> Array:
         return np.sort(rng.integers(0, 1 + count // 60, count))
@@ -157,7 +157,7 @@ def options_of_all_kinds(rng: np.random.Generator, problem: Packed) -> dict[str,
         "query_segments": sorted_ints(len(problem.query)),
         "key_segments": sorted_ints(len(problem.key)),
     }
-    table = attncore.RelativeBias(normal(heads, 32))
+    table = attncore.RelativeBias(numbers(heads, 32))
     return {
         "none": {},
         "causal": {"causal": True},
@@ -166,24 +166,24 @@ def options_of_all_kinds(rng: np.random.Generator, problem: Packed) -> dict[str,
         "offsets": {"window": (40, None), "query_offset": rng.integers(-20, 90, batch)},
         "mask": {"mask": rng.random((batch, 1, rows, keys)) < 0.7},
         "mask of keys": {"mask": rng.random(keys) < 0.7},
-        "bias": {"bias": normal(batch, heads, rows, keys)},
-        "biases": {"bias": (normal(heads, 1, keys), normal(batch, 1, 1, keys), normal(rows, 1))},
-        "alibi": {"alibi": normal(heads) / 50, "causal": True},
-        "alibis": {"alibi": normal(batch, heads) / 50},
+        "bias": {"bias": numbers(batch, heads, rows, keys)},
+        "biases": {"bias": (numbers(heads, 1, keys), numbers(batch, 1, 1, keys), numbers(rows, 1))},
+        "alibi": {"alibi": numbers(heads) / 50, "causal": True},
+        "alibis": {"alibi": numbers(batch, heads) / 50},
         "relative bias": {"relative_bias": table},
-        "sinks": {"sinks": normal(heads), "scale": 0.3},
+        "sinks": {"sinks": numbers(heads), "scale": 0.3},
         "segments": segments,
         "lengths": {"query_lengths": lengths[0], "key_lengths": lengths[1], "causal": True},
         "dropout": {"dropout_p": 0.3, "seed": 12345678901},
         "all": {
             "causal": True,
             "window": (90, 5),
-            "bias": (normal(batch, heads, rows, keys), normal(1, 1, 1, keys)),
+            "bias": (numbers(batch, heads, rows, keys), numbers(1, 1, 1, keys)),
             "mask": rng.random((heads, 1, keys)) < 0.9,
-            "alibi": normal(batch, heads) / 50,
+            "alibi": numbers(batch, heads) / 50,
             "relative_bias": table,
             "softcap": 3.0,
-            "sinks": normal(heads),
+            "sinks": numbers(heads),
             "key_lengths": lengths[1],
             "dropout_p": 0.2,
             "seed": 7,

@@ -3,12 +3,11 @@
 #include <algorithm>
 #include <attncore/attncore.hpp>
 #include <cmath>
-#include <cstring>
 #include <thread>
 #include <vector>
 
 #include "check.h"
-#include "random.h"
+#include "kit.h"
 
 namespace {
 
@@ -19,10 +18,6 @@ using Doubles = std::vector<double>;
 constexpr double kSoftcap = 2.0, kInfinity = std::numeric_limits<double>::infinity();
 constexpr Index kLeft = 90, kBuckets = 8, kFarthest = 30;
 
-struct Shape {
-  Index batch, heads, kv_heads, queries, keys, dim, value_dim;
-};
-
 /// An input, its gradient, and the gradient that the loops give.
 struct Leaf {
   Floats x, d;
@@ -30,8 +25,7 @@ struct Leaf {
   Tensor tensor, d_tensor;
 
   Leaf(const std::array<Index, 4>& shape, Random& random) {
-    x.resize(static_cast<std::size_t>(shape[0] * shape[1] * shape[2] * shape[3]));
-    for (float& item : x) item = random.number();
+    x = noise(shape[0] * shape[1] * shape[2] * shape[3], random);
     d.resize(x.size());
     want.resize(x.size());
     tensor = Tensor::contiguous(x.data(), DType::f32, shape);
@@ -210,10 +204,6 @@ void differentiate(Case& c, const Row& r) {
     c.slopes.want[r.batch * n.heads + r.head] -= d_z * std::fabs(double(r.position - j));
     c.table.want[r.head * kBuckets + bucket(r.position - j)] += d_z;
   }
-}
-
-bool same_bits(const Floats& a, const Floats& b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
 }
 
 /// Gradients against the loops, and the same bits from 1, 2, 3 and 4 threads.

@@ -2,13 +2,10 @@
 #pragma once
 
 #include <attncore/cache.hpp>
-#include <cstring>
-#include <functional>
-#include <string>
 #include <vector>
 
 #include "check.h"
-#include "random.h"
+#include "kit.h"
 
 using namespace attncore;
 
@@ -31,8 +28,7 @@ struct Tokens {
   Tensor tensor;
 
   Tokens(Index entries, Index tokens, Random& random)
-      : memory(static_cast<std::size_t>(entries * kHeads * tokens * kDim)) {
-    for (float& x : memory) x = random.number();
+      : memory(noise(entries * kHeads * tokens * kDim, random)) {
     tensor = Tensor::contiguous(memory.data(), DType::f32, {entries, kHeads, tokens, kDim});
   }
   [[nodiscard]] Row row(Index entry, Index token) const {
@@ -44,16 +40,6 @@ struct Tokens {
     return row;
   }
 };
-
-template <class Error>
-bool throws(const std::function<void()>& run, const char* text) {
-  try {
-    run();
-  } catch (const Error& error) {
-    return std::strstr(error.what(), text) != nullptr;
-  }
-  return false;
-}
 
 template <class Cache>
 void append(Cache& cache, const Tensor& tokens, const std::vector<Index>& entries,

@@ -29,7 +29,7 @@ void states() {
   PagedKVCache three(30, 4, settings());
   for (int i = 0; i < 3; ++i) three.add();
   append(three, tokens.tensor, {0, 1, 2}, {1, 2, 3});
-  CHECK(throws<std::invalid_argument>([&] { same.restore(three.state()); }, "state: is a paged cache's"));
+  CHECK(refused([&] { same.restore(three.state()); }, "state: is a paged cache's"));
   for (int round = 0; round < 3000; ++round) {
     CacheState state = paged.state();
     for (std::int64_t changes = 1 + random.below(2); changes > 0; --changes) {
@@ -63,13 +63,13 @@ void calls_at_once() {
     return Options{
         .num_threads = 1, .cancelled = [&cache, &none, &inside, writing] {
           if (inside++ > 0) return false;
-          CHECK(throws<InUse>([&] { append(cache, none.tensor, {0}); }, "cache: another thread is "));
-          CHECK(throws<InUse>([&] { cache.truncate(ints({0})); }, "cache: another thread is "));
-          CHECK(throws<InUse>([&] { (void)cache.lengths(); }, "cache: another thread is ") == writing);
-          CHECK(throws<InUse>([&] { (void)cache.length(0); }, "cache: another thread is ") == writing);
-          CHECK(throws<InUse>([&] { (void)cache.memory(); }, "cache: another thread is ") == writing);
-          CHECK(throws<InUse>([&] { (void)cache.state(); }, "cache: another thread is ") == writing);
-          CHECK(throws<InUse>([&] { Query(1).of(cache); }, "cache: another thread is ") == writing);
+          CHECK(refused<InUse>([&] { append(cache, none.tensor, {0}); }, "cache: another thread is "));
+          CHECK(refused<InUse>([&] { cache.truncate(ints({0})); }, "cache: another thread is "));
+          CHECK(refused<InUse>([&] { (void)cache.lengths(); }, "cache: another thread is ") == writing);
+          CHECK(refused<InUse>([&] { (void)cache.length(0); }, "cache: another thread is ") == writing);
+          CHECK(refused<InUse>([&] { (void)cache.memory(); }, "cache: another thread is ") == writing);
+          CHECK(refused<InUse>([&] { (void)cache.state(); }, "cache: another thread is ") == writing);
+          CHECK(refused<InUse>([&] { Query(1).of(cache); }, "cache: another thread is ") == writing);
           return false;
         }};
   };
@@ -86,7 +86,8 @@ void calls_at_once() {
   for (std::thread& thread : threads) thread.join();
   append(cache, tokens.tensor, {0}, {1000});
   CHECK(cache.length(0) == 4000);
-  CHECK(throws<CacheFull>([&] { append(cache, tokens.tensor, {0}, {1}); }, "has 4000 of 4000 tokens"));
+  CHECK(refused<CacheFull>([&] { append(cache, tokens.tensor, {0}, {1}); },
+                           "append: entry 0 has 4000 of 4000 tokens"));
 }
 
 /// Every call of a paged cache, from inside an append.
@@ -114,14 +115,14 @@ void paged_calls_at_once() {
                                                  [&] { (void)cache.kept_from(entry); },
                                                  [&] { (void)gathered(cache, entry); },
                                                  [&] { Query(1).of(cache); }};
-  int refused = 0;
+  int denied = 0;
   const auto look = [&] {
-    if (refused > 0) return false;
-    for (const auto& call : calls) refused += int(throws<InUse>(call, "cache: another thread is changing"));
+    if (denied > 0) return false;
+    for (const auto& call : calls) denied += int(refused<InUse>(call, "cache: another thread is changing"));
     return false;
   };
   append(cache, tokens.tensor, {entry}, {}, {.num_threads = 1, .cancelled = look});
-  CHECK(refused == static_cast<int>(calls.size()));
+  CHECK(denied == static_cast<int>(calls.size()));
   CHECK(cache.entries() == std::vector<Index>{entry} && cache.length(entry) == 40);
 }
 
@@ -134,7 +135,7 @@ void address_space() {
   CHECK(cache.memory().reserved == 2 * 4 * kHeads * kDim * 4 * (Index{1} << 27));
   CHECK(cache.memory().used == 2 * 4 * kHeads * kDim * 4 * 5);
   CHECK(gathered(cache, 3)[4] == tokens.row(3, 4));
-  CHECK(throws<CacheFull>([] { KVCache(4, Index{1} << 44, settings()); }, "capacity: "));
+  CHECK(refused<CacheFull>([] { KVCache(4, Index{1} << 44, settings()); }, "capacity: "));
 }
 
 }  // namespace

@@ -66,7 +66,7 @@ struct DecodeCase : TileCase {
       for (Index token = 0; token < lengths[static_cast<std::size_t>(entry)]; ++token) {
         for (Index head = 0; head < n.kv_heads; ++head) {
           const Index page = table[static_cast<std::size_t>(entry * own + token / slots)];
-          const Halves numbers = noise(dims, random);
+          const Halves numbers = noise_of_halves(dims, random);
           std::copy(numbers.begin(), numbers.end(),
                     items.begin() + ((page * n.kv_heads + head) * slots + token % slots) * dims);
         }

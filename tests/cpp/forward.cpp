@@ -8,29 +8,17 @@
 #include <vector>
 
 #include "check.h"
+#include "kit.h"
 
 namespace {
 
 using namespace attncore;
 
-struct Shape {
-  Index batch, heads, kv_heads, queries, keys, dim, value_dim;
-};
-
-/// Numbers in −1 … 1 that are the same on every machine.
-std::vector<float> noise(Index count, unsigned seed) {
-  std::vector<float> x(static_cast<std::size_t>(count));
-  for (float& item : x) {
-    seed = seed * 1664525U + 1013904223U;
-    item = static_cast<float>(seed >> 8U) / 8388608.0F - 1.0F;
-  }
-  return x;
-}
-
 /// The arrays of one problem, and the options as a test of one score: what it becomes, −inf where the key is
 /// hidden.
 struct Case {
   Shape n;
+  Random random;
   std::vector<float> q, k, v, out, lse;
   std::vector<float> bias, slopes;
   std::vector<std::uint8_t> mask;
@@ -40,9 +28,9 @@ struct Case {
       [](double s, Index, Index, Index, Index) { return s; };
 
   explicit Case(const Shape& shape) : n(shape) {
-    q = noise(n.batch * n.heads * n.queries * n.dim, 1);
-    k = noise(n.batch * n.kv_heads * n.keys * n.dim, 2);
-    v = noise(n.batch * n.kv_heads * n.keys * n.value_dim, 3);
+    q = noise(n.batch * n.heads * n.queries * n.dim, random);
+    k = noise(n.batch * n.kv_heads * n.keys * n.dim, random);
+    v = noise(n.batch * n.kv_heads * n.keys * n.value_dim, random);
     out.resize(static_cast<std::size_t>(n.batch * n.heads * n.queries * n.value_dim));
     lse.resize(static_cast<std::size_t>(n.batch * n.heads * n.queries));
     problem.query = Tensor::contiguous(q.data(), DType::f32, {n.batch, n.heads, n.queries, n.dim});
@@ -121,7 +109,7 @@ void band() {
 
 void additive() {
   Case c({1, 4, 4, 33, 65, 32, 32});
-  c.bias = noise(4 * 33 * 65, 4);
+  c.bias = noise(4 * 33 * 65, c.random);
   c.slopes = {0.5F, 0.25F, 0.125F, 0.0625F};
   c.problem.score.softcap = 2.0;
   c.problem.score.biases.push_back(Tensor::contiguous(c.bias.data(), DType::f32, {1, 4, 33, 65}));
@@ -186,13 +174,7 @@ void precisions() {
   }
   Case c({1, 1, 1, 1, 1, 1, 1});
   c.problem.precision = static_cast<Precision>(3);
-  bool thrown = false;
-  try {
-    forward(c.problem);
-  } catch (const std::invalid_argument& error) {
-    thrown = std::string(error.what()).find("precision") == 0;
-  }
-  CHECK(thrown);
+  CHECK(refused([&] { forward(c.problem); }, "precision"));
 }
 
 void many_callers() {
@@ -208,13 +190,8 @@ void many_callers() {
 
 void cancelled() {
   Case c({1, 4, 4, 1500, 1500, 64, 64});
-  bool thrown = false;
-  try {
-    forward(c.problem, {.cancelled = [] { return true; }});
-  } catch (const Cancelled&) {
-    thrown = true;
-  }
-  CHECK(thrown);
+  const Options stops{.cancelled = [] { return true; }};
+  CHECK(refused<Cancelled>([&] { forward(c.problem, stops); }, "the call"));
   check(c);  // and nothing else is harmed
 }
 

@@ -11,7 +11,7 @@
 
 #include "check.h"
 #include "cpu/kernels/forward.h"
-#include "random.h"
+#include "kit.h"
 
 using attncore::Index;
 using Isa = attncore::ATTN_ISA_TAG;

@@ -4,22 +4,16 @@
 #include <attncore/layers.hpp>
 #include <vector>
 
-#include "random.h"
+#include "kit.h"
 
 namespace attncore {
 
-struct Shape {
+struct LayerShape {
   Index batch, tokens, in_heads, in_dim, out_heads, out_dim;
   [[nodiscard]] Index in() const { return in_heads * in_dim; }
   [[nodiscard]] Index out() const { return out_heads * out_dim; }
   [[nodiscard]] Index rows() const { return batch * tokens; }
 };
-
-inline std::vector<float> noise(Index count, Random& random) {
-  std::vector<float> x(static_cast<std::size_t>(count));
-  for (float& item : x) item = random.number();
-  return x;
-}
 
 /// (batch, token, head · dim) memory as (batch, head, token, dim).
 inline Tensor split(std::vector<float>& memory, Index batch, Index tokens, Index heads, Index dim) {
@@ -32,12 +26,12 @@ inline Tensor split(std::vector<float>& memory, Index batch, Index tokens, Index
 
 /// One layer and its gradients, in memory where the heads of a token lie beside each other.
 struct Case {
-  Shape n;
+  LayerShape n;
   std::vector<float> x, weight, bias, y, d_y, d_x, d_weight, d_bias;
   std::vector<Index> at;  // positions, (batch, token)
   Rope rope;
 
-  Case(const Shape& shape, Random& random) : n(shape) {
+  Case(const LayerShape& shape, Random& random) : n(shape) {
     x = noise(n.rows() * n.in(), random);
     weight = noise(n.out() * n.in(), random);
     bias = noise(n.out(), random);

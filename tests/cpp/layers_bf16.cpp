@@ -71,7 +71,7 @@ struct Given {
 };
 
 /// y, d_x and d_weight.
-std::array<Halves, 3> run(const Shape& n, Given given, const Rope* rotary, bool apart, int threads) {
+std::array<Halves, 3> run(const LayerShape& n, Given given, const Rope* rotary, bool apart, int threads) {
   const auto ins = [&](const Halves& rows) {
     return Heads(rows, n.batch, n.tokens, n.in_heads, n.in_dim, apart);
   };
@@ -101,7 +101,8 @@ void check(const Halves& ours, const std::vector<float>& exact) {
 
 void heads_anywhere() {
   Random random;
-  for (const Shape& n : {Shape{1, 3, 3, 7, 2, 10}, Shape{2, 40, 3, 23, 3, 18}, Shape{3, 37, 9, 33, 2, 34}}) {
+  for (const LayerShape& n :
+       {LayerShape{1, 3, 3, 7, 2, 10}, LayerShape{2, 40, 3, 23, 3, 18}, LayerShape{3, 37, 9, 33, 2, 34}}) {
     for (const bool rotated : {false, true}) {
       Case c(n, random);
       const Rope* const rotary = rotated ? &c.rope : nullptr;

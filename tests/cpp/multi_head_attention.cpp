@@ -5,19 +5,13 @@
 #include <vector>
 
 #include "check.h"
-#include "random.h"
+#include "kit.h"
 
 namespace {
 
 using namespace attncore;
 using Settings = MultiHeadAttentionSettings;
 using Numbers = std::vector<double>;
-
-Numbers noise(Index count, Random& random) {
-  Numbers numbers(static_cast<std::size_t>(count));
-  for (double& number : numbers) number = double(random.number());
-  return numbers;
-}
 
 Tensor tokens(const Numbers& numbers, Index batch, Index count) {
   return Tensor::contiguous(numbers.data(), DType::f64,
@@ -64,7 +58,7 @@ void plain() {
   for (const auto& parameter : layer.parameters()) {
     for (Index i = 0; i < items(parameter.value); ++i) data(parameter.value)[i] += double(random.number());
   }
-  const Numbers x = noise(kTokens * kWidth, random);
+  const Numbers x = noise<double>(kTokens * kWidth, random);
   Numbers y(x.size());
   layer.forward({.x = tokens(x, 1, kTokens)}, tokens(y, 1, kTokens));
   const Numbers expected = textbook(layer, x, kTokens, kWidth);
@@ -76,9 +70,10 @@ void plain() {
 struct Full {
   static constexpr Index kBatch = 2, kQueries = 5, kKeys = 7, kWidth = 12, kKeyWidth = 5, kValueWidth = 4;
   Random random;
-  Numbers x = noise(kBatch * kQueries * kWidth, random), context = noise(kBatch * kKeys * kKeyWidth, random),
-          value_context = noise(kBatch * kKeys * kValueWidth, random),
-          d_y = noise(kBatch * kQueries * kWidth, random), y = Numbers(x.size());
+  Numbers x = noise<double>(kBatch * kQueries * kWidth, random),
+          context = noise<double>(kBatch * kKeys * kKeyWidth, random),
+          value_context = noise<double>(kBatch * kKeys * kValueWidth, random),
+          d_y = noise<double>(kBatch * kQueries * kWidth, random), y = Numbers(x.size());
   MultiHeadAttention layer{Settings{.embed_dim = kWidth,
                                     .num_heads = 4,
                                     .num_kv_heads = 2,
@@ -227,34 +222,21 @@ void cancelled() {
   }
 }
 
-template <class Run>
-std::string refusal(Run run) {
-  try {
-    run();
-  } catch (const std::invalid_argument& error) {
-    return error.what();
-  }
-  return "";
-}
-
-void refused() {
+void errors() {
   Full full;
   const Tensor y = tokens(full.y, Full::kBatch, Full::kQueries),
                d_y = tokens(full.d_y, Full::kBatch, Full::kQueries);
-  const auto begins = [](const std::string& text, const char* with) { return text.rfind(with, 0) == 0; };
-  CHECK(begins(refusal([] { MultiHeadAttention layer({.embed_dim = 6, .num_heads = 4}); }), "num_heads: "));
-  CHECK(
-      begins(refusal([] { MultiHeadAttention layer({.embed_dim = 6, .num_heads = 2, .dtype = DType::i32}); }),
-             "dtype: "));
-  CHECK(begins(refusal([&] { full.layer.backward(full.activations, {.d_y = d_y}); }), "activations: "));
-  CHECK(begins(refusal([&] { full.layer.forward(full.inputs, full.inputs.x); }), "y: overlaps x"));
+  CHECK(refused([] { MultiHeadAttention layer({.embed_dim = 6, .num_heads = 4}); }, "num_heads: "));
+  CHECK(refused([] { MultiHeadAttention layer({.embed_dim = 6, .num_heads = 2, .dtype = DType::i32}); },
+                "dtype: "));
+  CHECK(refused([&] { full.layer.backward(full.activations, {.d_y = d_y}); }, "activations: "));
+  CHECK(refused([&] { full.layer.forward(full.inputs, full.inputs.x); }, "y: overlaps x"));
   full.layer.forward(full.inputs, y, &full.activations);
   MultiHeadAttention other({.embed_dim = Full::kWidth, .num_heads = 4, .dtype = DType::f64});
-  CHECK(begins(refusal([&] { other.backward(full.activations, {.d_y = d_y}); }), "activations: "));
-  CHECK(begins(refusal([&] { full.layer.backward(full.activations, {.d_y = d_y, .d_x = d_y}); }),
-               "d_x: overlaps d_y"));
-  CHECK(begins(refusal([&] { full.layer.backward(full.activations, {.d_y = d_y, .d_alibi = y}); }),
-               "d_alibi: "));
+  CHECK(refused([&] { other.backward(full.activations, {.d_y = d_y}); }, "activations: "));
+  CHECK(
+      refused([&] { full.layer.backward(full.activations, {.d_y = d_y, .d_x = d_y}); }, "d_x: overlaps d_y"));
+  CHECK(refused([&] { full.layer.backward(full.activations, {.d_y = d_y, .d_alibi = y}); }, "d_alibi: "));
   Numbers slopes(4, 0.5), d_x(full.y.size());
   const auto four = [](double* data) { return Tensor::contiguous(data, DType::f64, {1, 4, 1, 1}); };
   MultiHeadAttention::Inputs sloping = full.inputs;
@@ -264,13 +246,13 @@ void refused() {
   const auto both = [&] {
     full.layer.backward(full.activations, {.d_y = d_y, .d_x = over, .d_alibi = four(d_x.data() + 1)});
   };
-  CHECK(begins(refusal(both), "d_alibi: overlaps d_x"));
+  CHECK(refused(both, "d_alibi: overlaps d_x"));
   full.layer.forward(full.inputs, y, &full.activations);
   MultiHeadAttention moved = std::move(full.layer);  // its activations stay good
   moved.backward(full.activations, {.d_y = d_y});
   full.inputs.context = {};
-  CHECK(begins(refusal([&] { moved.forward(full.inputs, y, &full.activations); }), "value_context: "));
-  CHECK(begins(refusal([&] { moved.backward(full.activations, {.d_y = d_y}); }), "activations: "));
+  CHECK(refused([&] { moved.forward(full.inputs, y, &full.activations); }, "value_context: "));
+  CHECK(refused([&] { moved.backward(full.activations, {.d_y = d_y}); }, "activations: "));
 }
 
 }  // namespace
@@ -284,6 +266,6 @@ int main() {
     weights();
   }
   cancelled();
-  refused();
+  errors();
   return finish();
 }

@@ -7,7 +7,7 @@
 #include <string>
 
 #include "check.h"
-#include "random.h"
+#include "kit.h"
 #include "tensor.h"
 
 namespace {
@@ -130,14 +130,6 @@ void edges() {
 
 /// What has a shape and no memory was not left out; what is written overlaps nothing; sizes beyond memory.
 void tensors_that_are_none() {
-  const auto says = [](const char* text, auto run) {
-    try {
-      run();
-    } catch (const std::invalid_argument& error) {
-      return std::string(error.what()).find(text) == 0;
-    }
-    return false;
-  };
   float numbers[16]{}, out[4];
   const Tensor x = Tensor::contiguous(numbers, DType::f32, {1, 1, 4, 1});
   const Problem good{
@@ -149,13 +141,13 @@ void tensors_that_are_none() {
   };
   forward(good);
   const Tensor lost = Tensor::contiguous(nullptr, DType::boolean, {1, 1, 1, 4});
-  CHECK(says("mask: is not given, but has the shape (1, 1, 1, 4)",
-             with([&](Problem& p) { p.score.mask = lost; })));
-  CHECK(says("lse: is not given, but",
-             with([&](Problem& p) { p.lse = {nullptr, DType::f32, {1, 1, 4, 1}, {}}; })));
+  CHECK(refused(with([&](Problem& p) { p.score.mask = lost; }),
+                "mask: is not given, but has the shape (1, 1, 1, 4)"));
+  CHECK(refused(with([&](Problem& p) { p.lse = {nullptr, DType::f32, {1, 1, 4, 1}, {}}; }),
+                "lse: is not given, but"));
   const Tensor pairs = Tensor::contiguous(numbers, DType::f32, {1, 1, 4, 2});
-  CHECK(says("positions: is not given, but",
-             [&] { rope(pairs, {.positions = {nullptr, DType::i64, {1, 1, 4, 1}, {}}}, pairs); }));
+  CHECK(refused([&] { rope(pairs, {.positions = {nullptr, DType::i64, {1, 1, 4, 1}, {}}}, pairs); },
+                "positions: is not given, but"));
   for (Tensor Score::* const option :
        {&Score::mask, &Score::alibi, &Score::sinks, &Score::query_offset, &Score::query_lengths,
         &Score::key_lengths, &Score::tree_parents, &Score::query_segments, &Score::key_segments}) {
@@ -167,26 +159,26 @@ void tensors_that_are_none() {
     }
     CHECK(message.find(": is not given, but has the shape (1, 1, 1, 4)") != std::string::npos);
   }
-  CHECK(says("relative_bias: is not given, but",
-             with([&](Problem& p) { p.score.relative_bias.table = lost; })));
-  CHECK(says("key_scale: is not given, but", with([&](Problem& p) { p.key_scale = lost; })));
-  CHECK(says("value_scale: is not given, but", with([&](Problem& p) { p.value_scale = lost; })));
-  CHECK(
-      says("cu_query_lengths: is not given, but", with([&](Problem& p) { p.packing.query_tokens = lost; })));
-  CHECK(says("cu_key_lengths: is not given, but", with([&](Problem& p) { p.packing.key_tokens = lost; })));
-  CHECK(says("block_table: is not given, but", with([&](Problem& p) { p.paging.block_table = lost; })));
+  CHECK(refused(with([&](Problem& p) { p.score.relative_bias.table = lost; }),
+                "relative_bias: is not given, but"));
+  CHECK(refused(with([&](Problem& p) { p.key_scale = lost; }), "key_scale: is not given, but"));
+  CHECK(refused(with([&](Problem& p) { p.value_scale = lost; }), "value_scale: is not given, but"));
+  CHECK(refused(with([&](Problem& p) { p.packing.query_tokens = lost; }),
+                "cu_query_lengths: is not given, but"));
+  CHECK(refused(with([&](Problem& p) { p.packing.key_tokens = lost; }), "cu_key_lengths: is not given, but"));
+  CHECK(refused(with([&](Problem& p) { p.paging.block_table = lost; }), "block_table: is not given, but"));
   AttentionState state(x);
-  CHECK(says("mask: is not given, but", [&] { state.update({.key = x, .value = x, .mask = lost}); }));
-  CHECK(says("query: is not given", with([](Problem& p) { p.query = {}; })));
-  CHECK(says("out: is not given", with([](Problem& p) { p.out = {}; })));
-  CHECK(says("lse: overlaps out", with([](Problem& p) { p.lse = p.out; })));
-  CHECK(says("query: shape is", with([](Problem& p) { p.query.shape[2] = kUnbounded; })));
-  CHECK(says("num_threads: is -5, must be at least 0", [&] { forward(good, {.num_threads = -5}); }));
+  CHECK(refused([&] { state.update({.key = x, .value = x, .mask = lost}); }, "mask: is not given, but"));
+  CHECK(refused(with([](Problem& p) { p.query = {}; }), "query: is not given"));
+  CHECK(refused(with([](Problem& p) { p.out = {}; }), "out: is not given"));
+  CHECK(refused(with([](Problem& p) { p.lse = p.out; }), "lse: overlaps out"));
+  CHECK(refused(with([](Problem& p) { p.query.shape[2] = kUnbounded; }), "query: shape is"));
+  CHECK(refused([&] { forward(good, {.num_threads = -5}); }, "num_threads: is -5, must be at least 0"));
   std::byte coins[4];
   Tensor keep = Tensor::contiguous(coins, DType::boolean, {1, 1, 2, 2});
   keep.stride[2] = 0;
-  CHECK(says("keep: items overlap", [&] { dropout_mask({.probability = 0.5}, {}, keep); }));
-  CHECK(says("dtype: ", [] { (void)fma_peak("baseline", DType::boolean, 1); }));
+  CHECK(refused([&] { dropout_mask({.probability = 0.5}, {}, keep); }, "keep: items overlap"));
+  CHECK(refused([] { (void)fma_peak("baseline", DType::boolean, 1); }, "dtype: "));
   const Tensor huge = Tensor::contiguous(nullptr, DType::f32, {Index{1} << 40, Index{1} << 40, 1, 1});
   CHECK(huge.stride[0] == Index{4} << 40);
   try {

@@ -2,14 +2,13 @@
 // plans keep all threads busy, whatever the lengths.  Nothing is timed: work is counted, and claimed as threads would.
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <vector>
 
 #include "backward_plan.h"
 #include "check.h"
 #include "cpu/dispatch.h"
+#include "kit.h"
 #include "plan.h"
-#include "random.h"
 #include "score/steps.h"
 #include "work.h"
 
@@ -200,10 +199,7 @@ struct Arrays {
       longest = std::max(longest, of_keys);
     }
     weights.resize(lengths.size() * std::size_t(kHeads * 2 * longest));
-    const auto fill = [&](Floats& array, Index items) {
-      array.resize(static_cast<std::size_t>(items));
-      for (float& item : array) item = random.number();
-    };
+    const auto fill = [&](Floats& array, Index items) { array = noise(items, random); };
     fill(slopes, kHeads), fill(lse, queries.back() * kHeads);
     fill(query, queries.back() * kHeads * kDim), fill(key, keys.back() * kKvHeads * kDim);
     fill(value, keys.back() * kKvHeads * kValueDim), fill(d_out, queries.back() * kHeads * kValueDim);
@@ -270,7 +266,7 @@ void bits() {
     arrays.run(0, entries, true, {.num_threads = threads});
     const auto packed = arrays.results();
     for (std::size_t i = 0; i < alone.size(); ++i) {
-      CHECK(std::memcmp(alone[i].data(), packed[i].data(), alone[i].size() * sizeof(float)) == 0);
+      CHECK(same_bits(alone[i], packed[i]));
     }
   }
 }

@@ -105,8 +105,8 @@ struct Case {
     };
     for (Index i = 0; i < rows * depth; ++i) a.push_back(rounded(number()));
     for (Index i = 0; i < columns * depth; ++i) b.push_back(item(number()));
-    for (Index i = 0; i < rows * c_stride; ++i) c.push_back(random.number());
-    for (Index i = 0; i < rows; ++i) keep.push_back(random.number());
+    c = noise(rows * c_stride, random);
+    keep = noise(rows, random);
     parts.resize(static_cast<std::size_t>(rows * stride));
     for (Index row = 0; row < rows; ++row) write(row);
   }
@@ -185,10 +185,6 @@ struct Case {
     }
   }
 };
-
-bool same_bits(const Floats& a, const Floats& b) {
-  return std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
-}
 
 /// `A`: how A's parts are multiplied; what that leaves out.
 template <class A, int n, DType kStorage>

@@ -5,6 +5,7 @@
 
 class Random {
  public:
+  explicit Random(std::uint64_t seed = 1) : state_(seed) {}
   std::uint32_t bits() {
     state_ = state_ * 6364136223846793005U + 1442695040888963407U;
     return static_cast<std::uint32_t>(state_ >> 32U);
@@ -17,5 +18,5 @@ class Random {
   float number() { return static_cast<float>(bits() >> 8U) / 8388608.0F - 1.0F; }
 
  private:
-  std::uint64_t state_ = 1;
+  std::uint64_t state_;
 };

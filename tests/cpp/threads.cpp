@@ -3,12 +3,12 @@
 #include <algorithm>
 #include <attncore/attncore.hpp>
 #include <chrono>
-#include <cstring>
 #include <exception>
 #include <thread>
 #include <vector>
 
 #include "check.h"
+#include "kit.h"
 
 namespace {
 
@@ -21,22 +21,16 @@ struct Case {
 
   Case(Index batch, Index heads, Index kv_heads, Index queries, Index keys, Index dim, bool causal,
        unsigned seed) {
-    const auto fill = [&](std::vector<float>& items, Index count, bool noise) {
-      items.resize(static_cast<std::size_t>(count));
-      for (float& item : items) {
-        seed = seed * 1664525U + 1013904223U;
-        item = noise ? static_cast<float>(seed >> 8U) / 8388608.0F - 1.0F : 7;
-      }
-    };
-    const auto tensor = [&](std::vector<float>& items, const std::array<Index, 4>& shape, bool noise) {
-      fill(items, shape[0] * shape[1] * shape[2] * shape[3], noise);
+    Random random(seed);
+    const auto tensor = [&](std::vector<float>& items, const std::array<Index, 4>& shape) {
+      items = noise(shape[0] * shape[1] * shape[2] * shape[3], random);
       return Tensor::contiguous(items.data(), DType::f32, shape);
     };
-    problem.query = tensor(q, {batch, heads, queries, dim}, true);
-    problem.key = tensor(k, {batch, kv_heads, keys, dim}, true);
-    problem.value = tensor(v, {batch, kv_heads, keys, dim}, true);
-    problem.out = tensor(out, {batch, heads, queries, dim}, false);
-    problem.lse = tensor(lse, {batch, heads, queries, 1}, false);
+    problem.query = tensor(q, {batch, heads, queries, dim});
+    problem.key = tensor(k, {batch, kv_heads, keys, dim});
+    problem.value = tensor(v, {batch, kv_heads, keys, dim});
+    problem.out = tensor(out, {batch, heads, queries, dim});
+    problem.lse = tensor(lse, {batch, heads, queries, 1});
     problem.score.causal = causal;
   }
   Case(const Case&) = delete;
@@ -53,10 +47,6 @@ struct Case {
     return results;
   }
 };
-
-bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
-}
 
 /// The kinds of plans: shared super-blocks whose rows wait, split keys, one tile, sections that are alone if threads are few,
 /// few tasks.

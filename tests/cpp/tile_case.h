@@ -7,15 +7,11 @@
 
 #include "backend.h"
 #include "cpu/dispatch.h"
-#include "random.h"
+#include "kit.h"
 #include "tile_model.h"
 
 namespace attncore {
 namespace {
-
-struct Shape {
-  Index batch, heads, kv_heads, queries, keys, dim, value_dim;
-};
 
 using Halves = std::vector<std::uint16_t>;
 
@@ -25,7 +21,7 @@ std::uint16_t narrow(float x) {
   return halves[0];
 }
 
-Halves noise(Index count, Random& random) {
+Halves noise_of_halves(Index count, Random& random) {
   Halves x(static_cast<std::size_t>(count));
   for (std::uint16_t& item : x) item = narrow(2 * random.number());
   return x;
@@ -40,9 +36,9 @@ struct TileCase {
 
   explicit TileCase(const Shape& shape) : n(shape) {
     Random random;
-    q = noise(n.batch * n.heads * n.queries * n.dim, random);
-    k = noise(n.batch * n.kv_heads * n.keys * n.dim, random);
-    v = noise(n.batch * n.kv_heads * n.keys * n.value_dim, random);
+    q = noise_of_halves(n.batch * n.heads * n.queries * n.dim, random);
+    k = noise_of_halves(n.batch * n.kv_heads * n.keys * n.dim, random);
+    v = noise_of_halves(n.batch * n.kv_heads * n.keys * n.value_dim, random);
     out.resize(static_cast<std::size_t>(n.batch * n.heads * n.queries * n.value_dim));
     lse.resize(static_cast<std::size_t>(n.batch * n.heads * n.queries));
     problem.query = Tensor::contiguous(q.data(), DType::bf16, {n.batch, n.heads, n.queries, n.dim});
@@ -75,7 +71,7 @@ struct TileCase {
   for (const int threads : {2, 3}) {
     c.run(kernels, threads);
     CHECK(c.out == out);
-    CHECK(std::memcmp(c.lse.data(), lse.data(), lse.size() * sizeof(float)) == 0);
+    CHECK(same_bits(c.lse, lse));
   }
   c.run_baseline();
   const Halves want = c.out;

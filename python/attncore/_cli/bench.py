@@ -74,7 +74,6 @@ def line(case: Case, isa: str, dtype: np.dtype[np.generic], threads: int, rounds
     verified(case, inputs, contender)
     times = Summary.of(time_in_rounds([contender], rounds, budget=1.0)[contender.name])
     rate = case.flops / times.median / 1e9
-    peak = fma_peak(isa, dtype, threads)
-    share = f"{100 * rate / peak:.0f}" if peak else "n/a"
+    share = f"{100 * rate / fma_peak(isa, dtype, threads):.0f}"
     return (f"{case.name:<14} {isa:<9} {human(times.median):>9} {100 * times.spread:>6.0f}%"
             f" {rate:>9.1f} {share:>7}")  # fmt: skip

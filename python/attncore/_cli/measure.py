@@ -177,21 +177,18 @@ class Summary:
         return Summary(float(median), float((high - low) / median), float(min(times)))
 
 
-def fma_peak(isa: str, dtype: np.dtype[Any], threads: int) -> float | None:
-    """GFLOP/s of multiply-adds that the cores reach now; None where nothing measures it.
-
-    16-bit types are computed in float32, so they share its peak; float64 has half of it.
-    """
-    probe = getattr(getattr(attncore, "_core", None), "fma_peak", None)
-    if probe is None:
-        return None
-    peak = float(probe(isa, threads))
-    return peak / 2 if dtype == np.float64 else peak
-
-
 def product_peak(isa: str, bfloat16: bool, threads: int) -> float:
     """GFLOP/s of an instruction set's own products of bfloat16, or else of float32's multiply-adds."""
     return _core.fma_peak(isa, threads, bfloat16)
+
+
+def fma_peak(isa: str, dtype: np.dtype[Any], threads: int) -> float:
+    """GFLOP/s of multiply-adds that the cores reach now.
+
+    16-bit types are computed in float32, so they share its peak; float64 has half of it.
+    """
+    peak = product_peak(isa, bfloat16=False, threads=threads)
+    return peak / 2 if dtype == np.float64 else peak
 
 
 def read_bandwidth(held: int, threads: int) -> float:

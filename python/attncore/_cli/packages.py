@@ -57,13 +57,13 @@ def _bars() -> bool:
     return sys.stderr.isatty() and present("tqdm")
 
 
-def progress(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
+def progress(items: Iterable[Item], description: str) -> Iterator[Item]:
     """The items, beside a bar on stderr where that is a terminal and tqdm is there."""
     if not _bars():
         yield from items
         return
     yield from load("tqdm").tqdm(
-        items, desc=description, total=total, file=sys.stderr, leave=False, dynamic_ncols=True
+        items, desc=description, file=sys.stderr, leave=False, dynamic_ncols=True
     )
 
 
