@@ -118,7 +118,7 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "table of another batch": (
         {"block_table": [[0, 1, 2]]},
         ValueError,
-        r"block_table: shape is \(1, 3\), must be \(2, 3\) \(batch, pages\)",
+        r"block_table.*\(1, 3\).*\(2, 3\)",
     ),
     "no pool": (
         {n: p[:0] for n, p in pools().items()},
@@ -258,6 +258,7 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input(case: str) -> None:
+    assert len(BAD) >= 30
     change, exception, message = BAD[case]
     call = {**GOOD, **change}
     written = [
@@ -290,10 +291,6 @@ def test_an_entry_may_write_behind_another_s_tokens() -> None:
     call = {**GOOD, **pools(), "block_table": [[0, 1, 2], [3, 1, 99]]}
     attncore.append_paged(**{**call, "key_lengths": [6, 6], "lengths": [1, 0]})
     assert call["key_pages"].any(axis=(2, 3)).nonzero() == (1, 2)
-
-
-def test_there_are_enough_rows() -> None:
-    assert len(BAD) >= 30
 
 
 @pytest.mark.parametrize("change", [{}, INT8, INT4, FLOAT8, PACKED])

@@ -172,6 +172,11 @@ CALLS: dict[str, tuple[Any, type[Exception], str]] = {
         ValueError,
         "enable_gqa",
     ),
+    "leading axes that differ": (
+        lambda: untyped.scaled_dot_product_attention(zeros(2, 1, 3, 4), *[zeros(3, 1, 3, 4)] * 2),
+        ValueError,
+        r"query, key, value.*\(2,\), \(3,\), \(3,\)",
+    ),
     "mask of ints for sdpa": (
         lambda: untyped.scaled_dot_product_attention(Q, Q, Q, attn_mask=ints(S, S)),
         TypeError,

@@ -6,8 +6,9 @@
 
 namespace attncore {
 
-/// lse beyond this has lost digits that exp(score − lse) needs (2⁻²⁴ · 64 is 4e-6; for float64 there are enough).
-inline constexpr double kPreciseLse = 64;
+/// lse beyond this has lost digits that exp(score − lse) needs: 2⁻²⁴ · 64 is 4e-6.  Of few rows, whose scores have the
+/// roundings that lse has, 2⁻²⁴ · 16 = 1e-6 is as much as all else.
+inline constexpr double kPreciseLse = 64, kPreciseLseOfFewRows = 16;
 
 /// Whether lse may be `exact` but for rounding.  Else it is of more keys than are given here, and counts as it is: the
 /// gradients of parts of the keys add up.
@@ -79,6 +80,8 @@ void backward_rows_task(const BackwardCall& backward, const BackwardTask& task, 
   const auto softmax = Softmax::in(scratch + tile.scratch().bytes, most, 0);
   T* const keep = softmax.exact_sum + Softmax::padded(most);
 
+  const T precise_lse = tile.in_place() ? kPreciseLseOfFewRows : kPreciseLse;
+
   for (Index head = 0; task.sink_shares != nullptr && head < call.group; ++head) task.sink_shares[head] = 0;
   for (Index first = task.rows.begin; first < task.rows.end; first += most) {
     const Range rows{first, min(first + most, task.rows.end)};
@@ -94,12 +97,12 @@ void backward_rows_task(const BackwardCall& backward, const BackwardTask& task, 
       stats.origin[i] = Softmax::base(lse);
       stats.factor[i] = 1;
       stats.delta[i] = dot<Isa, T>(at(d_out, r), d_out, at(call.out, r), call.out, call.value_dim) - d;
-      precise &= !(absolute(stats.origin[i]) > T{kPreciseLse});
+      precise &= !(absolute(stats.origin[i]) > precise_lse);
     }
     if (!precise) renormalise<Isa, T>(call, task, tile, rows, softmax, keep);
     for (Index row = 0; row < rows.size(); ++row) {
       const Index i = first + row;
-      if (!precise && absolute(stats.origin[i]) > T{kPreciseLse} &&
+      if (!precise && absolute(stats.origin[i]) > precise_lse &&
           is_rounded(softmax.log_sum_exp(row), stats.origin[i])) {
         stats.origin[i] = Softmax::base(softmax.maximum[row]);
         stats.factor[i] = softmax.sum[row] == 0 ? T{0} : 1 / softmax.sum[row];

@@ -116,6 +116,7 @@ class BackwardTile {
   [[nodiscard]] Matrix<const Item> queries() const noexcept { return queries_; }
   [[nodiscard]] Matrix<const Item> d_out() const noexcept { return d_outs_; }
   [[nodiscard]] Range rows() const noexcept { return task_.rows; }
+  [[nodiscard]] bool in_place() const noexcept { return in_place_; }
 
  private:
   using V = Vec<Isa, T>;
