@@ -75,7 +75,7 @@ def test_torch_leading_axes(leads: Any, masked: bool, rng: Any) -> None:
     shapes = [(*lead, 2, tokens, 8) for lead, tokens in zip(leads, (5, 9, 9), strict=True)]
     made = [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
     mask = rng.random((*np.broadcast_shapes(*leads), 1, 5, 9)) < 0.7 if masked else None
-    ours = attncore.scaled_dot_product_attention(*made, attn_mask=mask)
+    ours = attncore.scaled_dot_product_attention(made[0], made[1], made[2], mask)
     wanted = np.broadcast_shapes(*(shape[:-3] for shape in shapes))
     assert ours.shape == (*wanted, 2, 5, 8)
     near(ours, np.nan_to_num(torch_sdpa(made, mask)))
