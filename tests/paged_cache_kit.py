@@ -25,6 +25,17 @@ def give(cache: attncore.PagedKVCache, rng: np.random.Generator, **counts: Any) 
     return tokens
 
 
+def forked(
+    rng: np.random.Generator, tokens: int, pages: int = 20, **settings: Any
+) -> tuple[attncore.PagedKVCache, Array]:
+    """A cache in pages of 4 whose entries 0 and 1 share a prompt, and the prompt."""
+    cache = paged(pages, **settings)
+    cache.add()
+    prompt = give(cache, rng, e0=tokens)[0]
+    assert cache.fork(0) == 1
+    return cache, prompt
+
+
 def assert_holds(cache: attncore.PagedKVCache, entry: int, tokens: Array) -> None:
     """(2, tokens, dim)"""
     key, value = cache.gather(entry)

@@ -7,7 +7,7 @@ import pytest
 
 import attncore
 from kit import assert_same_bits, normal
-from paged_cache_kit import DIM, assert_consistent, assert_holds, give, paged
+from paged_cache_kit import DIM, assert_consistent, assert_holds, forked, give, paged
 
 
 def test_numbers_are_used_again() -> None:
@@ -35,11 +35,8 @@ def test_pages_are_taken_as_tokens_come(rng: np.random.Generator) -> None:
 
 
 def test_a_fork_shares_until_one_of_both_writes(rng: np.random.Generator) -> None:
-    cache = paged()
-    cache.add()
-    prompt = give(cache, rng, e0=10)[0]
-    other = cache.fork(0)
-    assert cache.block_table(other).tolist() == cache.block_table(0).tolist()
+    cache, prompt = forked(rng, 10)
+    assert cache.block_table(1).tolist() == cache.block_table(0).tolist()
     assert cache.free_pages == 17
     assert cache.reference_counts().tolist() == [2] * 3 + [0] * 17
     mine = give(cache, rng, e1=1)[0]
@@ -59,10 +56,7 @@ def test_a_fork_shares_until_one_of_both_writes(rng: np.random.Generator) -> Non
 
 
 def test_a_fork_at_a_page_s_end_copies_nothing(rng: np.random.Generator) -> None:
-    cache = paged()
-    cache.add()
-    give(cache, rng, e0=8)
-    cache.fork(0)
+    cache, _ = forked(rng, 8)
     give(cache, rng, e0=1, e1=1)
     assert cache.free_pages == 16
     assert_consistent(cache)
@@ -71,10 +65,7 @@ def test_a_fork_at_a_page_s_end_copies_nothing(rng: np.random.Generator) -> None
 @pytest.mark.parametrize("shorter", [0, 1])
 def test_sharers_of_different_lengths_in_one_call(shorter: int, rng: np.random.Generator) -> None:
     """One of them begins to write where the other still has tokens."""
-    cache = paged()
-    cache.add()
-    prompt = give(cache, rng, e0=7)[0]
-    cache.fork(0)
+    cache, prompt = forked(rng, 7)
     cache.truncate(5, entries=shorter)
     added = give(cache, rng, e0=2, e1=3)
     for entry, count in ((0, 2), (1, 3)):
@@ -85,10 +76,7 @@ def test_sharers_of_different_lengths_in_one_call(shorter: int, rng: np.random.G
 
 @pytest.mark.parametrize("idle", [0, 1])
 def test_a_sharer_that_gets_nothing_keeps_its_tokens(idle: int, rng: np.random.Generator) -> None:
-    cache = paged()
-    cache.add()
-    prompt = give(cache, rng, e0=7)[0]
-    cache.fork(0)
+    cache, prompt = forked(rng, 7)
     before = cache.block_table(idle).tolist()
     added = give(cache, rng, e0=idle, e1=1 - idle)[1 - idle]
     assert_holds(cache, idle, prompt)
@@ -99,10 +87,7 @@ def test_a_sharer_that_gets_nothing_keeps_its_tokens(idle: int, rng: np.random.G
 
 def test_the_longest_of_all_sharers_keeps_the_page(rng: np.random.Generator) -> None:
     """A copy for each of the others is all that is needed."""
-    cache = paged(3)
-    cache.add()
-    prompt = give(cache, rng, e0=3)[0]
-    cache.fork(0)
+    cache, prompt = forked(rng, 3, pages=3)
     cache.truncate(2, entries=cache.fork(0))
     added = give(cache, rng, e0=1, e1=1, e2=1)
     assert cache.free_pages == 0
@@ -113,10 +98,7 @@ def test_the_longest_of_all_sharers_keeps_the_page(rng: np.random.Generator) -> 
 
 def test_a_call_that_fails_leaves_sharers_alone(rng: np.random.Generator) -> None:
     """The shorter sharer's tokens are written before the last entry's are found bad."""
-    cache = paged(dtype="int8")
-    cache.add()
-    give(cache, rng, e0=7)
-    cache.fork(0)
+    cache, _ = forked(rng, 7, dtype="int8")
     cache.fork(0)
     cache.truncate([5, 6], entries=[1, 2])
     before = [cache.gather(entry) for entry in range(3)]
@@ -157,10 +139,7 @@ def test_running_out_of_pages(
 
 
 def test_a_copy_needs_a_page_too(rng: np.random.Generator) -> None:
-    cache = paged(2)
-    cache.add()
-    prompt = give(cache, rng, e0=6)[0]
-    cache.fork(0)
+    cache, prompt = forked(rng, 6, pages=2)
     with pytest.raises(MemoryError, match="needs 1 pages, 0 of 2 are free"):
         give(cache, rng, e1=1)
     assert_holds(cache, 0, prompt)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
 
 import attncore
+from kit import zeros
 from reference import Array
 
 # By layout and rank: what out is and must be, as the caller's arrays are.
@@ -26,7 +26,7 @@ def test_shapes_in_messages_are_those_of_the_arrays(case: str) -> None:
 
     def array(tokens: int) -> Array:
         shape = (2, tokens, 4, 8) if layout == "bshd" else (2, 4, tokens, 8)
-        return np.zeros(shape if rank == 4 else shape[1:] if rank == 3 else (tokens, 8), np.float32)
+        return zeros(*(shape if rank == 4 else shape[1:] if rank == 3 else (tokens, 8)))
 
     x, wrong = array(6), array(5)
     options: Any = {"layout": layout}
@@ -42,7 +42,7 @@ def test_shapes_in_messages_are_those_of_the_arrays(case: str) -> None:
 
 
 def test_shapes_of_packed_arrays_in_messages() -> None:
-    x, wrong = np.zeros((6, 4, 8)), np.zeros((4, 6, 8))
+    x, wrong = zeros(6, 4, 8), zeros(4, 6, 8)
     with pytest.raises(
         ValueError, match=r"^out: shape is \(4, 6, 8\), must be \(6, 4, 8\) \(token, head, dim\)$"
     ):

@@ -168,6 +168,21 @@ def test_huge_dim_without_memory() -> None:
         attncore.attention(x, x, SMALL)
 
 
+def test_a_state_of_more_bytes_than_can_be_counted() -> None:
+    """Of (2**30, 1, 2**30, 2) float64 keeps 2**64, which wrap around to 0."""
+    x = np.lib.stride_tricks.as_strided(np.ones(8, np.float16), (2**30, 1, 2**30, 2), (0, 0, 0, 0))
+    with pytest.raises(MemoryError):
+        attncore.AttentionState(x, dtype=np.float64)
+
+
+def test_a_large_batch_of_nothing_plans_nothing() -> None:
+    """Ctrl-C could not end it: it is 2**40 entries."""
+    x = np.lib.stride_tricks.as_strided(SMALL, (2**40, 1, 0, 8), (0, 0, 0, 4))
+    out, lse = attncore.attention(x, x, x, return_lse=True)
+    assert out.shape == x.shape
+    assert lse.shape == x.shape[:3]
+
+
 def test_all_of_many_keys_as_top_k(isa: str, rng: np.random.Generator) -> None:
     """As many as there are: a sort, in no more than n log n steps."""
     query, key = normal(rng, 1, 1, 2, 8), normal(rng, 1, 1, 20000, 8)

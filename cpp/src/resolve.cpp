@@ -28,7 +28,8 @@ void require_dim(const char* argument, const Tensor& t) {
 
 /// Keys and values as they are stored: of query's dtype, or whatever float32 holds.
 void require_storage(const char* argument, const Tensor& t, const Call& call, Use use) {
-  if (use != Use::forward || call.compute() == DType::f64) return require_query_dtype(argument, t, call);
+  if (use != Use::forward || call.compute() == DType::f64)
+    return require_like(argument, t, "query", call.query);
   require_dtype(argument, t, {DType::f32, DType::f16, DType::bf16, DType::i8, DType::f8, DType::i4});
   if (t.dtype == DType::i4 && (t.shape[3] % 2 != 0 || (t.stride[3] != 1 && t.shape[3] > 2))) {
     reject(argument, "has a dim of " + to_string(t.shape[3]) + " numbers at a stride of " +
@@ -203,10 +204,6 @@ void require_segments(const Call& call, const Problem& problem) {
 }
 
 }  // namespace
-
-void require_query_dtype(const char* argument, const Tensor& t, const Call& call) {
-  require_like(argument, t, "query", call.query);
-}
 
 Coins coins_of(const Dropout& dropout) {
   constexpr double kCoins = 65536;

@@ -13,6 +13,4 @@ Call resolve(const Problem& problem, Use use);
 
 [[nodiscard]] Coins coins_of(const Dropout& dropout);
 
-void require_query_dtype(const char* argument, const Tensor& t, const Call& call);
-
 }  // namespace attncore

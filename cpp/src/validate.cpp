@@ -47,7 +47,7 @@ void require_output(const char* argument, const Tensor& out, const Inputs& input
 
 void require_out(const char* argument, const Tensor& out, const Call& call) {
   require_given(argument, out);
-  require_query_dtype(argument, out, call);
+  require_like(argument, out, "query", call.query);
   require_shape(argument, out, {call.query.shape[0], call.heads, call.query.shape[2], call.value_dim},
                 kTokenAxes);
 }

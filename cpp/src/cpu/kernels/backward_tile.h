@@ -92,7 +92,7 @@ class BackwardTile {
   template <class Visit>
   void differentiate(const Seen& seen, Visit visit) const noexcept {
     multiply(scratch_.d_scores, d_outs_, call_.value, scratch_.values_transposed, call_.value_dim, seen,
-             Scaled<T>{1});
+             Stored<T>{});
     TileCoins<Isa, T> coins;
     score(seen, [&](Index row, const Row& r, T* scores, Range columns, bool sloped) {
       T* const d_scores = scratch_.d_scores.row(row);

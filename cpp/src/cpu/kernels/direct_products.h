@@ -40,7 +40,9 @@ struct Ended {
 template <class Isa, class T, class Item>
 struct FewRows {
   static constexpr bool kTiles = kDirectTiles<Isa, Item>;  // a matrix unit multiplies grouped rows
-  bool grouped;
+  const bool grouped;
+
+  explicit FewRows(bool groups) noexcept : grouped(groups) {}
 
   /// Rows as the products of grouped ones take them; else nothing.
   void pack(Item* packed, const RowList<const Item>& rows, Index dims) const noexcept {
@@ -66,38 +68,38 @@ struct FewRows {
     }
   }
 
- private:
+ protected:
   static constexpr Index kStride = Scratch<Isa, T, Item>::score_stride();
 };
 
 template <class Isa, class T, class Item>
-struct DirectProducts {
-  static constexpr bool kTiles = kDirectTiles<Isa, Item>;  // a matrix unit multiplies grouped rows
+struct DirectProducts : FewRows<Isa, T, Item> {
+  using FewRows<Isa, T, Item>::kTiles, FewRows<Isa, T, Item>::grouped;
 
   const Call& call;
   const KeySource keys, values;
   const Index reach;
-  const bool in_place, grouped;
+  const bool in_place;
 
   DirectProducts(const Call& of, const Task& task) noexcept
-      : call(of),
+      : FewRows<Isa, T, Item>(groups_rows<Isa, T>(of, task.sequence)),
+        call(of),
         keys(key_source(of, of.key, task.sequence, task.kv_head)),
         values(key_source(of, of.value, task.sequence, task.kv_head)),
         reach(task.reach),
-        in_place(reads_in_place<Isa, T, Item>(of, task.sequence)),
-        grouped(groups_rows<Isa, T>(of, task.sequence)) {}
+        in_place(reads_in_place<Isa, T, Item>(of, task.sequence)) {}
 
   /// Queries as dot takes them.
   void pack(Item* packed, const RowList<const Item>& queries) const noexcept {
-    few_rows().pack(packed, queries, call.dim);
+    FewRows<Isa, T, Item>::pack(packed, queries, call.dim);
   }
 
   /// Scores (rows, some keys), scaled.  `packed`: what pack left, or room; `room`: for these keys.
   void dot(T* scores, const RowList<const Item>& queries, Range some, const Beside& beside, Item* packed,
            std::byte* room) const noexcept {
     const Tokens<Isa, T> tokens(keys, some, reach, call.dim, room, beside);
-    few_rows().dot(scores, queries, tokens, keys.storage, some.size(), call.dim, packed,
-                   Scaled<T>{static_cast<T>(call.scale)});
+    FewRows<Isa, T, Item>::dot(scores, queries, tokens, keys.storage, some.size(), call.dim, packed,
+                               Scaled<T>{static_cast<T>(call.scale)});
   }
 
   /// C = keep · C + before + the products of some keys' values with their weights, which are `at` keys into P.
@@ -116,9 +118,7 @@ struct DirectProducts {
   }
 
  private:
-  [[nodiscard]] ATTN_INLINE FewRows<Isa, T, Item> few_rows() const noexcept { return {grouped}; }
-
-  static constexpr Index kStride = Scratch<Isa, T, Item>::score_stride();
+  using FewRows<Isa, T, Item>::kStride;
 };
 
 }  // namespace attncore
