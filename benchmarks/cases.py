@@ -26,6 +26,11 @@ CASES: tuple[Case, ...] = (
     # encoders: a padded batch of sentences, a batch of pictures
     Case("bert", 8, 12, 12, 384, 384, 64, padding=True),
     Case("vit", 32, 12, 12, 197, 197, 64),
+    # many short sequences: tables, sets, a token's neighbours
+    Case("short-1x1", 4096, 8, 8, 1, 1, 64),
+    Case("short-1x8", 4096, 8, 8, 1, 8, 64),
+    Case("short-1x16", 4096, 8, 8, 1, 16, 64),
+    Case("short-8x8", 1024, 8, 8, 8, 8, 64),
     # what models do besides
     Case("gqa", 1, 32, 8, 2048, 2048, 128, causal=True),
     Case("bias", 1, 16, 16, 1024, 1024, 64, bias=True),

@@ -97,8 +97,8 @@ class Sampler {
         visit(Piece{&section, section.kv_head + head, rows, keys, packed, heads});
     };
     for (const Batch& batch : plan_.batches) {
-      const Section& section = plan_.sections[static_cast<std::size_t>(batch.section)];
       if (batch.packs) continue;
+      const Section& section = plan_.sections[static_cast<std::size_t>(batch.section)];
       if (batch.gang >= 0) {
         const Gang& gang = plan_.gangs[static_cast<std::size_t>(batch.gang)];
         for (const Index number : gang.sections) {
@@ -107,9 +107,13 @@ class Sampler {
                gang.heads ? static_cast<Index>(gang.sections.size()) : 1);
           if (gang.heads) break;
         }
-      } else if (batch.block >= 0 || section.alone) {
-        const Range keys = section.alone ? section.keys : batch.keys;
-        for (Index i = 0; i < section.tiles; ++i) meet(section, section.tile(i), keys, true);
+      } else if (batch.block >= 0) {
+        for (Index i = 0; i < section.tiles; ++i) meet(section, section.tile(i), batch.keys, true);
+      } else if (section.alone) {
+        for (Index i = batch.section; i < batch.section + batch.sections; ++i) {
+          const Section& s = plan_.sections[static_cast<std::size_t>(i)];
+          for (Index tile = 0; tile < s.tiles; ++tile) meet(s, s.tile(tile), s.keys, s.packs_once());
+        }
       } else {
         for (Index i = section.gang_parts; i < section.parts; ++i)
           meet(section, section.rows, part(section, i), false);
@@ -125,9 +129,10 @@ class Sampler {
   [[nodiscard]] double keys_to_pack() const noexcept {
     double keys = 0;
     for (const Batch& batch : plan_.batches) {
-      const Section& section = plan_.sections[static_cast<std::size_t>(batch.section)];
-      const Range packed = section.alone ? section.keys : batch.packs ? batch.keys : Range{};
-      keys += static_cast<double>(section.kv_heads * packed.size());
+      if (batch.packs) keys += static_cast<double>(batch.keys.size());
+    }
+    for (const Section& section : plan_.sections) {
+      if (section.packs_once()) keys += static_cast<double>(section.kv_heads * section.keys.size());
     }
     return keys;
   }

@@ -12,13 +12,11 @@
 namespace attncore {
 namespace {
 
-constexpr Index kTaskBytes = 256 << 10;           // of the scratch of a task of several KV heads, at most
-constexpr Index kAloneBytes = 512 << 10;          // of the panels of a section that is alone: they stay in L2
-constexpr Index kAllAloneBytes = Index{8} << 20;  // of all threads' such panels
-constexpr Index kAloneSections = 8;   // of a thread, at least, so that all end at about the same time
-constexpr Index kTasksOfThread = 4;   // where tasks take several KV heads, at least
-constexpr Index kBlockSlots = 3;      // in use, being packed, still read by a late thread
-constexpr double kThreadFlops = 1e6;  // work that is worth another thread: some 10 µs
+constexpr Index kTaskBytes = 256 << 10;  // of the scratch of a task of several KV heads, at most
+constexpr Index kAloneSections = 8;      // of a thread, at least, so that all end at about the same time
+constexpr Index kTasksOfThread = 4;      // where tasks take several KV heads, at least
+constexpr Index kBlockSlots = 3;         // in use, being packed, still read by a late thread
+constexpr double kThreadFlops = 1e6;     // work that is worth another thread: some 10 µs
 constexpr double kThreadBytes = 256 << 10;
 constexpr double kHeadsBytes = 4 << 20;  // of the operands, at least, where tasks take several KV heads
 
@@ -202,6 +200,12 @@ class Planner {
     section.keys = visible(section);
     section.parts = max(1, ceil_div(section.keys.size(), section.part_keys));
     if (section.parts > 1) keep_state(section);
+    section.alone = section.parts == 1 && sizes_.is_short(section.keys.size()) && may_be_alone(section);
+  }
+  /// One for all heads, of many.
+  [[nodiscard]] bool may_be_alone(const Section& section) const {
+    return section.kv_heads == call_.kv_heads &&
+           call_.batch * call_.kv_heads >= kAloneSections * plan_.threads;
   }
 
   void add_shared(Section section) {
@@ -210,7 +214,7 @@ class Planner {
     const Index most_tiles = max(1, plan_.threads * kStateBytes / 2 / tile_bytes);
     // State waits from one super-block to the next, so that rows are bounded where there are several.
     const Index keys = visible(section).size();
-    if (is_alone(keys)) return add_alone(section);
+    if (sizes_.panels_fit(keys, plan_.threads) && may_be_alone(section)) return add_alone(section);
     const bool waits = keys > section.part_keys;
     const Index most_rows = waits ? most_tiles * section.tile_rows : all.size();
     for (Index begin = all.begin; begin < all.end; begin = section.rows.end) {
@@ -226,13 +230,6 @@ class Planner {
       added.kv_heads = 1;
       if (section.keys.size() > section.part_keys) keep_state(added);
     }
-  }
-
-  /// Whether a section that sees so many keys is one task.
-  [[nodiscard]] bool is_alone(Index keys) const {
-    const Index bytes = ceil_div(keys, kernels_.key_tile) * kernels_.sizes(call_, 0).panel;
-    return keys <= sizes_.block_keys && bytes <= min(kAloneBytes, kAllAloneBytes / plan_.threads) &&
-           call_.batch * call_.kv_heads >= kAloneSections * plan_.threads;
   }
 
   void add_alone(Section section) {
@@ -257,7 +254,7 @@ class Planner {
     Index most_rows = 0, panels = 0;
     for (const Section& s : plan_.sections) {
       most_rows = max(most_rows, min(s.tile_rows, s.rows.size()));
-      if (!s.shared) panels = max(panels, s.alone ? ceil_div(s.keys.size(), kernels_.key_tile) : 1);
+      if (!s.shared) panels = max(panels, s.packs_once() ? ceil_div(s.keys.size(), kernels_.key_tile) : 1);
     }
     plan_.task = kernels_.sizes(call_, most_rows);
     plan_.task.scratch = max(plan_.task.scratch, gang_scratch_);

@@ -8,8 +8,9 @@
 // In a *shared* section there are several row tiles.  Keys come in super-blocks, each packed once and used by all
 // row tiles; the rows' state waits in the section's memory from one super-block to the next.
 //
-// A section that is *alone* has several row tiles too, but one task: it packs the keys, a super-block at most, into its thread's own
-// memory, and runs all row tiles.  Where there are many sections, this spares the threads the traffic between their caches.
+// A section that is *alone* has few keys, and one task runs all its row tiles: several of them meet keys that the task packs, a super-block
+// at most, into its thread's own memory.  Where there are many sections, this spares the threads the traffic between their caches.  While it
+// multiplies, it fetches what the next one reads.
 //
 // In any other there is one row tile, which packs for itself.  If the rows are few (decoding), its keys are
 // split into parts of a size that depends on the sequence alone; each part leaves a state, and the last one
@@ -17,7 +18,8 @@
 // where each token's heads lie beside each other.
 //
 // A *batch* is a run of tasks, claimed one by one (crew.h): the packing of a super-block's key tiles,
-// or the row tiles against it, or the parts of a split, of one head after another, or a gang.  Packing stands one super-block ahead of its use.
+// or the row tiles against it, or the parts of a split, of one head after another, or a gang, or the heads of
+// sections that are alone, some a task.  Packing stands one super-block ahead of its use.
 #pragma once
 
 #include <vector>
@@ -48,6 +50,8 @@ struct Section {
   [[nodiscard]] Range tile(Index i) const noexcept {
     return {rows.begin + i * tile_rows, min(rows.begin + (i + 1) * tile_rows, rows.end)};
   }
+  /// Its row tiles meet keys that are packed once for all of them.
+  [[nodiscard]] bool packs_once() const noexcept { return alone && tiles > 1; }
   /// Tasks of a head: row tiles (of one super-block), or the parts that no gang runs.
   [[nodiscard]] Index tasks_of_head() const noexcept { return shared ? tiles : parts - gang_parts; }
   /// The section of head kv_head + i only.
@@ -69,6 +73,8 @@ struct Gang {
 
 struct Batch {
   Index section = 0;
+  Index sections = 1;    // alone: from that one on, all heads of each
+  Index run = 1;         // alone: of their heads, one after another, so many are a task
   Index gang = -1;       // this gang's task
   Range keys;            // shared: of the super-block
   Index block = -1;      // shared: number of the super-block, over all sections
@@ -96,6 +102,10 @@ struct Plan {
   Index workspace_bytes = 0;
 
   double flops = 0, bytes = 0;  // of the visible tiles; of the operands
+
+  [[nodiscard]] const Batch& batch_of(Index number) const noexcept;
+  /// Whether tasks wait for others: then they must be claimed in their order.
+  [[nodiscard]] bool waits() const noexcept { return blocks > 0 || states > state_slots; }
 };
 
 [[nodiscard]] Plan make_plan(const Call& call, const Kernels& kernels, const Machine& machine);

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from functools import partial
+from itertools import pairwise
 
 import numpy as np
 
@@ -74,33 +77,27 @@ def scaled_dot_product_attention(
             f"key: has {key.shape[-3]} heads, query {query.shape[-3]}; that needs enable_gqa=True"
         )
     query, key, value = _same_lead(query, key, value)
-    rank, lead = query.ndim, query.shape[:-3]
     mask, bias = _mask_and_bias(attn_mask, query, key)
-    if rank > 4:
-        query, key, value = (x.reshape(math.prod(lead), *x.shape[-3:]) for x in (query, key, value))
-        mask, bias = (_flatten_lead(x, lead) for x in (mask, bias))
-    out = attention(
-        query,
-        key,
-        value,
-        causal=is_causal,
-        query_offset=0,
-        mask=mask,
-        bias=bias,
-        scale=scale,
-        precision=precision,
-    )
-    return out if rank <= 4 else out.reshape(*lead, *out.shape[-3:])
+    attend = partial(attention, causal=is_causal, query_offset=0, scale=scale, precision=precision)
+    if query.ndim <= 4:
+        return attend(query, key, value, mask=mask, bias=bias)
+    out = np.empty(
+        (*query.shape[:-1], value.shape[-1]), query.dtype
+    )  # of one stride: views suit it
+    for q, k, v, m, b, o in _batches(query, key, value, mask, bias, out):
+        attend(q, k, v, mask=m, bias=b, out=o)
+    return out
 
 
-def _same_lead(query: Array, *others: Array) -> list[Array]:
-    """Axes before the heads, broadcast; fewer axes than query's are left to `attention`."""
-    arrays = [query, *others]
-    if any(x.ndim != query.ndim for x in arrays) or query.ndim < 4:
-        return arrays
+def _same_lead(*arrays: Array) -> list[Array]:
+    """Axes before the heads, broadcast; arrays that have none are left to `attention`."""
+    rank = max(x.ndim for x in arrays)
+    if rank < 4:
+        return [*arrays]
+    arrays = tuple(x.reshape((1,) * (rank - x.ndim) + x.shape) for x in arrays)
     leads = [x.shape[:-3] for x in arrays]
     if leads.count(leads[0]) == len(leads):
-        return arrays
+        return [*arrays]
     try:
         lead = np.broadcast_shapes(*leads)
     except ValueError:
@@ -133,9 +130,41 @@ def _mask_and_bias(
     return None, attn_mask
 
 
-def _flatten_lead(array: Array | None, lead: tuple[int, ...]) -> Array | None:
-    """(..., heads, queries, keys) → (batch, heads, queries, keys)."""
-    if array is None or array.ndim <= 3:
-        return array
-    tail = array.shape[-3:]
-    return np.broadcast_to(array, (*lead, *tail)).reshape(math.prod(lead), *tail)
+def _batches(*arrays: Array | None) -> Iterator[list[Array | None]]:
+    """Views of one leading axis each, which make up the whole: nothing is copied.
+
+    Of leading axes that lie one stride apart in every array, the most entries are one call's batch;
+    the others are looped over.
+    """
+    given = [x for x in arrays if x is not None]
+    lead = given[0].shape[:-3]
+    whole = [None if x is None else _with_lead(x, lead) for x in arrays]
+    run = max(_runs(lead, [x for x in whole if x is not None]), key=lambda r: math.prod(lead[r]))
+    for before in np.ndindex(lead[: run.start]):
+        for after in np.ndindex(lead[run.stop :]):
+            at = (*before, *[slice(None)] * (run.stop - run.start), *after)
+            yield [
+                None if x is None else x[at].reshape(math.prod(lead[run]), *x.shape[-3:])
+                for x in whole
+            ]
+
+
+def _with_lead(array: Array, lead: tuple[int, ...]) -> Array:
+    """(..., heads, queries, keys), of which a mask may lack the first ones."""
+    tail = ((1,) * 3 + array.shape)[-3:]
+    return np.broadcast_to(array, lead + tail) if array.shape != lead + tail else array
+
+
+def _runs(lead: tuple[int, ...], arrays: list[Array]) -> list[slice]:
+    """The leading axes, cut where an array's strides say that two are not one."""
+    if 0 in lead:
+        return [slice(0, len(lead))]
+    cuts = [0]
+    outer: int | None = None
+    for axis, length in enumerate(lead):
+        if length == 1:
+            continue
+        if outer is not None and any(x.strides[outer] != length * x.strides[axis] for x in arrays):
+            cuts.append(axis)
+        outer = axis
+    return [slice(*ends) for ends in pairwise([*cuts, len(lead)])]

@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "check.h"
-#include "cpu/kernels/forward.h"
+#include "cpu/kernels/forward_task.h"
 #include "kit.h"
 
 using attncore::Index;

@@ -98,13 +98,18 @@ class Check {
         ++tasks;
         continue;
       }
+      if (s.alone) {
+        tasks += alone_tasks(batch, next);
+        continue;
+      }
+      CHECK(batch.sections == 1 && batch.run == 1);
       tasks += s.kv_heads * (s.shared ? s.tiles : s.parts);
       Index& at = next[static_cast<std::size_t>(batch.section)];
       if (s.shared) {
         CHECK(batch.keys.begin == (at < 0 ? s.keys.begin : at) && batch.keys.begin % kernels_.key_tile == 0);
         at = batch.keys.end;
       } else {
-        CHECK(at < 0 && (s.tiles == 1 || s.alone));
+        CHECK(at < 0 && s.tiles == 1);
         CHECK(s.parts == 1 || s.part_keys % kernels_.key_tile == 0);
         CHECK((s.parts - 1) * s.part_keys <= s.keys.size() && s.keys.size() <= s.parts * s.part_keys);
         at = s.keys.end;
@@ -113,6 +118,20 @@ class Check {
     CHECK(tasks == plan_.tasks);
     for (std::size_t i = 0; i < next.size(); ++i)
       CHECK(next[i] == (plan_.sections[i].gang_parts > 0 ? -1 : plan_.sections[i].keys.end));
+  }
+
+  /// All heads of sections one after another, batch.run of them a task: several, if there are enough tasks for all threads.
+  Index alone_tasks(const Batch& batch, std::vector<Index>& next) {
+    for (Index i = batch.section; i < batch.section + batch.sections; ++i) {
+      const Section& s = plan_.sections[static_cast<std::size_t>(i)];
+      Index& at = next[static_cast<std::size_t>(i)];
+      CHECK(s.alone && s.kv_head == 0 && s.kv_heads == call_.kv_heads && at < 0);
+      at = s.keys.end;
+    }
+    const Index heads = batch.sections * call_.kv_heads;
+    CHECK(batch.sections >= 1 && batch.run >= 1);
+    CHECK(batch.run == 1 || heads >= 16 * plan_.threads * batch.run);
+    return ceil_div(heads, batch.run);
   }
 
   /// Tasks wait for what was claimed before them only: packing for the last use of its slot, use for packing,
@@ -169,7 +188,7 @@ class Check {
     const Index thread = plan_.thread_bytes;
     CHECK(thread >= plan_.task.scratch + plan_.task.state);
     for (const Section& s : plan_.sections) {
-      const Index panels = s.alone ? ceil_div(s.keys.size(), kernels_.key_tile) : s.shared ? 0 : 1;
+      const Index panels = s.packs_once() ? ceil_div(s.keys.size(), kernels_.key_tile) : s.shared ? 0 : 1;
       CHECK(thread >= plan_.task.scratch + plan_.task.state + panels * plan_.task.panel);
       if (s.alone) CHECK(!s.shared && s.parts == 1 && s.keys.size() <= s.part_keys);
     }

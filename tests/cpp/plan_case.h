@@ -23,9 +23,11 @@ struct Given {
     const auto pick = [&](std::initializer_list<Index> of) {
       return of.begin()[random.below(static_cast<Index>(of.size()))];
     };
-    const Index batch = random.one_of(20) ? 0 : 1 + random.below(4), kv_heads = 1 + random.below(3);
+    const Index kv_heads = 1 + random.below(3);
     const Index queries = pick({0, 1, 1, 2, 7, 31, 33, 100, 513, 3000}),
                 keys = pick({0, 1, 100, 128, 129, 1000, 5000, 40000});
+    const Index most = queries <= 2 && random.one_of(2) ? 200 : 4;
+    const Index batch = random.one_of(20) ? 0 : 1 + random.below(most);
     const auto dim = [&] {
       return random.one_of(2) ? 1 + random.below(256) : pick({16, 64, 64, 128, 256, 576, 4096});
     };

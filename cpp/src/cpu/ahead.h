@@ -1,4 +1,4 @@
-// What the row tiles of a section that is alone fetch for what comes after them.
+// What a section that is alone fetches, while it is at work, for what comes after it.
 #pragma once
 
 #include "../plan.h"
@@ -22,17 +22,18 @@ inline Rows tokens_of(const Call& call, const Tensor& t, const Section& s, Range
 
 /// Its outputs, the next tile's queries, and its share of the keys and values of the next section, if there is one.
 inline Ahead ahead_of(const Call& call, const Section& s, Index tile, const Section* next) noexcept {
-  Ahead ahead{{rows_of(call, call.out, s, s.tile(tile))}};
+  Ahead ahead;
+  ahead.rows[Ahead::kOut] = rows_of(call, call.out, s, s.tile(tile));
   if (tile + 1 < s.tiles) {
-    ahead.rows[1] = rows_of(call, call.query, s, s.tile(tile + 1));
+    ahead.rows[Ahead::kQuery] = rows_of(call, call.query, s, s.tile(tile + 1));
   } else if (next != nullptr) {
-    ahead.rows[1] = rows_of(call, call.query, *next, next->tile(0));
+    ahead.rows[Ahead::kQuery] = rows_of(call, call.query, *next, next->tile(0));
   }
   if (next == nullptr) return ahead;
   const Index keys = next->keys.size(), begin = next->keys.begin;
   const Range share{begin + keys * tile / s.tiles, begin + keys * (tile + 1) / s.tiles};
-  ahead.rows[2] = tokens_of(call, call.key, *next, share);
-  ahead.rows[3] = tokens_of(call, call.value, *next, share);
+  ahead.rows[Ahead::kKey] = tokens_of(call, call.key, *next, share);
+  ahead.rows[Ahead::kValue] = tokens_of(call, call.value, *next, share);
   return ahead;
 }
 

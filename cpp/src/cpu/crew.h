@@ -5,10 +5,10 @@
 #include <atomic>
 #include <exception>
 #include <thread>
-#include <vector>
 
 #include "../parallel.h"
 #include "kernels/kernels.h"
+#include "shares.h"
 
 namespace attncore {
 
@@ -24,25 +24,12 @@ class Crew {
     run_claimed(tasks, [&](int) { return next++; }, run);
   }
 
-  /// The same for tasks that don't wait for each other: each thread begins with every threads-th of them, the same ones in each
-  /// call, so that it finds in its own cache what it read in the last one; then it helps the others.
+  /// The same for tasks that don't wait for each other.
   template <class Run>
   void run_shares(Index tasks, Run run) {
-    struct alignas(64) Share {
-      std::atomic<Index> next;
-    };
     if (threads_ == 1) return this->run(tasks, run);
-    std::vector<Share> shares(static_cast<std::size_t>(threads_));
-    const auto claim = [&](int thread) {
-      for (int i = 0; i < threads_; ++i) {
-        const int owner = thread + i < threads_ ? thread + i : thread + i - threads_;
-        std::atomic<Index>& next = shares[static_cast<std::size_t>(owner)].next;
-        if (owner + threads_ * next.load(std::memory_order_relaxed) >= tasks) continue;
-        if (const Index task = owner + threads_ * next++; task < tasks) return task;
-      }
-      return tasks;
-    };
-    run_claimed(tasks, claim, run);
+    Shares shares(tasks, threads_);
+    run_claimed(tasks, [&](int thread) { return shares.claim(thread); }, run);
   }
 
   /// Whether the call was cancelled.  The caller's thread asks; the others learn it here.

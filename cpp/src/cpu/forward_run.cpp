@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cassert>
-#include <optional>
 
 #include "../mask_notes.h"
 #include "../score/steps.h"
@@ -35,8 +34,7 @@ class ForwardRun {
 
   void run() {
     const auto run_one = [this](Index task, int thread) { run_task(task, thread); };
-    const bool waits = plan_.blocks > 0 || plan_.states > plan_.state_slots;
-    waits ? crew_.run(plan_.tasks, run_one) : crew_.run_shares(plan_.tasks, run_one);
+    plan_.waits() ? crew_.run(plan_.tasks, run_one) : crew_.run_shares(plan_.tasks, run_one);
   }
 
  private:
@@ -61,19 +59,13 @@ class ForwardRun {
     std::fill_n(progress_, plan_.state_tiles, 0);
   }
 
-  [[nodiscard]] const Section& section(const Batch& batch) const noexcept {
-    return plan_.sections[static_cast<std::size_t>(batch.section)];
+  [[nodiscard]] const Section& section(Index number) const noexcept {
+    return plan_.sections[static_cast<std::size_t>(number)];
   }
-
-  [[nodiscard]] const Batch& batch_of(Index task) const noexcept {
-    const auto after =
-        std::upper_bound(plan_.batches.begin(), plan_.batches.end(), task,
-                         [](Index number, const Batch& batch) { return number < batch.first_task; });
-    return *(after - 1);
-  }
+  [[nodiscard]] const Section& section(const Batch& batch) const noexcept { return section(batch.section); }
 
   void run_task(Index number, int thread) noexcept {
-    const Batch& batch = batch_of(number);
+    const Batch& batch = plan_.batch_of(number);
     const Index item = number - batch.first_task;
     if (batch.packs) {
       pack(batch, item, thread);
@@ -82,34 +74,43 @@ class ForwardRun {
     } else if (batch.block >= 0) {
       run_tile(batch, section(batch).tiles - 1 - item, thread);  // the last rows see most keys: longest first
     } else if (section(batch).alone) {
-      run_alone(number, section(batch).of_head(item), thread);
+      run_alone(batch, item * batch.run, thread);
     } else {
       const Section& s = section(batch);
       run_part(s.of_head(item / s.tasks_of_head()), s.gang_parts + item % s.tasks_of_head(), thread);
     }
   }
 
-  void run_alone(Index number, const Section& s, int thread) noexcept {
-    std::byte* const panels = scratch(thread) + plan_.task.scratch;
-    pack_tiles(s, s.keys, panels);
-    const std::optional<Section> next = alone_after(number);
-    Task task{.sequence = s.sequence, .kv_head = s.kv_head, .keys = s.keys, .state = own_state(thread)};
-    task.packed = panels;
-    for (Index tile = 0; tile < s.tiles && !crew_.poll(thread); ++tile) {
-      task.rows = s.tile(tile);
-      task.notes = notes_.of(s, task.rows);
-      task.ahead = ahead_of(call_, s, tile, next ? &*next : nullptr);
-      plan_.kernels->forward(call_, task, scratch(thread));
+  /// A task of sections that are alone, from `first` of their heads on.
+  void run_alone(const Batch& batch, Index first, int thread) noexcept {
+    const Index heads = section(batch).kv_heads, all = batch.sections * heads;
+    const Index last = min(first + batch.run, all) - 1;
+    const Index others = plan_.waits() ? (plan_.threads - 1) * batch.run : 0;  // claimed by others meanwhile
+    const auto section_of = [&](Index i) { return section(batch.section + i / heads).of_head(i % heads); };
+    Section s = section_of(first), next;
+    for (Index i = first; i <= last; ++i, s = next) {
+      const Index after = i < last ? i + 1 : i + 1 + others;
+      if (after < all) next = section_of(after);
+      run_tiles(s, after < all ? &next : nullptr, thread);
     }
   }
 
-  /// The section that this thread will claim next, probably.
-  [[nodiscard]] std::optional<Section> alone_after(Index number) const noexcept {
-    const Index next = number + plan_.threads;
-    if (next >= plan_.tasks) return {};
-    const Batch& batch = batch_of(next);
-    if (!section(batch).alone) return {};
-    return section(batch).of_head(next - batch.first_task);
+  /// All row tiles of a section's head; meanwhile the next one's operands are fetched.
+  void run_tiles(const Section& s, const Section* next, int thread) noexcept {
+    Task task{.sequence = s.sequence, .kv_head = s.kv_head, .keys = s.keys, .state = own_state(thread)};
+    task.reach = s.keys.end;
+    if (s.packs_once()) {
+      std::byte* const panels = scratch(thread) + plan_.task.scratch;
+      pack_tiles(s, s.keys, panels);
+      task.packed = panels;
+    }
+    for (Index tile = 0; tile < s.tiles && !crew_.poll(thread); ++tile) {
+      task.rows = s.tile(tile);
+      task.notes = notes_.of(s, task.rows);
+      if (s.packs_once() || plan_.kernels->reads_in_place(call_, s.sequence))
+        task.ahead = ahead_of(call_, s, tile, next);
+      plan_.kernels->forward(call_, task, scratch(thread));
+    }
   }
 
   void pack_tiles(const Section& s, Range keys, std::byte* panels) const noexcept {
@@ -118,8 +119,7 @@ class ForwardRun {
       plan_.kernels->pack(call_, s.sequence, s.kv_head, {key, min(key + step, keys.end)}, panels);
   }
 
-  // ---- shared super-blocks: empty (unpacked > 0) → packing → ready (unpacked = 0) → unused = 0: the slot is
-  // free ----
+  // ---- shared super-blocks: empty (unpacked > 0) → packing → ready (unpacked = 0) → free (unused = 0) ----
 
   [[nodiscard]] std::byte* block(Index number) const noexcept {
     return blocks_ + number % plan_.block_slots * plan_.block_bytes;
@@ -232,12 +232,12 @@ class ForwardRun {
     bool packs = false;
     Index seen = 0;  // by any of them, where the last one's end is
     for (const Index number : gang.sections) {
-      const Section& s = plan_.sections[static_cast<std::size_t>(number)];
+      const Section& s = section(number);
       if (!wait_for_slot(s, thread)) return;
       packs |= !plan_.kernels->reads_in_place(call_, s.sequence);
       seen = max(seen, s.keys.end);
     }
-    const Section& first = plan_.sections[static_cast<std::size_t>(gang.sections[0])];
+    const Section& first = section(gang.sections[0]);
     std::byte* const panel = packs ? scratch(thread) + plan_.task.scratch : nullptr;
     const Index begin = first.keys.begin + gang.part * first.part_keys;
     const Index end = min(begin + first.part_keys, seen);
@@ -248,7 +248,7 @@ class ForwardRun {
       run_gang_tile(gang, {begin, end}, keys, panel, thread);
       if (crew_.poll(thread)) return;
     }
-    for (const Index number : gang.sections) finish_part(plan_.sections[static_cast<std::size_t>(number)]);
+    for (const Index number : gang.sections) finish_part(section(number));
   }
 
   [[nodiscard]] Task gang_task(const Gang& gang, const Section& s, Range part, Range keys) const noexcept {
@@ -264,7 +264,7 @@ class ForwardRun {
     GangTile tile(call_, *plan_.kernels, gang.heads, scratch(thread));
     for (const bool in_place : {false, true}) {  // in place last: they may copy keys to where the panel is
       for (const Index number : gang.sections) {
-        const Section& s = plan_.sections[static_cast<std::size_t>(number)];
+        const Section& s = section(number);
         if (plan_.kernels->reads_in_place(call_, s.sequence) != in_place) continue;
         Task task = gang_task(gang, s, part, keys);
         if (in_place) {

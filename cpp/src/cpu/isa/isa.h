@@ -6,6 +6,7 @@
 #include "../kernels/backward_bias.h"
 #include "../kernels/backward_rows.h"
 #include "../kernels/combine.h"
+#include "../kernels/forward_task.h"
 #include "../kernels/linear.h"
 #include "../kernels/probe.h"
 #include "../kernels/rope.h"

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "forward_pipeline.h"
+#include "forward_task.h"
 
 namespace attncore {
 

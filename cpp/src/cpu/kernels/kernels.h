@@ -14,6 +14,7 @@ struct Rows {
 
 /// What a task fetches for those after it, bit by bit while it multiplies: memory has little else to do then.
 struct Ahead {
+  static constexpr int kOut = 0, kQuery = 1, kKey = 2, kValue = 3;
   Rows rows[4];
   /// Rows to fetch at each of so many steps.
   [[nodiscard]] ATTN_INLINE Index pace(Index steps) const noexcept {
