@@ -74,7 +74,7 @@ py::tuple gather(const Cache& cache, const py::object& entry, const py::dtype& d
   }
   const Tensor keys = tensor("key", key, {-1, 0, 1, 2}, kFloats);
   {
-    const py::gil_scoped_release no_gil;
+    const WithoutGil no_gil;
     cache.gather(number, first, keys, values);
   }
   return py::make_tuple(key, value);
@@ -95,7 +95,7 @@ template <class Cache>
 py::dict state(const Cache& cache) {
   auto owner = std::make_unique<CacheState>();
   {
-    const py::gil_scoped_release no_gil;
+    const WithoutGil no_gil;
     *owner = cache.state();
   }
   const CacheState& s = *owner.release();
@@ -163,7 +163,7 @@ void restore(Cache& cache, const py::dict& arrays) {
     s.given_back = ints_of(arrays, "given_back");
     s.tables = split_tables(ints_of(arrays, "tables"), s.lengths, cache.page_size());
   }
-  const py::gil_scoped_release no_gil;
+  const WithoutGil no_gil;
   cache.restore(s);
 }
 

@@ -61,8 +61,8 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
       [](const std::string& name, int threads, bool bfloat16) {
         return fma_peak(name, bfloat16 ? DType::bf16 : DType::f32, threads);
       },
-      py::arg(), py::arg(), py::arg() = false, py::call_guard<py::gil_scoped_release>());
-  m.def("read_bandwidth", read_bandwidth, py::call_guard<py::gil_scoped_release>());
+      py::arg(), py::arg(), py::arg() = false, py::call_guard<WithoutGil>());
+  m.def("read_bandwidth", read_bandwidth, py::call_guard<WithoutGil>());
 }
 
 }  // namespace attncore::python

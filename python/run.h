@@ -10,6 +10,7 @@
 #include <ctime>
 
 #include "arrays.h"
+#include "without_gil.h"
 
 namespace attncore::python {
 
@@ -52,7 +53,7 @@ void run_without_gil(Options& options, Run run) {
       return false;
     };
   }
-  const py::gil_scoped_release no_gil;
+  const WithoutGil no_gil;
   run();
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -89,6 +90,61 @@ expected = attncore.attention(*small)
 """
     call = f"attncore.attention(q, k, v, num_threads={threads}, {options})"
     check_ctrl_c(setup, call, AFTER, repeats=calls)
+
+
+DAEMON = """
+import threading, time
+import numpy as np
+import attncore
+
+x = np.ones((2, 16, 64), np.float32)
+cache = attncore.KVCache(1, 2, 64, capacity=16)
+cache.append(x[None], x[None])
+
+def serve():
+    while True:
+        attncore.attention(x, x, x)
+        cache.gather(0)
+
+for _ in range(3):
+    threading.Thread(target=serve, daemon=True).start()
+time.sleep(0.1)
+"""
+
+
+def test_daemon_threads_at_exit() -> None:
+    """A process ends well, though its threads are in calls: its exit status is 0."""
+    for _ in range(3):
+        run_child(DAEMON)
+
+
+SHORT_OF_MEMORY = """
+import re, resource, threading
+import numpy as np
+import attncore
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+x, callers = np.ones((8, 600, 64), np.float32), 8
+barrier = threading.Barrier(callers)
+
+def call(_):
+    barrier.wait()
+    return attncore.attention(x, x, x, num_threads=8).sum()
+
+with ThreadPoolExecutor(callers) as pool:
+    list(pool.map(lambda _: barrier.wait(), range(callers)))
+    now = int(re.search(r"VmSize:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) << 10
+    resource.setrlimit(resource.RLIMIT_AS, (now + (250 << 20), -1))
+    print(len(set(pool.map(call, range(callers)))))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+def test_short_of_memory_for_threads() -> None:
+    """Of many teams that begin at once, as many threads as there is memory for do the work."""
+    for _ in range(3):
+        assert run_child(SHORT_OF_MEMORY).strip() == "1"
 
 
 FORK_OF_A_THREAD = """

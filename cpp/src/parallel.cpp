@@ -6,6 +6,7 @@
 #endif
 
 #include <atomic>
+#include <mutex>
 #include <thread>
 #include <vector>
 
@@ -28,22 +29,29 @@ void run_on_new_threads(int threads, const std::function<void(int)>& run) {
 std::atomic<bool> forked{false};
 [[maybe_unused]] const int kForkHandler = pthread_atfork(nullptr, nullptr, [] { forked = true; });
 
-/// Whether so many threads can be had: libgomp ends the process when it cannot start one.  Each calling thread has a
-/// team of its own there, and is asked when that team grows.
+void run_region(int threads, const std::function<void(int)>& run) {
+#pragma omp parallel num_threads(threads)
+  run(omp_get_thread_num());  // the caller is 0, and a number stays with its thread
+}
+
+/// Whether there is a team of so many threads: libgomp ends the process when it cannot start one.  Each calling thread has a
+/// team of its own there; when it grows, others wait, so that what the trial has found is still there for libgomp.
 bool team_may_be(int threads) {
   thread_local int largest = 1;
   if (threads <= largest) return true;
+  static std::mutex growing;
+  const std::lock_guard one_at_a_time(growing);
   std::atomic<int> begun{1};
   run_on_new_threads(threads, [&](int thread) { begun += thread > 0 ? 1 : 0; });
   if (begun < threads) return false;
+  run_region(threads, [](int) {});
   largest = threads;
   return true;
 }
 
 void run_on_team(int threads, const std::function<void(int)>& run) {
   if (forked || !team_may_be(threads)) return run_on_new_threads(threads, run);
-#pragma omp parallel num_threads(threads)
-  run(omp_get_thread_num());  // the caller is 0, and a number stays with its thread
+  run_region(threads, run);
 }
 #else
 void run_on_team(int threads, const std::function<void(int)>& run) { run_on_new_threads(threads, run); }

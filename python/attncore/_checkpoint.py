@@ -33,9 +33,14 @@ def write(
     arrays: Mapping[str, Array],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """The file is there with all of its content, or as it was before: also after a power cut."""
+    """The file is there with all of its content, or as it was before: also after a power cut.
+
+    A link stays, and what it names is written.
+    """
+    target = Path(os.path.realpath(path))
+    if target.exists() and not (target.is_file() or target.is_dir()):
+        raise ValueError(f"path: {os.fspath(path)!r} is no regular file, and cannot be replaced")
     content = _safetensors().numpy.save(dict(arrays), None if metadata is None else dict(metadata))
-    target = Path(path)
     fresh = target.parent / f".{target.name[:32]}.{secrets.token_hex(8)}"
     try:
         mode = None
