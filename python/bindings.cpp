@@ -54,7 +54,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.def("available_isas", available_isas);
   m.def("use_isa", use_isa);
   m.def("get_num_threads", get_num_threads);
-  m.def("set_num_threads", set_num_threads);
+  m.def("set_num_threads", [](const py::object& threads) { set_num_threads(thread_count(threads)); });
   m.def("config", config);
   m.def(
       "fma_peak",

@@ -98,11 +98,11 @@ class Sampler {
     };
     for (const Batch& batch : plan_.batches) {
       if (batch.packs) continue;
-      const Section& section = plan_.sections[static_cast<std::size_t>(batch.section)];
+      const Section& section = plan_.section(batch.section);
       if (batch.gang >= 0) {
         const Gang& gang = plan_.gangs[static_cast<std::size_t>(batch.gang)];
         for (const Index number : gang.sections) {
-          const Section& member = plan_.sections[static_cast<std::size_t>(number)];
+          const Section& member = plan_.section(number);
           meet(member, member.rows, part(member, gang.part), false,
                gang.heads ? static_cast<Index>(gang.sections.size()) : 1);
           if (gang.heads) break;
@@ -111,7 +111,7 @@ class Sampler {
         for (Index i = 0; i < section.tiles; ++i) meet(section, section.tile(i), batch.keys, true);
       } else if (section.alone) {
         for (Index i = batch.section; i < batch.section + batch.sections; ++i) {
-          const Section& s = plan_.sections[static_cast<std::size_t>(i)];
+          const Section& s = plan_.section(i);
           for (Index tile = 0; tile < s.tiles; ++tile) meet(s, s.tile(tile), s.keys, s.packs_once());
         }
       } else {

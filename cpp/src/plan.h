@@ -103,6 +103,9 @@ struct Plan {
 
   double flops = 0, bytes = 0;  // of the visible tiles; of the operands
 
+  [[nodiscard]] const Section& section(Index number) const noexcept {
+    return sections[static_cast<std::size_t>(number)];
+  }
   [[nodiscard]] const Batch& batch_of(Index number) const noexcept;
   /// Whether tasks wait for others: then they must be claimed in their order.
   [[nodiscard]] bool waits() const noexcept { return blocks > 0 || states > state_slots; }

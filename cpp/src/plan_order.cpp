@@ -66,7 +66,7 @@ void order_batches(Plan& plan) {
   add_packing();
   for (const Batch& run : runs) {
     if (run.block >= 0) add_packing();
-    const Section& section = plan.sections[static_cast<std::size_t>(run.section)];
+    const Section& section = plan.section(run.section);
     if (section.alone) {
       add_alone(plan, run, run.sections * section.kv_heads);
     } else {

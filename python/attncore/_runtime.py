@@ -98,9 +98,7 @@ def set_num_threads(num_threads: int) -> None:
     """
     if not is_int(num_threads):
         raise TypeError(f"num_threads: must be an int, is {type(num_threads).__name__}")
-    if num_threads < 1:
-        raise ValueError(f"num_threads: is {num_threads}, must be at least 1")
-    _core.set_num_threads(min(int(num_threads), 2**16))
+    _core.set_num_threads(min(num_threads, 2**16))
 
 
 @overload

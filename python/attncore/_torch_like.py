@@ -81,9 +81,8 @@ def scaled_dot_product_attention(
     attend = partial(attention, causal=is_causal, query_offset=0, scale=scale, precision=precision)
     if query.ndim <= 4:
         return attend(query, key, value, mask=mask, bias=bias)
-    out = np.empty(
-        (*query.shape[:-1], value.shape[-1]), query.dtype
-    )  # of one stride: views suit it
+    # Its leading axes lie one stride apart: whatever the batches are, they are views of it.
+    out = np.empty((*query.shape[:-1], value.shape[-1]), query.dtype)
     for q, k, v, m, b, o in _batches(query, key, value, mask, bias, out):
         attend(q, k, v, mask=m, bias=b, out=o)
     return out

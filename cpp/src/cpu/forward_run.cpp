@@ -59,10 +59,9 @@ class ForwardRun {
     std::fill_n(progress_, plan_.state_tiles, 0);
   }
 
-  [[nodiscard]] const Section& section(Index number) const noexcept {
-    return plan_.sections[static_cast<std::size_t>(number)];
+  [[nodiscard]] const Section& section(const Batch& batch) const noexcept {
+    return plan_.section(batch.section);
   }
-  [[nodiscard]] const Section& section(const Batch& batch) const noexcept { return section(batch.section); }
 
   void run_task(Index number, int thread) noexcept {
     const Batch& batch = plan_.batch_of(number);
@@ -86,7 +85,9 @@ class ForwardRun {
     const Index heads = section(batch).kv_heads, all = batch.sections * heads;
     const Index last = min(first + batch.run, all) - 1;
     const Index others = plan_.waits() ? (plan_.threads - 1) * batch.run : 0;  // claimed by others meanwhile
-    const auto section_of = [&](Index i) { return section(batch.section + i / heads).of_head(i % heads); };
+    const auto section_of = [&](Index i) {
+      return plan_.section(batch.section + i / heads).of_head(i % heads);
+    };
     Section s = section_of(first), next;
     for (Index i = first; i <= last; ++i, s = next) {
       const Index after = i < last ? i + 1 : i + 1 + others;
@@ -232,12 +233,12 @@ class ForwardRun {
     bool packs = false;
     Index seen = 0;  // by any of them, where the last one's end is
     for (const Index number : gang.sections) {
-      const Section& s = section(number);
+      const Section& s = plan_.section(number);
       if (!wait_for_slot(s, thread)) return;
       packs |= !plan_.kernels->reads_in_place(call_, s.sequence);
       seen = max(seen, s.keys.end);
     }
-    const Section& first = section(gang.sections[0]);
+    const Section& first = plan_.section(gang.sections[0]);
     std::byte* const panel = packs ? scratch(thread) + plan_.task.scratch : nullptr;
     const Index begin = first.keys.begin + gang.part * first.part_keys;
     const Index end = min(begin + first.part_keys, seen);
@@ -248,7 +249,7 @@ class ForwardRun {
       run_gang_tile(gang, {begin, end}, keys, panel, thread);
       if (crew_.poll(thread)) return;
     }
-    for (const Index number : gang.sections) finish_part(section(number));
+    for (const Index number : gang.sections) finish_part(plan_.section(number));
   }
 
   [[nodiscard]] Task gang_task(const Gang& gang, const Section& s, Range part, Range keys) const noexcept {
@@ -264,7 +265,7 @@ class ForwardRun {
     GangTile tile(call_, *plan_.kernels, gang.heads, scratch(thread));
     for (const bool in_place : {false, true}) {  // in place last: they may copy keys to where the panel is
       for (const Index number : gang.sections) {
-        const Section& s = section(number);
+        const Section& s = plan_.section(number);
         if (plan_.kernels->reads_in_place(call_, s.sequence) != in_place) continue;
         Task task = gang_task(gang, s, part, keys);
         if (in_place) {
